@@ -1,0 +1,73 @@
+"""Fine-tune frozen transformers with sparse dictionaries of feature atoms: ΔO = σ(A X W_s) D.
+
+    frozen layer     O                       A: attention map, X: the layer's input tokens
+    adapted layer    O + σ(A X W_s) D        W_s: encoder, D: the atoms; only these two train
+
+Importing this package is cheap: torch, PEFT and diffusers are imported when a name below is first used. The import also
+tells PEFT about the method (as soon as PEFT itself is imported), so that `PeftModel.from_pretrained` opens atom adapters.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from wrapt import register_post_import_hook
+
+from atomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from atomtune.adapters import AtomConfig, AtomModel, adapted_layers
+    from atomtune.atoms import AtomBoard, board
+    from atomtune.dictionary import SparseDictionary
+    from atomtune.pipelines import load_adapter, load_base, save_adapter
+    from atomtune.sampling import generate
+    from atomtune.training import CustomizeConfig, customize
+
+_HOMES = {
+    "AtomBoard": "atomtune.atoms",
+    "AtomConfig": "atomtune.adapters",
+    "AtomModel": "atomtune.adapters",
+    "CustomizeConfig": "atomtune.training",
+    "SparseDictionary": "atomtune.dictionary",
+    "adapted_layers": "atomtune.adapters",
+    "board": "atomtune.atoms",
+    "customize": "atomtune.training",
+    "generate": "atomtune.sampling",
+    "load_adapter": "atomtune.pipelines",
+    "load_base": "atomtune.pipelines",
+    "save_adapter": "atomtune.pipelines",
+}
+
+__all__ = [
+    "AtomBoard",
+    "AtomConfig",
+    "AtomModel",
+    "CustomizeConfig",
+    "SparseDictionary",
+    "UserError",
+    "adapted_layers",
+    "board",
+    "customize",
+    "generate",
+    "load_adapter",
+    "load_base",
+    "save_adapter",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'atomtune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _tell_peft(_peft) -> None:
+    from atomtune.adapters.registration import register
+
+    register()
+
+
+register_post_import_hook(_tell_peft, "peft")
