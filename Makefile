@@ -1,0 +1,30 @@
+# Every target makes .venv first when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs readme
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
+	touch $@
+
+demo: .venv/installed  ## learn a teapot from five pictures and draw it elsewhere (runs/demo)
+	$(BIN)/atomtune demo --compare
+
+test: .venv/installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+docs: .venv/installed  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+readme: demo  ## run the demo and copy its grid and table into the README
+	$(BIN)/python docs/readme.py runs/demo
