@@ -1,0 +1,214 @@
+"""What a run is: one dataclass whose fields are the flags of `atomtune customize` and the keys of its YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from atomtune.errors import UserError
+
+RECIPES = resources.files("atomtune.training") / "recipes"
+
+
+@dataclasses.dataclass
+class CustomizeConfig:
+    """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
+
+    pictures: Path
+    """Folder of pictures, or one picture. Captions: metadata.jsonl (`file_name`, `text`) or name.txt beside name.png."""
+    class_name: str
+    """What the pictures show, in a word or two the base knows: "teapot"."""
+    out: Path
+    """Folder for everything the run writes. The same command on the same folder continues a run that was stopped."""
+    base: str = "moji"
+    """Base model: "moji", a folder saved by diffusers, or a hub name."""
+    token: str = "sks"
+    """The word that will mean this very thing, as in "a sks teapot"."""
+    overwrite: bool = False
+    """Start over where `out` already holds a run, instead of continuing it."""
+
+    method: Literal["atoms", "lora", "dora", "oft"] = "atoms"
+    """What is trained. LoRA, DoRA and OFT are PEFT's; everything else in the run stays the same."""
+    target_modules: tuple[str, ...] = ("attn1",)
+    """Modules that are adapted, by the end of their names. Atoms sit on an attention module as a whole or on a linear
+    layer; the other methods take the linear layers inside."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Blocks that are adapted (all by default)."""
+    num_atoms: int = 256
+    """M, atoms in each adapted layer."""
+    activation: Literal["topk", "soft", "relu"] = "topk"
+    """σ: the k largest coefficients of a token by magnitude, a soft threshold, or ReLU(x - threshold)."""
+    density: float = 0.04
+    """ρ, the share of a layer's atoms that one token may use (top-k)."""
+    threshold: float = 0.1
+    """λ of the soft threshold and of ReLU."""
+    mix_first: bool = True
+    """σ(A X W_s) D, exactly k atoms a token, instead of the paper's shortcut A σ(X W_s) D."""
+    rank: int = 16
+    """Rank of LoRA and DoRA."""
+    oft_blocks: int = 4
+    """r of OFT: the number of orthogonal blocks in each adapted layer."""
+
+    steps: int | None = None
+    """Optimizer steps. Goes before `epochs`."""
+    epochs: int = 15
+    """Times that every picture is seen, when `steps` is not given."""
+    batch_size: int = 1
+    """Pictures in one forward pass of one process."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes in one optimizer step."""
+    optimizer: str = "AdamW"
+    """AdamW, CAME, or any other class of torch.optim."""
+    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of the optimizer, such as {"weight_decay": 0.01}."""
+    learning_rate: float = 1e-4
+    """Learning rate."""
+    lr_scheduler: str = "constant"
+    """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial."""
+    lr_warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero, for the schedules that have a warm-up."""
+    max_grad_norm: float = 1.0
+    """The gradient's norm is clipped to this."""
+    snr_gamma: float | None = None
+    """γ of min-SNR loss weights (5 is usual); none by default."""
+    caption_dropout: float = 0.0
+    """Probability that a picture's caption is replaced by the empty one, for classifier-free guidance."""
+    prior_preservation: bool = False
+    """Also train on pictures of the class drawn by the base itself, so that the class keeps its variety."""
+    prior_loss_weight: float = 1.0
+    """Weight of those pictures in the loss."""
+    num_class_images: int = 50
+    """How many of them."""
+    class_prompt: str | None = None
+    """What they are drawn from ("a teapot" by default)."""
+    resolution: int | None = None
+    """Height and width of the training pictures in pixels (the base's own by default)."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the frozen base; what is trained stays in float32."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    seed: int = 0
+    """Every random draw follows from it."""
+
+    sample_every: int = 100
+    """Steps between sample pictures (0: only at the end)."""
+    sample_prompts: tuple[str, ...] = ()
+    """What to draw ("a sks teapot" by default)."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    checkpoints_total_limit: int = 2
+    """Checkpoints that are kept."""
+    measure_every: int = 10
+    """Steps between measurements of density and live atoms."""
+    report_to: str = "tensorboard"
+    """Tracker of accelerate ("none": no tracker)."""
+
+    def __post_init__(self):
+        self.pictures, self.out = Path(self.pictures), Path(self.out)
+        self.target_modules, self.sample_prompts = tuple(self.target_modules), tuple(self.sample_prompts)
+        if self.layers_to_transform is not None:
+            self.layers_to_transform = tuple(self.layers_to_transform)
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= minimum):
+                raise UserError(f"{name} must be a number and at least {minimum}, got {value}.")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}.")
+        if not 0 < self.density <= 1:
+            hint = f" Did you mean {self.density / 100:g} ({self.density:g} %)?" if 1 < self.density <= 100 else ""
+            raise UserError(f"density must be in (0, 1], got {self.density:g}.{hint}")
+        if not 0 <= self.caption_dropout < 1:
+            raise UserError(f"caption_dropout must be in [0, 1), got {self.caption_dropout:g}.")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be above zero, got {self.learning_rate:g}.")
+        if not self.token.strip() or not self.class_name.strip():
+            raise UserError("token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'.")
+        for text in (self.token, self.class_name, *self.sample_prompts, self.class_prompt or ""):
+            refuse_angle_brackets(text)
+
+    @property
+    def instance_prompt(self) -> str:
+        """The caption of pictures that have none of their own: "a sks teapot"."""
+        return f"a {self.token} {self.class_name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        plain = {Path: str, tuple: list}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: next((convert(value) for kind, convert in plain.items() if isinstance(value, kind)), value)
+            for name, value in values.items()
+        }
+
+
+_MINIMA = {
+    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "rank": 1,
+    "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1, "checkpoints_total_limit": 1,
+    "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
+    "snr_gamma": 0, "threshold": 0, "seed": 0,
+}  # fmt: skip
+_CHOICES = {
+    "method": ("atoms", "lora", "dora", "oft"),
+    "activation": ("topk", "soft", "relu"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+}
+
+
+def refuse_angle_brackets(text: str) -> None:
+    """Raise `UserError` for `<v>`-like tokens."""
+    if found := re.search(r"<[^<>]*>", text):
+        raise UserError(
+            f"{found[0]!r} in {text!r} would be lost: caption cleaning parses HTML and strips it; use a plain rare word "
+            "such as 'sks'."
+        )
+
+
+def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
+    """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
+    which wins over the recipe that ships for the base, which wins over the defaults."""
+    given = (load_recipe(config) if config is not None else {}) | options
+    recipe = recipe_for(given.get("base", CustomizeConfig.base))
+    if {"steps", "epochs"} & given.keys():  # two ways to say one thing
+        recipe = {name: value for name, value in recipe.items() if name not in ("steps", "epochs")}
+    values = recipe | given
+    known = [field.name for field in dataclasses.fields(CustomizeConfig)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
+    if missing := [name for name in ("pictures", "class_name", "out") if name not in values]:
+        raise UserError(f"{', '.join(missing)} missing: a run needs pictures, class_name and out.")
+    return CustomizeConfig(**values)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
+    shipped = str(name_or_path) in recipe_names()
+    file = RECIPES / f"{name_or_path}.yaml" if shipped else Path(name_or_path)
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or one "
+            f"of the recipes {', '.join(recipe_names())}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
+    return options
+
+
+def recipe_for(base: str) -> dict[str, Any]:
+    """The recipe that ships for a base (the first by name whose `base` it is), or nothing."""
+    recipes = (load_recipe(name) for name in recipe_names())
+    return next((recipe for recipe in recipes if recipe.get("base") == base), {})

@@ -1,0 +1,140 @@
+"""Pictures to latents and captions to conditioning, once, by the base's own parts.
+
+What a denoiser is told about a caption differs from base to base (masks, pooled vectors, sizes). So it is not imitated: the
+pipeline is called with the caption, and the arguments with which it reaches its denoiser are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from atomtune.errors import UserError
+from atomtune.pipelines import call_options, denoiser
+from atomtune.training.data import to_tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Conditioning = dict[str, Any]
+"""Arguments of the denoiser other than the noisy latents and the timestep, for a batch."""
+
+
+@dataclass
+class Latents:
+    """The autoencoder's answer for n pictures: a Gaussian each (of width zero if the autoencoder has none)."""
+
+    mean: Float[Tensor, "n channels height width"]
+    std: Float[Tensor, "n channels height width"]
+
+    def draw(self, index: list[int], generator: torch.Generator) -> Float[Tensor, "batch channels height width"]:
+        """A fresh sample for each picture in `index`, as diffusers' DreamBooth scripts draw from their cache."""
+        mean, std = self.mean[index], self.std[index]
+        return mean + std * torch.randn(mean.shape, generator=generator)
+
+
+@torch.no_grad()
+def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Latents:
+    """Latents of the pictures, shifted and scaled as the denoiser expects them, in float32 on the CPU.
+
+    The autoencoder runs in float32: some overflow in half precision.
+    """
+    vae = pipe.vae.to(torch.float32)
+    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
+    means, stds = [], []
+    for picture in pictures:
+        encoded = vae.encode(to_tensor(picture)[None].to(vae.device))
+        gaussian = getattr(encoded, "latent_dist", None)
+        mean = encoded.latents if gaussian is None else gaussian.mean
+        std = torch.zeros_like(mean) if gaussian is None else gaussian.std
+        means.append((mean - shift) * scale)
+        stds.append(std * scale)
+    return Latents(torch.cat(means).cpu(), torch.cat(stds).cpu())
+
+
+class _Reached(Exception):
+    """The pipeline reached its denoiser."""
+
+
+def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
+    """What the pipeline tells its denoiser about a prompt (batch of one; two with guidance)."""
+    arguments: dict[str, Any] = {}
+
+    def stop(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        arguments.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        raise _Reached
+
+    handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        pipe(prompt, num_inference_steps=1, **call_options(pipe, resolution), **options)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    sample_name, *others = arguments
+    sample = arguments[sample_name]
+    if sample.ndim != 4 or sample.shape[1] != denoiser(pipe).config.in_channels:
+        raise UserError(
+            f"{type(pipe).__name__} gives its denoiser {tuple(sample.shape)} and not latents [batch, channels, height, "
+            "width]: bases that pack their latents are not supported."
+        )
+    return {name: arguments[name] for name in others if name not in ("timestep", "return_dict")}
+
+
+def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Conditioning:
+    """The conditioning of one caption, without guidance."""
+    return condition(pipe, caption, resolution, guidance_scale=1.0)
+
+
+def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
+    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance."""
+    original, answers = pipe.encode_prompt, []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        answers.append(original(*args, **kwargs))
+        return answers[-1]
+
+    with _replaced(pipe, record):
+        condition(pipe, prompt, resolution)
+    return answers[-1]
+
+
+@contextlib.contextmanager
+def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
+    """The pipeline draws the prompt that `encode_prompt` recorded, with its text encoder gone."""
+    with _replaced(pipe, lambda *args, **kwargs: answer):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(pipe: DiffusionPipeline, encode: Any) -> Iterator[None]:
+    pipe.encode_prompt = encode
+    try:
+        yield
+    finally:
+        del pipe.encode_prompt
+
+
+def collate(conditionings: list[Any]) -> Any:
+    """Conditionings of one each, joined to a batch."""
+    first = conditionings[0]
+    if isinstance(first, Tensor):
+        return torch.cat(conditionings)
+    if isinstance(first, dict):
+        return {name: collate([conditioning[name] for conditioning in conditionings]) for name in first}
+    return first
+
+
+def release(pipe: DiffusionPipeline) -> None:
+    """Let the text encoders and the autoencoder leave memory: everything they say is cached."""
+    for name in pipe.components:
+        if name.startswith(("text_encoder", "vae", "image_encoder")):
+            setattr(pipe, name, None)
