@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +19,16 @@ from atomtune.training.config import refuse_angle_brackets
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-@dataclass
-class Example:
-    """One training picture."""
-
-    picture: Image.Image
-    caption: str
-
-
-def load_examples(pictures: Path, default_caption: str, resolution: int) -> list[Example]:
-    """Read every picture (RGB, `resolution` x `resolution` pixels) and its caption, in the order of their names.
+def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
+    """Every picture and its caption, by name, each decoded once to see that it can be.
 
     Captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`), else from name.txt beside name.png, else they
     are `default_caption`. Raises `UserError` for an empty folder, a picture that cannot be read, or a broken caption.
     """
     files = picture_files(pictures)
-    captions = read_captions(files, default_caption)
-    return [Example(square(read_picture(file), resolution), captions[file]) for file in files]
+    for file in files:
+        read_picture(file)
+    return read_captions(files, default_caption)
 
 
 def picture_files(pictures: Path) -> list[Path]:
@@ -95,10 +87,12 @@ def to_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
 
 def read_captions(files: list[Path], default: str) -> dict[Path, str]:
     """The caption of every picture. Raises `UserError` naming the file (and line) that is wrong."""
-    captions = _read_metadata(files)
+    metadata, captions = _read_metadata(files), {}
     for file in files:
         beside = file.with_suffix(".txt")
-        if file not in captions:
+        if file in metadata:
+            captions[file] = metadata[file]
+        else:
             captions[file] = _read_text(beside).strip() if beside.is_file() else default
         if not captions[file]:
             raise UserError(f"the caption of {file} is empty: write one, or remove it to get {default!r}.")
@@ -133,9 +127,9 @@ def _read_text(file: Path) -> str:
         raise UserError(f"the captions in {file} could not be read ({error}): expected UTF-8 text.") from error
 
 
-def digest(examples: list[Example]) -> str:
+def digest(pictures: list[Image.Image], captions: list[str]) -> str:
     """Sixteen hex digits that tell these pictures and captions from others."""
     sha = hashlib.sha256()
-    for example in examples:
-        sha.update(example.picture.tobytes() + example.caption.encode() + b"\0")
+    for picture, caption in zip(pictures, captions, strict=True):
+        sha.update(picture.tobytes() + caption.encode() + b"\0")
     return sha.hexdigest()[:16]

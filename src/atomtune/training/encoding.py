@@ -133,6 +133,15 @@ def collate(conditionings: list[Any]) -> Any:
     return first
 
 
+def cast(conditioning: Any, dtype: torch.dtype) -> Any:
+    """The conditioning with its floating-point tensors in `dtype`."""
+    if isinstance(conditioning, Tensor):
+        return conditioning.to(dtype) if conditioning.is_floating_point() else conditioning
+    if isinstance(conditioning, dict):
+        return {name: cast(value, dtype) for name, value in conditioning.items()}
+    return conditioning
+
+
 def release(pipe: DiffusionPipeline) -> None:
     """Let the text encoders and the autoencoder leave memory: everything they say is cached."""
     for name in pipe.components:

@@ -1,0 +1,91 @@
+"""Everything a run needs to continue as if nothing had happened, as safetensors and JSON: loading runs no pickled code.
+
+    checkpoints/step-000100/
+        adapter/            the weights, a PEFT folder that opens like any other
+        state.safetensors   tensors of the optimizer, the schedule, the gradient scaler and the random number generators
+        state.json          their shape, the step (which is the position in the data), and the numbers so far
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from atomtune.files import atomic_folder, remove_folder, remove_leftovers
+
+TENSOR = "__tensor__"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int) -> Path:
+    """Write `step`'s checkpoint, whole or not at all, then remove all but the newest `keep`.
+
+    `state` is a tree of dicts, lists, numbers, strings and tensors; `write_adapter(path)` writes the weights.
+    """
+    target = folder / f"step-{step:06d}"
+    with atomic_folder(target) as temporary:
+        write_adapter(temporary / "adapter")
+        tensors: dict[str, torch.Tensor] = {}
+        (temporary / "state.json").write_text(json.dumps(flatten({"step": step, **state}, tensors)), encoding="utf-8")
+        save_file(tensors, temporary / "state.safetensors")
+    for old in checkpoints(folder)[:-keep]:
+        remove_folder(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(".tmp"))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to continue from, if there is one. Leftovers of a killed run are removed."""
+    remove_leftovers(folder)
+    return next(reversed(checkpoints(folder)), None)
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The tree that `save_checkpoint` was given, with its `step`."""
+    with safe_open(checkpoint / "state.safetensors", framework="pt") as tensors:
+        return restore(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")), tensors)
+
+
+def flatten(tree: Any, tensors: dict[str, torch.Tensor], name: str = "state") -> Any:
+    """The tree with its tensors moved to `tensors`, and dictionaries as lists of pairs (keys may be numbers)."""
+    if isinstance(tree, torch.Tensor):
+        tensors[name] = tree.detach().cpu().clone().contiguous()
+        return {TENSOR: name}
+    if isinstance(tree, dict):
+        return {"pairs": [[key, flatten(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [flatten(value, tensors, f"{name}.{index}") for index, value in enumerate(tree)]
+    return tree
+
+
+def restore(tree: Any, tensors: Any) -> Any:
+    """The inverse of `flatten` (tuples come back as lists)."""
+    if isinstance(tree, list):
+        return [restore(value, tensors) for value in tree]
+    if isinstance(tree, dict):
+        return (
+            tensors.get_tensor(tree[TENSOR])
+            if TENSOR in tree
+            else {key: restore(value, tensors) for key, value in tree["pairs"]}
+        )
+    return tree
+
+
+def random_state() -> dict[str, Any]:
+    """The global random number generators. Training draws from generators of its own; a base's dropout draws from these."""
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Continue from `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,68 @@
+"""The PEFT configuration of each method, on the same modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from atomtune.errors import UserError
+from atomtune.training.config import CustomizeConfig
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
+    """The denoiser with a fresh adapter; everything else is frozen. Its random start follows from `config.seed`."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(denoiser, peft_config(denoiser, config))
+        except ValueError as error:
+            raise UserError(f"{config.method} does not fit {', '.join(config.target_modules)} of this base: {error}") from error
+
+
+def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfig:
+    """What PEFT needs to know. LoRA's α is its rank, as in diffusers' DreamBooth scripts."""
+    import peft
+
+    layers = None if config.layers_to_transform is None else list(config.layers_to_transform)
+    if config.method == "atoms":
+        from atomtune.adapters import AtomConfig
+
+        return AtomConfig(
+            target_modules=list(config.target_modules),
+            num_atoms=config.num_atoms,
+            activation=config.activation,
+            density=config.density,
+            threshold=config.threshold,
+            mix_first=config.mix_first,
+            layers_to_transform=layers,
+        )
+    target = linear_layers(denoiser, config.target_modules)
+    if config.method == "oft":
+        return peft.OFTConfig(r=config.oft_blocks, oft_block_size=0, target_modules=target, layers_to_transform=layers)
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,
+        use_dora=config.method == "dora",
+        target_modules=target,
+        layers_to_transform=layers,
+    )
+
+
+def linear_layers(model: torch.nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """The linear layers at or inside the targets, by the end of their names: "attn1" gives "attn1.to_q", ..."""
+    found = set()
+    for name, module in model.named_modules():
+        for target in targets:
+            if name == target or name.endswith("." + target):
+                for inner, layer in module.named_modules():
+                    if isinstance(layer, torch.nn.Linear):
+                        found.add(f"{target}.{inner}" if inner else target)
+    if not found:
+        raise UserError(f"this base has no linear layer in {', '.join(targets)}: see the names in its denoiser.")
+    return sorted(found)

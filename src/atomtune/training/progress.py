@@ -1,0 +1,41 @@
+"""The progress bar of a run: loss, speed, time left, and for atoms their density and how many are alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingBar:
+    """A rich bar on standard error, so that standard output stays clean for those who pipe it."""
+
+    def __init__(self, steps: int, start: int, disable: bool):
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            disable=disable,
+        )
+        self.task = self.progress.add_task("training", total=steps, completed=start, numbers="")
+        self.start = start
+
+    def __enter__(self) -> TrainingBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def update(self, step: int, loss: float, measured: dict[str, Any]) -> None:
+        """Show `step` as done, with its numbers."""
+        numbers = f"loss {loss:.4f}"
+        if speed := self.progress.tasks[0].speed:
+            numbers += f"  {speed:.1f} steps/s"
+        if measured:
+            numbers += f"  density {measured['density']:.3f}  live atoms {measured['live_atoms']}"
+        self.progress.update(self.task, completed=step, numbers=numbers)

@@ -1,0 +1,446 @@
+"""The run: pictures in, adapter out, continued where it stopped.
+
+Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the pictures from (seed, epoch).
+So the step is the position in the data, and a run that was killed and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from atomtune import pipelines
+from atomtune.errors import UserError
+from atomtune.files import atomic_file, remove_folder, remove_leftovers
+from atomtune.training import checkpoints, data, encoding
+from atomtune.training.card import model_card
+from atomtune.training.config import CustomizeConfig, configure
+from atomtune.training.methods import adapt
+from atomtune.training.objectives import objective_for, prediction_loss
+from atomtune.training.progress import TrainingBar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
+
+SHUFFLE, NOISE, CLASS_PICTURE = range(3)  # streams of random numbers
+
+
+def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
+    """Train an adapter on pictures of one thing and return the run's numbers, which are also in `out/summary.json`.
+
+        atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
+
+    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies, as on
+    the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/` into `out`. On a
+    folder where the same run was stopped it continues, and where it has finished it returns its numbers. Raises `UserError`.
+    """
+    config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
+    try:
+        return _customize(config)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"no room left to write in {config.out} ({error.strerror}): free some and start again.") from error
+        raise
+
+
+def _customize(config: CustomizeConfig) -> dict[str, Any]:
+    examples = data.find_examples(config.pictures, config.instance_prompt)
+    finished = _claim(config)
+    pipe = pipelines.load_base(config.base)
+    resolution = config.resolution or pipelines.native_resolution(pipe)
+    pictures = [data.square(data.read_picture(file), resolution) for file in examples]
+    identity = data.digest(pictures, list(examples.values()))
+    _same_pictures(config, identity)
+    if finished is not None:
+        logger.info("%s holds this run, finished", config.out)
+        return finished
+
+    accelerator = _accelerator(config)
+    pipe.to(accelerator.device)
+    if accelerator.is_main_process:
+        _write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        _write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+    cache = _encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+    encoding.release(pipe)
+    return _Run(config, accelerator, pipe, resolution, cache).finish()
+
+
+def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
+    """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
+    if config.overwrite:
+        for name in ("adapter", "samples", "checkpoints", "logs", "class_pictures"):
+            remove_folder(config.out / name)
+        for name in ("summary.json", "config.yaml"):
+            (config.out / name).unlink(missing_ok=True)
+    remove_leftovers(config.out)
+    written = config.out / "config.yaml"
+    if not written.is_file():
+        return None
+    ignored = {"out": None, "overwrite": None}
+    there, here = yaml.safe_load(written.read_text(encoding="utf-8")) | ignored, config.to_dict() | ignored
+    if different := [name for name in here if here[name] != there.get(name)]:
+        changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
+        raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
+    summary = config.out / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+
+
+def _same_pictures(config: CustomizeConfig, identity: str) -> None:
+    file = config.out / "logs" / "pictures.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["digest"] != identity:
+        raise UserError(
+            f"{config.out} holds a run on other pictures or captions: choose another folder, or pass overwrite."
+        )
+
+
+def _accelerator(config: CustomizeConfig) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration
+
+    AcceleratorState._reset_state()  # or a second run in one process could not have another precision
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
+    )
+
+
+@dataclass
+class _Cache:
+    """All that the text encoder and the autoencoder have to say."""
+
+    latents: encoding.Latents
+    conditionings: list[encoding.Conditioning]
+    empty: encoding.Conditioning
+    samples: dict[str, Any]  # prompt: what encode_prompt answers
+    class_latents: encoding.Latents | None = None
+    class_conditioning: encoding.Conditioning = field(default_factory=dict)
+
+
+def _encode(
+    pipe: DiffusionPipeline,
+    config: CustomizeConfig,
+    resolution: int,
+    pictures: list,
+    captions: list[str],
+    accelerator: Accelerator,
+) -> _Cache:
+    encode = partial(encoding.encode_caption, pipe, resolution=resolution)
+    known = {caption: encode(caption) for caption in {"": None, **dict.fromkeys(captions)}}
+    prompts = config.sample_prompts or (config.instance_prompt,)
+    cache = _Cache(
+        encoding.encode_pictures(pipe, pictures),
+        [known[caption] for caption in captions],
+        known[""],
+        {prompt: encoding.encode_prompt(pipe, prompt, resolution) for prompt in prompts},
+    )
+    if config.prior_preservation:
+        prompt = config.class_prompt or f"a {config.class_name}"
+        drawn = _class_pictures(pipe, config, prompt, resolution, accelerator)
+        cache.class_latents, cache.class_conditioning = encoding.encode_pictures(pipe, drawn), encode(prompt)
+    return cache
+
+
+def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
+    """Pictures of the class, drawn by the base; those that an earlier start drew are kept."""
+    files = [config.out / "class_pictures" / f"{index:04d}.png" for index in range(config.num_class_images)]
+    for index, file in enumerate(files):
+        if accelerator.is_main_process and not file.is_file():
+            picture = _draw(pipe, prompt, resolution, _generator(config.seed, CLASS_PICTURE, index))
+            with atomic_file(file) as temporary:
+                picture.save(temporary)
+    accelerator.wait_for_everyone()
+    return [data.square(data.read_picture(file), resolution) for file in files]
+
+
+@torch.no_grad()
+def _draw(pipe: DiffusionPipeline, prompt: str, resolution: int, generator: torch.Generator):
+    return pipe(prompt, generator=generator, **pipelines.call_options(pipe, resolution)).images[0]
+
+
+def _generator(*counters: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of the counters alone."""
+    seed = np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def _write_text(file: Path, text: str) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class _Run:
+    """The training loop and what it holds."""
+
+    def __init__(
+        self,
+        config: CustomizeConfig,
+        accelerator: Accelerator,
+        pipe: DiffusionPipeline,
+        resolution: int,
+        cache: _Cache,
+    ):
+        self.config, self.accelerator, self.pipe, self.resolution, self.cache = config, accelerator, pipe, resolution, cache
+        self.folder = config.out / "checkpoints"
+        self.objective = objective_for(pipe.scheduler, config.snr_gamma)
+        # As diffusers' scripts do: the frozen base in the precision of the run, what is trained in float32.
+        self.dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+        base = pipelines.denoiser(pipe).to(self.dtype)
+        if config.gradient_checkpointing:
+            base.enable_gradient_checkpointing()
+        self.model = adapt(base, config)
+        pipelines.set_denoiser(pipe, self.model)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
+        if resumed := checkpoints.newest_checkpoint(self.folder):
+            self._load_weights(resumed)  # before accelerate wraps the model
+        optimizer = self._optimizer()
+        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, self._schedule(optimizer))
+        if resumed:
+            self._load_state(resumed)
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        config, count = self.config, len(self.cache.conditionings)
+        in_one_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        return config.steps or math.ceil(config.epochs * count / in_one_step)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "CAME":
+            from pytorch_optimizer import CAME as kind
+        else:
+            kind = getattr(torch.optim, config.optimizer, None)
+            if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+                raise UserError(f"there is no optimizer {config.optimizer!r}: expected AdamW, CAME or a class of torch.optim.")
+        try:
+            return kind(self.parameters, lr=config.learning_rate, **config.optimizer_options)  # pyright: ignore
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{config.optimizer} does not take {config.optimizer_options}: {error}.") from error
+
+    def _schedule(self, optimizer: torch.optim.Optimizer):
+        from diffusers.optimization import get_scheduler
+
+        processes = self.accelerator.num_processes  # accelerate advances the schedule once for each process
+        try:
+            return get_scheduler(
+                self.config.lr_scheduler,
+                optimizer,
+                num_warmup_steps=self.config.lr_warmup_steps * processes,
+                num_training_steps=self.steps * processes,
+            )
+        except ValueError as error:
+            raise UserError(f"lr_scheduler: {error}.") from error
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """One optimizer step."""
+        losses = []
+        for micro in range(self.config.gradient_accumulation_steps):
+            with self.accelerator.accumulate(self.wrapped):
+                loss = self._loss(micro)
+                losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
+                if not torch.isfinite(losses[-1]):
+                    raise self._diverged()
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                self.optimizer.step()
+                self.schedule.step()
+                self.optimizer.zero_grad()
+        loss = torch.stack(losses).mean().item()
+        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+        self.step += 1
+
+    def _loss(self, micro: int) -> Tensor:
+        config, cache = self.config, self.cache
+        generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
+        index = self._pictures(micro)
+        dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
+        conditionings = [cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)]
+        latents = cache.latents.draw(index, generator)
+        if cache.class_latents is not None:
+            drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
+            latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
+            conditionings += [cache.class_conditioning] * len(index)
+        noised = self.objective.add_noise(latents, generator)
+        for name in ("noisy", "timesteps", "target", "weight"):
+            setattr(noised, name, getattr(noised, name).to(self.accelerator.device))
+        conditioning = encoding.cast(encoding.collate(conditionings), self.dtype)
+        prediction = self.wrapped(
+            noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
+        )[0]
+        losses = prediction_loss(prediction, noised)
+        own, prior = losses[: len(index)].mean(), losses[len(index) :]
+        return own + config.prior_loss_weight * prior.mean() if len(prior) else own
+
+    def _pictures(self, micro: int) -> list[int]:
+        """Which pictures this process sees now: every picture once an epoch, in an order of its own."""
+        config, count = self.config, len(self.cache.conditionings)
+        batch = (self.step * config.gradient_accumulation_steps + micro) * self.accelerator.num_processes
+        first = (batch + self.accelerator.process_index) * config.batch_size
+        places = [divmod(place, count) for place in range(first, first + config.batch_size)]
+        orders = {
+            epoch: torch.randperm(count, generator=_generator(config.seed, SHUFFLE, epoch)).tolist()
+            for epoch in {epoch for epoch, _ in places}
+        }
+        return [orders[epoch][place] for epoch, place in places]
+
+    def _diverged(self) -> UserError:
+        last = next(reversed(checkpoints.checkpoints(self.folder)), None)
+        kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+        return UserError(
+            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate below "
+            f"{self.config.learning_rate:g} in another folder."
+        )
+
+    # -- the whole run ----------------------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Train to the end, write the result and return its numbers."""
+        config, accelerator = self.config, self.accelerator
+        accelerator.init_trackers("customize", self._hyperparameters())
+        self.wrapped.train()
+        started, before = time.perf_counter(), self.seconds
+        with TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process) as bar:
+            while self.step < self.steps:
+                if self.step % config.measure_every == 0:
+                    self._measured_advance()
+                else:
+                    self._advance()
+                self.seconds = before + time.perf_counter() - started
+                accelerator.log({"loss": self.loss, "lr": self.schedule.get_last_lr()[0], **self.measured}, self.step)
+                bar.update(self.step, self.loss, self.measured)
+                if self.step % config.checkpoint_every == 0 or self.step == self.steps:
+                    self._save_checkpoint()
+                if config.sample_every and self.step % config.sample_every == 0 and self.step < self.steps:
+                    self._sample()
+        samples = self._sample()
+        summary = self._numbers() | {"samples": samples, "checkpoint": str(self.folder / f"step-{self.step:06d}")}
+        if accelerator.is_main_process:
+            self._write_adapter(config.out / "adapter")
+            summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
+            _write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return summary
+
+    def _measured_advance(self) -> None:
+        """A step during which the codes are counted."""
+        if self.config.method != "atoms":
+            return self._advance()
+        from atomtune.trace import trace
+
+        with trace(self.model) as counts:
+            self._advance()
+        self.measured = {
+            "active_per_token": float(counts.active_per_token),
+            "density": float(counts.density),
+            "live_atoms": int(counts.alive),
+        }
+
+    def _numbers(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "base": config.base,
+            "method": config.method,
+            "token": config.token,
+            "class_name": config.class_name,
+            "pictures": len(self.cache.conditionings),
+            "resolution": self.resolution,
+            "steps": self.step,
+            "seconds": round(self.seconds, 2),
+            "steps_per_second": round(self.step / self.seconds, 3),
+            "loss": self.loss,
+            "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
+            **self.measured,
+        }
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        return {
+            name: value if isinstance(value, int | float | str | bool) else str(value)
+            for name, value in self.config.to_dict().items()
+        }
+
+    def _sample(self) -> list[str]:
+        """Draw the sample prompts into `samples/`, with the autoencoder back for as long as it takes."""
+        if not self.accelerator.is_main_process:
+            return []
+        files = []
+        self.model.eval()
+        self.pipe.vae = pipelines.load_base(self.config.base).vae.to(self.accelerator.device)
+        for number, (prompt, answer) in enumerate(self.cache.samples.items()):
+            generator = torch.Generator().manual_seed(self.config.seed + number)
+            with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
+                picture = _draw(self.pipe, prompt, self.resolution, generator)
+            files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
+            with atomic_file(files[-1]) as temporary:
+                picture.save(temporary)
+        self.pipe.vae = None
+        self.model.train()
+        return [str(file) for file in files]
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _write_adapter(self, folder: Path) -> None:
+        config = self.config
+        pipelines.save_adapter(
+            self.model,
+            folder,
+            base=config.base,
+            token=config.token,
+            class_name=config.class_name,
+            card=model_card(config, self._numbers()),
+        )
+
+    def _save_checkpoint(self) -> None:
+        if not all(torch.isfinite(parameter).all() for parameter in self.parameters):
+            raise self._diverged()
+        scaler = self.accelerator.scaler
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": checkpoints.random_state(),
+            "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
+        }
+        if self.accelerator.is_main_process:
+            checkpoints.save_checkpoint(
+                self.folder, self.step, state, self._write_adapter, self.config.checkpoints_total_limit
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint / "adapter"), device="cpu"))
+
+    def _load_state(self, checkpoint: Path) -> None:
+        state = checkpoints.load_state(checkpoint)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        checkpoints.set_random_state(state["random"])
+        self.step = state["step"]
+        self.seconds, self.loss, self.measured = (state["numbers"][name] for name in ("seconds", "loss", "measured"))
+        logger.info("continuing from %s", checkpoint)
