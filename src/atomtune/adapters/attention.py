@@ -1,0 +1,179 @@
+"""Attention atoms: one dictionary beside a whole attention layer, mixed by the layer's own attention maps.
+
+    mix_first=True    ΔO = σ(A X W_s) D     eq. 8 and 9: exactly k atoms a token
+    mix_first=False   ΔO = A σ(X W_s) D     the paper's shortcut in its experiments
+
+The M coefficients are divided among the H heads as the values are; each head's map A_h mixes its own; concatenated they
+give S [N, M], and S D is added after `to_out`, before the residual. One attention call does both, because coefficients
+ride along as extra value channels:
+
+    A_h [V_h | C_h] = [A_h V_h | A_h C_h]
+
+with q and k zero-padded to the same width, which leaves q·k alone and keeps the flash kernel (it wants equal widths).
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atomtune.adapters.config import AtomConfig
+from atomtune.adapters.layer import AtomLayer, refuse_fusing
+from atomtune.errors import UserError
+
+
+class AttentionAtoms(nn.Module, AtomLayer):
+    """An attention processor that does what the stock one does and adds the ΔO of every active adapter.
+
+    `attach` puts it in place with `set_processor`, so it is registered as `attn1.processor` and every other name in the
+    layer stays as it was. `detach` gives the stock processor back.
+    """
+
+    other_param_names = ("mix_first",)
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        # In a tuple, because the layer holds this processor as a child and must not become its child in turn.
+        self._attention = (attn,)
+        self.stock = attn.get_processor()
+        self.in_features = attn.cross_attention_dim
+        self.out_features = attn.out_dim
+        self.heads = attn.heads
+        self.dictionaries = nn.ModuleDict()
+        self.mix_first: dict[str, bool] = {}
+
+    @classmethod
+    def attach(cls, attn: Attention) -> AttentionAtoms:
+        atoms = cls(attn)
+        attn.set_processor(atoms)  # pyright: ignore[reportArgumentType]
+        # Both methods replace processors without a word, and the atoms with them.
+        attn.set_processor = _KeepProcessor(atoms)
+        attn.fuse_projections = refuse_fusing
+        return atoms
+
+    def detach(self) -> None:
+        attn = self._attention[0]
+        del attn.set_processor
+        vars(attn).pop("fuse_projections", None)
+        attn.set_processor(self.stock)  # pyright: ignore[reportArgumentType]
+
+    def update_layer(self, adapter_name: str, config: AtomConfig) -> None:
+        super().update_layer(adapter_name, config)
+        self.mix_first[adapter_name] = config.mix_first
+
+    def get_base_layer(self) -> nn.Module:
+        """PEFT reads device and precision here."""
+        to_v = self._attention[0].to_v
+        return to_v.get_base_layer() if hasattr(to_v, "get_base_layer") else to_v
+
+    # `Attention.forward` drops keyword arguments that are not spelled out here.
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        names = self.active()
+        if not names:
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        image_shape = hidden_states.shape[-2:] if hidden_states.ndim == 4 else None
+        if image_shape is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if encoder_hidden_states is None:
+            context = hidden_states
+        elif attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        else:
+            context = encoder_hidden_states
+        if attention_mask is not None:
+            batch, tokens, _ = context.shape
+            attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )  # [batch, heads, tokens, width of a head]
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+
+        riders = [self._riders(name, context).to(value.dtype) for name in names]
+        mixed = _attend(query, key, torch.cat([value, *riders], dim=-1), attention_mask, attn.scale)
+        value, *riders = mixed.split([value.shape[-1], *(rider.shape[-1] for rider in riders)], dim=-1)
+
+        output = attn.to_out[1](attn.to_out[0](value.transpose(1, 2).flatten(2).to(query.dtype)))
+        for name, rider in zip(names, riders):
+            output = output + self._delta(name, rider).to(output.dtype)
+
+        if image_shape is not None:
+            output = output.transpose(1, 2).unflatten(-1, image_shape)
+        if attn.residual_connection:
+            output = output + residual
+        return output / attn.rescale_output_factor
+
+    def _riders(
+        self, name: str, context: Float[Tensor, "batch tokens width"]
+    ) -> Float[Tensor, "batch heads tokens slots"]:
+        """C: what rides with the values. Coefficients when σ comes after mixing, codes when it comes before."""
+        dictionary = self.dictionary(name)
+        coefficients = dictionary.coefficients(context)
+        return dictionary.split_heads(coefficients if self.mix_first[name] else dictionary.activate(coefficients))
+
+    def _delta(
+        self, name: str, mixed: Float[Tensor, "batch heads queries slots"]
+    ) -> Float[Tensor, "batch queries out"]:
+        """ΔO from what came back: σ if it is still to come, then D."""
+        dictionary = self.dictionary(name)
+        joined = dictionary.join_heads(mixed)
+        return dictionary.synthesize(dictionary.activate(joined) if self.mix_first[name] else joined)
+
+
+def _attend(
+    query: Float[Tensor, "batch heads queries head_width"],
+    key: Float[Tensor, "batch heads keys head_width"],
+    value: Float[Tensor, "batch heads keys wide"],
+    mask: Tensor | None,
+    scale: float,
+) -> Float[Tensor, "batch heads queries wide"]:
+    """softmax(q kᵀ · scale + mask) v for values wider than q and k. The scale is given: it belongs to the unpadded width."""
+    extra = value.shape[-1] - query.shape[-1]
+    query, key = F.pad(query, (0, extra)), F.pad(key, (0, extra))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+class _KeepProcessor:
+    """Stands in for `set_processor` on an attention layer that carries atoms, so that they are not silently lost."""
+
+    def __init__(self, atoms: AttentionAtoms) -> None:
+        self.atoms = atoms
+
+    def __call__(self, processor: object) -> None:
+        if processor is not self.atoms:
+            raise UserError(
+                f"{type(processor).__name__} cannot replace the processor of an attention layer that carries atoms, "
+                "because the atoms would be silently lost: unload the adapter first."
+            )
+
+
+def why_not(attn: Attention) -> str | None:
+    """The reason this attention layer cannot carry attention atoms, or None."""
+    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+        return f"its processor is {type(attn.processor).__name__}, not diffusers' stock AttnProcessor2_0"
+    if attn.to_v is None or attn.to_out is None:
+        return "it has no value or no output projection"
+    if attn.inner_kv_dim != attn.inner_dim:
+        return "its queries share key and value heads"
+    return None

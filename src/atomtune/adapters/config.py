@@ -1,0 +1,84 @@
+"""AtomConfig: every dial of an atom adapter. Saved as `adapter_config.json` by PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import PeftConfig, PeftType
+
+from atomtune.coding import atoms_per_token
+from atomtune.dictionary import ACTIVATIONS
+from atomtune.errors import UserError
+
+
+@dataclass
+class AtomConfig(PeftConfig):
+    """ΔO = σ(A X W_s) D on chosen layers of a frozen model.
+
+        model = get_peft_model(transformer, AtomConfig(target_modules=["attn1"], num_atoms=256, density=0.04))
+
+    Raises `UserError` when a value is out of range or two values contradict each other.
+    """
+
+    target_modules: list[str] | str | None = None
+    """Names (or one regular expression) of the modules to adapt. An attention module ("attn1") gets attention atoms,
+    an `nn.Linear` ("to_v", "v_proj") gets linear atoms."""
+
+    num_atoms: int = 256
+    """M, the number of atoms in each adapted layer."""
+
+    activation: str = "topk"
+    """σ: "topk" (signed, by magnitude), "soft" (soft threshold) or "relu" (ReLU(x − λ))."""
+
+    density: float = 0.04
+    """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk"."""
+
+    threshold: float = 0.1
+    """λ, in units of the coefficients. For "soft" and "relu"."""
+
+    mix_first: bool = True
+    """Attention atoms only. True: σ(A X W_s), exactly k atoms a token (eq. 8). False: A σ(X W_s), the shortcut of the
+    paper's experiments, where mixing makes codes denser again."""
+
+    exclude_modules: list[str] | str | None = None
+    """Names (or one regular expression) of modules to leave alone although `target_modules` matches them."""
+
+    layers_to_transform: list[int] | int | None = None
+    """Adapt only these blocks, counted from 0. Needs `target_modules` to be a list of names."""
+
+    layers_pattern: list[str] | str | None = None
+    """Name of the list that `layers_to_transform` counts in, such as "transformer_blocks". Default: the first numbered one."""
+
+    modules_to_save: list[str] | None = None
+    """Modules outside the adapter that are trained in full and saved with it."""
+
+    instance_token: str | None = None
+    """The word that stands for what was learned, such as "sks". Information only."""
+
+    class_name: str | None = None
+    """What kind of thing was learned, such as "teapot". Information only."""
+
+    base_hash: str | None = None
+    """Fingerprint of the base model the adapter belongs to. Information only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("ATOMS")
+        if self.num_atoms < 1:
+            raise UserError(f"num_atoms must be at least 1, got {self.num_atoms}.")
+        atoms_per_token(self.num_atoms, self.density)
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
+        if self.threshold < 0:
+            raise UserError(f"threshold must be 0 or more, got {self.threshold:g}.")
+        if self.layers_to_transform is None:
+            if self.layers_pattern is not None:
+                raise UserError("layers_pattern says where layers_to_transform counts: give layers_to_transform too.")
+        elif isinstance(self.target_modules, str):
+            raise UserError(
+                "layers_to_transform needs target_modules to be a list of names; with a regular expression, write the "
+                "block numbers into it."
+            )
+        elif self.layers_pattern is None:
+            # PEFT's own default wants a name before the list's, so it never matches "transformer_blocks.0.attn1".
+            self.layers_pattern = r"[^.]+"

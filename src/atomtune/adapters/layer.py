@@ -1,0 +1,77 @@
+"""What attention atoms and linear atoms share: one dictionary per adapter, and PEFT's and diffusers' protocols for it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from atomtune.adapters.config import AtomConfig
+from atomtune.dictionary import SparseDictionary
+from atomtune.errors import UserError
+
+
+class AtomLayer(BaseTunerLayer):
+    """A frozen layer with atoms beside it. `dictionaries` maps an adapter's name to its `SparseDictionary`."""
+
+    adapter_layer_names = ("dictionaries",)
+    dictionaries: nn.ModuleDict
+    in_features: int
+    out_features: int
+    heads: int = 1
+
+    def update_layer(self, adapter_name: str, config: AtomConfig) -> None:
+        """Add an adapter with fresh atoms, where the base layer's weights are and in their precision."""
+        self.dictionaries[adapter_name] = SparseDictionary(
+            self.in_features,
+            config.num_atoms,
+            self.out_features,
+            activation=config.activation,
+            density=config.density,
+            threshold=config.threshold,
+            heads=self.heads,
+        )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def dictionary(self, adapter_name: str) -> SparseDictionary:
+        return cast(SparseDictionary, self.dictionaries[adapter_name])
+
+    def active(self) -> list[str]:
+        """Names of the adapters that act in this layer now, in the order they were activated."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.dictionaries]
+
+    def set_density(self, adapter_name: str, density: float) -> None:
+        """Let each token use max(1, round(ρM)) atoms of this adapter, without training or compiling again."""
+        self.dictionary(adapter_name).set_density(density)
+
+    @torch.no_grad()
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Multiply this adapter's ΔO by `scale`. Does nothing where the layer does not have the adapter."""
+        if adapter_name in self.dictionaries:
+            self.dictionary(adapter_name).scale.fill_(scale)
+
+    @torch.no_grad()
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scale of every active adapter (diffusers calls this around a forward with a `scale`)."""
+        for name in self.active():
+            self.dictionary(name).scale.mul_(scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer(scale)`; without a value, set the scales back to 1."""
+        for name in self.active():
+            self.set_scale(name, 1.0 if scale is None else self.dictionary(name).scale.item() / scale)
+
+
+def adapted_layers(model: nn.Module, adapter: str = "default") -> list[AtomLayer]:
+    """The layers that carry this adapter's atoms, in the order of their addresses: L0, L1, ..."""
+    return [module for module in model.modules() if isinstance(module, AtomLayer) and adapter in module.dictionaries]
+
+
+def refuse_fusing(*_args: object, **_kwargs: object) -> None:
+    """Stands in for `fuse_projections` on a module whose projections or processor carry atoms."""
+    raise UserError(
+        "projections cannot be fused while atoms are attached, because the atoms would be silently lost: unload the "
+        "adapter first."
+    )

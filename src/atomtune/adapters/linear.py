@@ -1,0 +1,29 @@
+"""Linear atoms: y + σ(x W_s) D beside any `nn.Linear`.
+
+On the value projection this is A(V + S D): every head mixes the same code. It costs no attention work and goes with any
+attention kernel, rotary embedding, grouped queries, KV cache and architecture.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from atomtune.adapters.layer import AtomLayer
+
+
+class LinearAtoms(nn.Module, AtomLayer):
+    """Wraps `base_layer` as PEFT's layers do, and adds the ΔO of every active adapter to its output."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features = base_layer.in_features
+        self.out_features = base_layer.out_features
+        self.dictionaries = nn.ModuleDict()
+
+    def forward(self, x: Float[Tensor, "*batch width"], *args: Any, **kwargs: Any) -> Float[Tensor, "*batch out"]:
+        output = self.base_layer(x, *args, **kwargs)
+        for name in self.active():
+            output = output + self.dictionary(name)(x).to(output.dtype)
+        return output

@@ -1,0 +1,145 @@
+"""AtomModel: PEFT's plug. Finds the layers, puts atoms there, saves and loads them, takes them out again.
+
+On disk an atom's tensors are named after the layer it adapts, whatever holds them in memory:
+
+    …attn1.processor.dictionaries.default.encoder.weight   in memory
+    …attn1.atoms_encoder.weight                            in adapter_model.safetensors
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from diffusers.models.attention_processor import Attention
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from atomtune.adapters.attention import AttentionAtoms, why_not
+from atomtune.adapters.config import AtomConfig
+from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
+from atomtune.adapters.linear import LinearAtoms
+from atomtune.errors import UserError
+
+
+class AtomModel(BaseTuner):
+    """A frozen model with atoms in it: `get_peft_model(model, AtomConfig(...)).base_model`."""
+
+    prefix = "atoms_"
+    tuner_layer_cls = AtomLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: AtomConfig, model_config: dict) -> AtomConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if peft_config.target_modules is None:
+            raise UserError(
+                'target_modules is not set: name the attention modules ("attn1") or the linear layers ("to_v") to adapt.'
+            )
+        return peft_config
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        """Refuse unsuitable targets before anything is changed."""
+        inside_adapters = tuple(
+            f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+        )
+        for name, module in model.named_modules():
+            if not name.startswith(inside_adapters or "\0") and self._check_target_module_exists(peft_config, name):
+                parent = model.get_submodule(name.rpartition(".")[0])
+                if (reason := _why_not(parent, module)) is not None:
+                    raise UserError(f"{name} cannot carry atoms: {reason}.")
+
+    def _create_and_replace(
+        self,
+        peft_config: AtomConfig,  # pyright: ignore[reportIncompatibleMethodOverride]
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, Attention):
+            layer = target.processor
+            if not isinstance(layer, AttentionAtoms):
+                layer = AttentionAtoms.attach(target)
+        else:
+            if hasattr(parent, "fuse_projections"):
+                parent.fuse_projections = refuse_fusing
+            # Go below other adapters' wrappers, so that their names and files stay the same.
+            while isinstance(target, BaseTunerLayer) and not isinstance(target, LinearAtoms):
+                parent, target_name, target = target, "base_layer", target.base_layer
+            layer = target if isinstance(target, LinearAtoms) else LinearAtoms(target)
+            setattr(parent, target_name, layer)
+        layer.update_layer(adapter_name, peft_config)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in adapted_layers(self.model, adapter_name):  # PEFT casts parameters, not buffers
+            dictionary = layer.dictionary(adapter_name)
+            dictionary.gain = dictionary.gain.to(dictionary.encoder.weight.dtype)
+
+    def _check_merge_allowed(self) -> None:
+        raise UserError(
+            "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep the "
+            "adapter beside the model, or take it out with unload()."
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+        for module in list(self.model.modules()):
+            if isinstance(module, AttentionAtoms):
+                module.detach()
+            if vars(module).get("fuse_projections") is refuse_fusing:
+                del module.fuse_projections
+        return super()._unload_and_optionally_merge(False, *args, **kwargs)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """This adapter's atoms only, also when adapters of other methods share the model."""
+        entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return {key: tensor for key, tensor in entries.items() if f".dictionaries.{adapter_name}." in key}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        inside = rf"(\.processor|\.base_layer)*\.dictionaries\.{re.escape(adapter_name)}\."
+        on_disk, found = re.subn(inside, f".{cls.prefix}", key)
+        return on_disk if found else super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """From names on disk to names in memory. Raises `UserError` unless the two sets of atoms are the same."""
+        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        wanted = {key for key in model.state_dict() if f".dictionaries.{adapter_name}." in key}
+        missing, left_over = (
+            wanted - entries.keys(),
+            {key for key in entries.keys() - wanted if f".{cls.prefix}" in key},
+        )
+        if missing or left_over:
+            what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
+            raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
+        return entries
+
+
+def _why_not(parent: nn.Module, module: nn.Module) -> str | None:
+    """The reason `module` cannot carry atoms, or None."""
+    if isinstance(module, Attention):
+        if isinstance(module.processor, AttentionAtoms) or (reason := why_not(module)) is None:
+            return None
+        return f'{reason}; target its value projection ("to_v") for linear atoms instead'
+    while isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    if not isinstance(module, nn.Linear):
+        return f"it is a {type(module).__name__}, and atoms go on diffusers' Attention or on an nn.Linear"
+    if "Fused" in type(getattr(parent, "processor", None)).__name__ or getattr(parent, "fused_projections", False):
+        return "its projections were fused, so it is not used; call unfuse_qkv_projections() first"
+    return None

@@ -1,0 +1,88 @@
+"""Sparse coding alone: the nonlinearities σ that decide which atoms a token uses, and solvers for eq. 5.
+
+    soft    σ(c) = sign(c) · max(|c| − λ, 0)
+    relu    σ(c) = max(c − λ, 0)
+    top-k   σ(c) = c where |c| is among the token's k largest, 0 elsewhere;  k = max(1, round(ρM))
+
+    eq. 5   min over s of  ½‖x − s D‖² + λ‖s‖₁
+
+Tensors in, tensors out; nothing here knows of modules, transformers or images.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atomtune.errors import UserError
+
+
+def atoms_per_token(num_atoms: int, density: float) -> int:
+    """k = max(1, round(ρM)): how many of M atoms one token may use at density ρ.
+
+    Raises `UserError` when `density` is outside (0, 1].
+    """
+    if not 0 < density <= 1:
+        hint = f" Did you mean {density / 100:g} ({density:g} %)?" if 1 < density <= 100 else ""
+        raise UserError(f"density must be in (0, 1], got {density:g}.{hint}")
+    return max(1, round(density * num_atoms))
+
+
+def soft_threshold(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: float | Tensor
+) -> Float[Tensor, "*batch atoms"]:
+    """σ(c) = sign(c) · max(|c| − λ, 0). The gradient is 1 outside [−λ, λ] and 0 inside."""
+    return coefficients - coefficients.clamp(-threshold, threshold)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def relu_threshold(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: float | Tensor
+) -> Float[Tensor, "*batch atoms"]:
+    """σ(c) = max(c − λ, 0). Codes are never negative."""
+    return torch.relu(coefficients - threshold)
+
+
+def top_k(
+    coefficients: Float[Tensor, "*batch atoms"], k: int | Tensor, k_max: int | None = None
+) -> Float[Tensor, "*batch atoms"]:
+    """Keep each token's k largest coefficients by magnitude, signs kept; gradient flows to the kept entries only.
+
+    An integer in a compiled graph is a constant, so changing it would compile again. Pass `k` as a tensor instead,
+    with the integer `k_max` it never exceeds: k_max entries are selected, and those of rank k and beyond are dropped.
+    """
+    k_max = int(k) if k_max is None else k_max
+    # Selecting costs more than everything after it, so the winners are gathered once and scattered back.
+    index = coefficients.detach().abs().topk(k_max).indices  # [*batch, k_max], largest first
+    kept = coefficients.gather(-1, index)
+    if isinstance(k, Tensor):
+        kept = kept * (torch.arange(k_max, device=k.device) < k)
+    return torch.zeros_like(coefficients).scatter(-1, index, kept)
+
+
+def ista(
+    x: Float[Tensor, "*batch width"], dictionary: Float[Tensor, "atoms width"], threshold: float, steps: int = 100
+) -> Float[Tensor, "*batch atoms"]:
+    """Solve eq. 5 by iterative soft thresholding: s ← soft(s + (x − sD)Dᵀ/L, λ/L), L = ‖D‖². Error falls as 1/steps."""
+    lipschitz = torch.linalg.matrix_norm(dictionary, ord=2) ** 2
+    codes = x.new_zeros(*x.shape[:-1], dictionary.shape[0])
+    for _ in range(steps):
+        codes = _proximal_step(x, dictionary, codes, threshold, lipschitz)
+    return codes
+
+
+def fista(
+    x: Float[Tensor, "*batch width"], dictionary: Float[Tensor, "atoms width"], threshold: float, steps: int = 100
+) -> Float[Tensor, "*batch atoms"]:
+    """Solve eq. 5 as `ista` does, with Nesterov's momentum. Error falls as 1/steps²."""
+    lipschitz = torch.linalg.matrix_norm(dictionary, ord=2) ** 2
+    codes = ahead = x.new_zeros(*x.shape[:-1], dictionary.shape[0])
+    t = 1.0
+    for _ in range(steps):
+        previous, codes = codes, _proximal_step(x, dictionary, ahead, threshold, lipschitz)
+        t_previous, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        ahead = codes + (t_previous - 1) / t * (codes - previous)
+    return codes
+
+
+def _proximal_step(x: Tensor, dictionary: Tensor, codes: Tensor, threshold: float, lipschitz: Tensor) -> Tensor:
+    residual = x - codes @ dictionary
+    return soft_threshold(codes + residual @ dictionary.T / lipschitz, threshold / lipschitz)

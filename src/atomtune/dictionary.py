@@ -1,0 +1,150 @@
+"""SparseDictionary: M atoms, and the encoder that decides which of them a token uses. The heart of the method.
+
+    codes  S  = σ(x W_s)        [N, M]   data dependent: which atoms, where, how strongly
+    output ΔO = (S ∘ g) D · α   [N, C_o] the atoms (rows of D) do not depend on the data
+
+W_s is `encoder`, D is `dictionary`, g is `gain` (per atom, 1 unless a user turns it) and α is `scale` (the whole
+adapter). Only W_s and D train. Attention layers put the attention map between x W_s and σ: see `adapters.attention`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atomtune.coding import atoms_per_token, relu_threshold, soft_threshold, top_k
+from atomtune.errors import UserError
+
+ACTIVATIONS = ("topk", "soft", "relu")
+
+
+class SparseDictionary(nn.Module):
+    """M atoms and the encoder that decides which of them a token uses (eq. 8).
+
+    Coefficients are data dependent, atoms are not: codes = σ(x W_s), output = codes · D.
+    `gain` scales each atom and is how a user turns one down; it never trains.
+
+    Every atom carries three numbers that are saved with it: `id`, its number for life, so that addresses such as
+    L17[137] survive pruning; `head`, the attention head whose map mixes it; `group`, the adapter it came from when
+    dictionaries were concatenated. Atoms may belong to heads in any way: M need not be a multiple of `heads`.
+
+    Args:
+        in_features: width C_i of the tokens.
+        num_atoms: M.
+        out_features: width C_o of the output.
+        activation: σ, one of "topk", "soft", "relu".
+        density: ρ, the share of the atoms one token may use (top-k only).
+        threshold: λ (soft and relu only).
+        heads: number of attention heads among which the atoms are divided.
+    """
+
+    id: Tensor
+    head: Tensor
+    group: Tensor
+    gain: Tensor
+    k: Tensor
+    scale: Tensor
+    slots: Tensor | None
+    places: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_atoms: int,
+        out_features: int,
+        activation: str = "topk",
+        density: float = 0.04,
+        threshold: float = 0.1,
+        heads: int = 1,
+    ) -> None:
+        super().__init__()
+        self.num_atoms = num_atoms
+        self.activation = activation
+        self.threshold = threshold
+        self.heads = heads
+        self.encoder = nn.Linear(in_features, num_atoms, bias=False)
+        self.dictionary = nn.Linear(num_atoms, out_features, bias=False)
+        self.register_buffer("gain", torch.ones(num_atoms))
+        self.register_buffer("id", torch.arange(num_atoms))
+        self.register_buffer("head", torch.tensor(seats := [atom * heads // num_atoms for atom in range(num_atoms)]))
+        self.register_buffer("group", torch.zeros(num_atoms, dtype=torch.long))
+        # k and the scale are tensors so that changing them does not compile again; k_max is what is selected.
+        self.density = density
+        self.k_max = atoms_per_token(num_atoms, density)
+        self.register_buffer("k", torch.tensor(self.k_max), persistent=False)
+        self.register_buffer("scale", torch.tensor(1.0), persistent=False)
+        self.register_buffer("slots", None, persistent=False)
+        self.register_buffer("places", None, persistent=False)
+        self._seat(seats)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """D = 0, so that step 0 is exactly the pretrained model; W_s ~ N(0, 1/C_i), so that W_s x starts at unit size."""
+        nn.init.normal_(self.encoder.weight, std=self.encoder.in_features**-0.5, generator=generator)
+        nn.init.zeros_(self.dictionary.weight)
+
+    def coefficients(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
+        """x W_s, before σ."""
+        return self.encoder(x.to(self.encoder.weight.dtype))
+
+    def activate(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        """σ: coefficients to sparse codes."""
+        if self.activation == "topk":
+            return top_k(coefficients, self.k, self.k_max)
+        if self.activation == "soft":
+            return soft_threshold(coefficients, self.threshold)
+        return relu_threshold(coefficients, self.threshold)
+
+    def codes(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
+        """S = σ(x W_s)."""
+        return self.activate(self.coefficients(x))
+
+    def synthesize(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
+        """ΔO = (S ∘ g) D · α. The input of the `dictionary` layer is what a trace records."""
+        codes = codes.to(self.dictionary.weight.dtype)
+        return self.dictionary(codes * (self.gain * self.scale).to(codes.dtype))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        return self.synthesize(self.codes(x))
+
+    def set_density(self, density: float) -> None:
+        """Let each token use k = max(1, round(ρM)) atoms from now on. Compiles again only beyond the largest k so far."""
+        if self.activation != "topk":
+            raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
+        k = atoms_per_token(self.num_atoms, density)
+        self.density = density
+        self.k_max = max(self.k_max, k)
+        self.k.fill_(k)
+
+    # Heads. Attention mixes the coefficients of one head with that head's map, and needs them as [heads, slots].
+    # When the heads are equal and in order this is a view. Otherwise each head gets as many slots as the largest one
+    # has atoms; `slots` says which atom sits where (M: nobody, reads a zero), `places` where to find each atom again.
+
+    def split_heads(
+        self, coefficients: Float[Tensor, "batch tokens atoms"]
+    ) -> Float[Tensor, "batch heads tokens slots"]:
+        if self.slots is not None:
+            coefficients = F.pad(coefficients, (0, 1)).index_select(-1, self.slots)
+        return coefficients.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def join_heads(self, mixed: Float[Tensor, "batch heads tokens slots"]) -> Float[Tensor, "batch tokens atoms"]:
+        joined = mixed.transpose(1, 2).flatten(2)
+        return joined if self.places is None else joined.index_select(-1, self.places)
+
+    def _seat(self, heads: list[int]) -> None:
+        """Lay out the slots for atoms that belong to `heads`."""
+        seats = [[atom for atom, head in enumerate(heads) if head == h] for h in range(self.heads)]
+        width = max(map(len, seats))
+        flat = [atom for seat in seats for atom in seat + [len(heads)] * (width - len(seat))]
+        self.slots = self.places = None
+        if flat != list(range(len(heads))):
+            place = {atom: slot for slot, atom in enumerate(flat)}
+            self.slots = torch.tensor(flat, device=self.head.device)
+            self.places = torch.tensor([place[atom] for atom in range(len(heads))], device=self.head.device)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.head.is_meta:
+            self._seat(self.head.tolist())
