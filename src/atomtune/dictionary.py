@@ -81,7 +81,7 @@ class SparseDictionary(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """D = 0, so that step 0 is exactly the pretrained model; W_s ~ N(0, 1/C_i), so that W_s x starts at unit size."""
+        """D = 0, so that step 0 is the pretrained model exactly; W_s ~ N(0, 1/C_i), so that x W_s starts near 1."""
         nn.init.normal_(self.encoder.weight, std=self.encoder.in_features**-0.5, generator=generator)
         nn.init.zeros_(self.dictionary.weight)
 
@@ -110,7 +110,7 @@ class SparseDictionary(nn.Module):
         return self.synthesize(self.codes(x))
 
     def set_density(self, density: float) -> None:
-        """Let each token use k = max(1, round(ρM)) atoms from now on. Compiles again only beyond the largest k so far."""
+        """Let each token use k = max(1, round(ρM)) atoms. A compiled model compiles again only beyond its largest k."""
         if self.activation != "topk":
             raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
         k = atoms_per_token(self.num_atoms, density)

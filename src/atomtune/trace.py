@@ -4,8 +4,8 @@
         pipe("a sks teapot on the moon")
     t.active_per_token, t.alive, t.density
 
-Recorded is what multiplies D, after mixing and gain: the input of each layer's `dictionary`. Only running sums are kept,
-[M] numbers a layer, so the length of the run does not matter. Outside the block nothing is left behind in the model.
+Recorded is what multiplies D, after mixing and gain: the input of each layer's `dictionary`. Only running sums are
+kept, [M] numbers a layer, so the length of the run does not matter. Outside the block nothing is left in the model.
 """
 
 from __future__ import annotations

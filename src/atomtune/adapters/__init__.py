@@ -1,6 +1,6 @@
 """How a dictionary sits in a frozen layer, and how PEFT is told about it."""
 
-import peft  # noqa: F401, I001  first: the hook on its import loads the modules below, which must not be half-loaded
+import peft  # noqa: F401  first: the hook on its import loads the modules below, which must not be half-loaded
 
 from atomtune.adapters.attention import AttentionAtoms
 from atomtune.adapters.config import AtomConfig

@@ -14,6 +14,8 @@ with q and k zero-padded to the same width, which leaves q·k alone and keeps th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float
@@ -38,7 +40,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
         super().__init__()
         # In a tuple, because the layer holds this processor as a child and must not become its child in turn.
         self._attention = (attn,)
-        self.stock = attn.get_processor()
+        self.stock: Any = attn.get_processor()
         self.in_features = attn.cross_attention_dim
         self.out_features = attn.out_dim
         self.heads = attn.heads
@@ -58,7 +60,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
         attn = self._attention[0]
         del attn.set_processor
         vars(attn).pop("fuse_projections", None)
-        attn.set_processor(self.stock)  # pyright: ignore[reportArgumentType]
+        attn.set_processor(self.stock)
 
     def update_layer(self, adapter_name: str, config: AtomConfig) -> None:
         super().update_layer(adapter_name, config)
@@ -66,13 +68,13 @@ class AttentionAtoms(nn.Module, AtomLayer):
 
     def get_base_layer(self) -> nn.Module:
         """PEFT reads device and precision here."""
-        to_v = self._attention[0].to_v
+        to_v: Any = self._attention[0].to_v
         return to_v.get_base_layer() if hasattr(to_v, "get_base_layer") else to_v
 
-    # `Attention.forward` drops keyword arguments that are not spelled out here.
+    # `attn` is the diffusers Attention; its forward drops keyword arguments that are not spelled out here.
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -98,8 +100,8 @@ class AttentionAtoms(nn.Module, AtomLayer):
             context = encoder_hidden_states
         if attention_mask is not None:
             batch, tokens, _ = context.shape
-            attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+            mask: Tensor = attn.prepare_attention_mask(attention_mask, tokens, batch)
+            attention_mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
 
         query, key, value = (
             projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -148,7 +150,7 @@ def _attend(
     mask: Tensor | None,
     scale: float,
 ) -> Float[Tensor, "batch heads queries wide"]:
-    """softmax(q kᵀ · scale + mask) v for values wider than q and k. The scale is given: it belongs to the unpadded width."""
+    """softmax(q kᵀ · scale + mask) v for values wider than q and k. The scale given is that of the unpadded width."""
     extra = value.shape[-1] - query.shape[-1]
     query, key = F.pad(query, (0, extra)), F.pad(key, (0, extra))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

@@ -47,7 +47,7 @@ class AtomConfig(PeftConfig):
     """Adapt only these blocks, counted from 0. Needs `target_modules` to be a list of names."""
 
     layers_pattern: list[str] | str | None = None
-    """Name of the list that `layers_to_transform` counts in, such as "transformer_blocks". Default: the first numbered one."""
+    """Name of the list that `layers_to_transform` counts in, such as "transformer_blocks". Default: the first one."""
 
     modules_to_save: list[str] | None = None
     """Modules outside the adapter that are trained in full and saved with it."""

@@ -1,4 +1,4 @@
-"""What attention atoms and linear atoms share: one dictionary per adapter, and PEFT's and diffusers' protocols for it."""
+"""What attention atoms and linear atoms share: a dictionary per adapter, and the protocols of PEFT and diffusers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ On disk an atom's tensors are named after the layer it adapts, whatever holds th
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
@@ -28,12 +28,12 @@ class AtomModel(BaseTuner):
 
     prefix = "atoms_"
     tuner_layer_cls = AtomLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # no targets are guessed
 
     def _prepare_adapter_config(self, peft_config: AtomConfig, model_config: dict) -> AtomConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
         if peft_config.target_modules is None:
             raise UserError(
-                'target_modules is not set: name the attention modules ("attn1") or the linear layers ("to_v") to adapt.'
+                'target_modules is not set: name the attention modules ("attn1") or linear layers ("to_v") to adapt.'
             )
         return peft_config
 
@@ -52,9 +52,9 @@ class AtomModel(BaseTuner):
         self,
         peft_config: AtomConfig,  # pyright: ignore[reportIncompatibleMethodOverride]
         adapter_name: str,
-        target: nn.Module,
+        target: Any,
         target_name: str,
-        parent: nn.Module,
+        parent: Any,
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class AtomModel(BaseTuner):
                 parent.fuse_projections = refuse_fusing
             # Go below other adapters' wrappers, so that their names and files stay the same.
             while isinstance(target, BaseTunerLayer) and not isinstance(target, LinearAtoms):
-                parent, target_name, target = target, "base_layer", target.base_layer
+                parent, target_name, target = target, "base_layer", target.base_layer  # pyright: ignore[reportAttributeAccessIssue]
             layer = target if isinstance(target, LinearAtoms) else LinearAtoms(target)
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, peft_config)
@@ -80,8 +80,8 @@ class AtomModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise UserError(
-            "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep the "
-            "adapter beside the model, or take it out with unload()."
+            "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep "
+            "the adapter beside the model, or take it out with unload()."
         )
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
@@ -92,7 +92,8 @@ class AtomModel(BaseTuner):
                 module.detach()
             if vars(module).get("fuse_projections") is refuse_fusing:
                 del module.fuse_projections
-        return super()._unload_and_optionally_merge(False, *args, **kwargs)
+        super()._unload_and_optionally_merge(False, *args, **kwargs)
+        return self.model
 
     @classmethod
     def _get_adapter_state_dict(

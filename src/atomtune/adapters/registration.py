@@ -1,8 +1,8 @@
 """Tell PEFT that atoms exist, so that `get_peft_model` and `PeftModel.from_pretrained` know `AtomConfig`.
 
-PEFT lists its methods in an enum and refuses names that are not in it. The enum is extended in memory, once, and nothing
-on disk changes; every other method of PEFT stays as it was. `import atomtune` arranges for this to run as soon as PEFT is
-imported, so `import atomtune` must come before an atom adapter is opened.
+PEFT lists its methods in an enum and refuses names that are not in it. The enum is extended in memory, once; nothing on
+disk changes and every other method of PEFT stays as it was. `import atomtune` arranges for this to run as soon as PEFT
+is imported, so `import atomtune` must come before an atom adapter is opened.
 """
 
 from peft.utils import PeftType, register_peft_method
@@ -26,7 +26,7 @@ def _extend_enum() -> None:
     member = str.__new__(PeftType, NAME)
     member._name_ = NAME
     member._value_ = NAME
-    member._sort_order_ = len(PeftType.__members__)
+    member._sort_order_ = len(PeftType.__members__)  # pyright: ignore[reportAttributeAccessIssue]
     type.__setattr__(PeftType, NAME, member)
     PeftType._member_names_.append(NAME)
     PeftType._member_map_[NAME] = member
