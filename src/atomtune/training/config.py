@@ -21,6 +21,7 @@ class CustomizeConfig:
 
     pictures: Path
     """Folder of pictures, or one picture. Captions: metadata.jsonl (`file_name`, `text`) or name.txt beside name.png."""
+    _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: str
     """What the pictures show, in a word or two the base knows: "teapot"."""
     out: Path

@@ -1,0 +1,5 @@
+"""`python -m atomtune` is `atomtune`."""
+
+from atomtune.cli import main
+
+main()

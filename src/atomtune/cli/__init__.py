@@ -1,0 +1,49 @@
+"""The command line: one module a command, imported when that command is run, so that `atomtune --help` is quick.
+
+Every option is a flag and a key of the YAML that `--config` names (flags win), through cyclopts's own configuration
+sources. What the user can fix is said in one sentence on stderr, with exit code 2.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from atomtune.errors import UserError
+
+app = App(name="atomtune", help="Fine-tune frozen transformers with sparse dictionaries of feature atoms.")
+app.command("atomtune.cli.customize:customize", help="Learn a thing from a few pictures.")
+app.command("atomtune.cli.generate:generate", help="Draw pictures, with or without an adapter.")
+app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pictures and draw it elsewhere.")
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[str | None, Parameter(help="YAML file (or name of a shipped recipe) with options; flags win.")] = None,
+):
+    sources = []
+    if config is not None:
+        from atomtune.training.config import load_recipe
+
+        sources.append(Dict(load_recipe(config), source=config, use_commands_as_keys=False))
+    if tokens and tokens[0] == "customize":
+        from atomtune.cli.customize import shipped_recipe
+
+        sources.append(shipped_recipe)
+    app.config = tuple(sources)
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns when a data loader forks
+    try:
+        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (UserError, CycloptsError) as error:
+        print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

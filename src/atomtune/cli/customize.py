@@ -1,0 +1,28 @@
+"""`atomtune customize`: learn a thing from a few pictures. Every field of `CustomizeConfig` is a flag and a YAML key."""
+
+from typing import Annotated
+
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Dict
+
+from atomtune.training.config import CustomizeConfig, recipe_for
+
+
+def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
+    """Learn a thing from a few pictures, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
+
+    The result is a PEFT adapter in OUT/adapter. What neither flags nor --config say comes from the recipe that ships for
+    the base, if there is one.
+    """
+    from atomtune.training import customize
+
+    customize(config)
+
+
+def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """The last of cyclopts's configuration sources: the recipe that ships for the base."""
+    given = {argument.field_info.name: argument.tokens for argument in arguments if argument.tokens}
+    recipe = recipe_for(given["base"][0].value if "base" in given else CustomizeConfig.base)
+    if {"steps", "epochs"} & given.keys():  # two ways to say one thing
+        recipe = {name: value for name, value in recipe.items() if name not in ("steps", "epochs")}
+    Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)

@@ -1,0 +1,108 @@
+"""`atomtune generate`: draw pictures with an adapter, or with the base alone."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from atomtune.errors import UserError
+
+
+def generate(
+    adapter: Annotated[Path | None, Parameter(name="RUN-OR-ADAPTER")] = None,
+    /,
+    *,
+    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompts_file: Path | None = None,
+    num: int = 1,
+    seed: int = 0,
+    density: float | None = None,
+    scale: float = 1.0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
+    batch_size: int = 8,
+    base: str | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    out: Path | None = None,
+) -> None:
+    """Draw pictures, with or without an adapter.
+
+    Every picture is a PNG that holds its settings; grid.png shows them all, a row for each prompt.
+
+    Args:
+        adapter: Folder of a run or of an adapter. Without one the base alone draws.
+        prompt: What to draw. Give it again for another.
+        prompts_file: Text file with one prompt a line.
+        num: Pictures of each prompt.
+        seed: Seed of the first picture of each prompt; the next has seed + 1. A picture's noise depends on its seed alone.
+        density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
+        scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
+        steps: Denoising steps (the base's own number by default).
+        guidance_scale: Strength of classifier-free guidance (the base's own by default).
+        resolution: Height and width in pixels (the base's own by default).
+        batch_size: Pictures drawn at once.
+        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
+        dtype: Precision of the weights.
+        out: Folder for the pictures ("generated" in the run by default).
+    """
+    prompts = [*(prompt or []), *_lines(prompts_file)]
+    if not prompts:
+        raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
+    if density is not None and adapter is None:
+        raise UserError("--density needs an adapter: name a run or an adapter folder first.")
+
+    import torch
+    from accelerate import PartialState
+
+    from atomtune import pipelines, sampling
+
+    info = pipelines.adapter_info(adapter) if adapter else {}
+    base = base or info.get("base_model_name_or_path") or pipelines.MOJI
+    pipe = pipelines.load_base(base, getattr(torch, dtype)).to(PartialState().device)
+    if adapter:
+        model = pipelines.load_adapter(pipe, adapter)
+        _turn(model, density, scale)
+    drawings = sampling.generate(pipe, prompts, num, seed, steps, guidance_scale, batch_size, resolution)
+    made_by = {"base": base} | ({"adapter": str(adapter), "density": density, "scale": scale} if adapter else {})
+    for drawing in drawings:
+        drawing.settings |= made_by
+
+    out = out or (adapter or Path("runs")) / "generated"
+    sampling.save_images(drawings, out)
+    rows = [[drawing.image for drawing in drawings[i * num : (i + 1) * num]] for i in range(len(prompts))]
+    seeds = [f"seed {s}" for s in range(seed, seed + num)]
+    sampling.save_png(sampling.grid(rows, prompts, seeds), out / "grid.png", made_by | {"prompts": prompts, "seed": seed})
+    print(f"{len(drawings)} pictures and grid.png are in {out}")
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
+
+
+def _turn(model, density: float | None, scale: float) -> None:
+    """Set the density and the strength of the adapter, for sampling only."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    kind = model.peft_config["default"].peft_type
+    if density is not None:
+        if kind != "ATOMS":
+            raise UserError(f"--density belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
+        from atomtune.atoms import board
+
+        try:
+            board(model).density = density
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    if scale != 1.0:
+        if kind == "OFT":
+            raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_scale("default", scale)
