@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
@@ -141,6 +141,10 @@ def _why_not(parent: nn.Module, module: nn.Module) -> str | None:
         module = module.get_base_layer()
     if not isinstance(module, nn.Linear):
         return f"it is a {type(module).__name__}, and atoms go on diffusers' Attention or on an nn.Linear"
-    if "Fused" in type(getattr(parent, "processor", None)).__name__ or getattr(parent, "fused_projections", False):
+    if isinstance(parent, Attention):  # its own flag stays up after unfusing
+        fused = isinstance(parent.processor, FusedAttnProcessor2_0)
+    else:
+        fused = getattr(parent, "fused_projections", False)
+    if fused:
         return "its projections were fused, so it is not used; call unfuse_qkv_projections() first"
     return None
