@@ -3,8 +3,8 @@
     frozen layer     O                       A: attention map, X: the layer's input tokens
     adapted layer    O + σ(A X W_s) D        W_s: encoder, D: the atoms; only these two train
 
-Importing this package is cheap: torch, PEFT and diffusers are imported when a name below is first used. The import also
-tells PEFT about the method (as soon as PEFT itself is imported), so that `PeftModel.from_pretrained` opens atom adapters.
+Importing this package is cheap: torch, PEFT and diffusers are imported when a name below is first used. It also tells
+PEFT about the method, as soon as PEFT itself is imported, so that `PeftModel.from_pretrained` opens atom adapters.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Draw pictures with a pipeline, adapted or not, and put them on disk with the settings that made them.
 
-Picture j of every prompt starts from the noise of seed + j: x_T = N(0, 1; seed + j). The noise depends on that seed alone,
-not on the batch a picture is drawn in, so any single picture can be drawn again from its settings.
+Picture j of every prompt starts from the noise of seed + j. The noise depends on that seed alone, not on the batch a
+picture is drawn in, so any single picture can be drawn again from its settings.
 """
 
 import inspect
@@ -46,8 +46,8 @@ def generate(
 ) -> list[Drawing]:
     """Draw `num` pictures of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. Raises `UserError` for numbers
-    that cannot be drawn with.
+    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. Raises `UserError` for
+    numbers that cannot be drawn with.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     defaults = inspect.signature(pipe.__call__).parameters
@@ -61,9 +61,11 @@ def generate(
     drawings = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        images = pipe(
+        images = pipe(  # pyright: ignore[reportCallIssue]
             prompt=[prompt for prompt, _ in batch],
-            generator=[torch.Generator().manual_seed(s) for _, s in batch],  # on the CPU: the same noise on every device
+            generator=[
+                torch.Generator().manual_seed(s) for _, s in batch
+            ],  # on the CPU: the same noise on every device
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             **call_options(pipe, resolution),
@@ -99,8 +101,10 @@ def read_settings(file: str | Path) -> dict[str, Any]:
         return json.loads(image.info.get("atomtune", "{}"))
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str] = ()) -> Image.Image:
-    """One white sheet: a row of pictures for each label on the left, under `column_labels`, which are wrapped to fit."""
+def grid(
+    rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str] = ()
+) -> Image.Image:
+    """One white sheet: a row of pictures for each label on the left, with `column_labels` above, wrapped to fit."""
     font = ImageFont.load_default(_TEXT)
     cell = max(_CELL, *(image.width for row in rows for image in row))
     left = 8 + max(int(font.getlength(line)) for label in row_labels for line in _wrap(label, font, cell))
@@ -116,7 +120,9 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
         y = top + r * (cell + gap)
         draw.multiline_text((2, y + 2), "\n".join(_wrap(label, font, cell)), "black", font)
         for column, image in enumerate(row):
-            sheet.paste(image.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC), (left + column * (cell + gap), y))
+            sheet.paste(
+                image.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC), (left + column * (cell + gap), y)
+            )
     return sheet
 
 

@@ -4,12 +4,12 @@ Every option is a flag and a key of the YAML that `--config` names (flags win), 
 sources. What the user can fix is said in one sentence on stderr, with exit code 2.
 """
 
-import os
 import sys
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
+from wrapt import register_post_import_hook
 
 from atomtune.errors import UserError
 
@@ -22,7 +22,9 @@ app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pic
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[str | None, Parameter(help="YAML file (or name of a shipped recipe) with options; flags win.")] = None,
+    config: Annotated[
+        str | None, Parameter(help="YAML file (or name of a shipped recipe) with options; flags win.")
+    ] = None,
 ):
     sources = []
     if config is not None:
@@ -37,9 +39,17 @@ def _with_config(
     return app(tokens, exit_on_error=False, print_error=False)
 
 
+def _without_loading_bars(diffusers) -> None:
+    """Opening a pipeline takes a second or two; the bars worth showing are training's."""
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns when a data loader forks
+    register_post_import_hook(_without_loading_bars, "diffusers")
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:

@@ -35,7 +35,7 @@ def generate(
         prompt: What to draw. Give it again for another.
         prompts_file: Text file with one prompt a line.
         num: Pictures of each prompt.
-        seed: Seed of the first picture of each prompt; the next has seed + 1. A picture's noise depends on its seed alone.
+        seed: Seed of the first picture of each prompt; the next has seed + 1. The noise depends on it alone.
         density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         steps: Denoising steps (the base's own number by default).
@@ -58,7 +58,7 @@ def generate(
     from atomtune import pipelines, sampling
 
     info = pipelines.adapter_info(adapter) if adapter else {}
-    base = base or info.get("base_model_name_or_path") or pipelines.MOJI
+    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base, getattr(torch, dtype)).to(PartialState().device)
     if adapter:
         model = pipelines.load_adapter(pipe, adapter)
@@ -72,7 +72,9 @@ def generate(
     sampling.save_images(drawings, out)
     rows = [[drawing.image for drawing in drawings[i * num : (i + 1) * num]] for i in range(len(prompts))]
     seeds = [f"seed {s}" for s in range(seed, seed + num)]
-    sampling.save_png(sampling.grid(rows, prompts, seeds), out / "grid.png", made_by | {"prompts": prompts, "seed": seed})
+    sampling.save_png(
+        sampling.grid(rows, prompts, seeds), out / "grid.png", made_by | {"prompts": prompts, "seed": seed}
+    )
     print(f"{len(drawings)} pictures and grid.png are in {out}")
 
 
@@ -90,7 +92,7 @@ def _turn(model, density: float | None, scale: float) -> None:
     """Set the density and the strength of the adapter, for sampling only."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    kind = model.peft_config["default"].peft_type
+    kind = model.peft_config["default"].peft_type.value
     if density is not None:
         if kind != "ATOMS":
             raise UserError(f"--density belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
@@ -102,7 +104,9 @@ def _turn(model, density: float | None, scale: float) -> None:
             raise UserError(str(error)) from error
     if scale != 1.0:
         if kind == "OFT":
-            raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
+            raise UserError(
+                "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
+            )
         for layer in model.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer.set_scale("default", scale)
+                layer.set_scale("default", scale)  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import typing
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +22,7 @@ class CustomizeConfig:
     """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
     pictures: Path
-    """Folder of pictures, or one picture. Captions: metadata.jsonl (`file_name`, `text`) or name.txt beside name.png."""
+    """Folder of pictures, or one. Captions in metadata.jsonl (`file_name`, `text`), or in name.txt beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: str
     """What the pictures show, in a word or two the base knows: "teapot"."""
@@ -65,7 +67,7 @@ class CustomizeConfig:
     """Forward passes in one optimizer step."""
     optimizer: str = "AdamW"
     """AdamW, CAME, or any other class of torch.optim."""
-    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer_options: dict[str, float | int | bool | list[float] | str] = dataclasses.field(default_factory=dict)
     """Further arguments of the optimizer, such as {"weight_decay": 0.01}."""
     learning_rate: float = 1e-4
     """Learning rate."""
@@ -110,17 +112,13 @@ class CustomizeConfig:
     """Tracker of accelerate ("none": no tracker)."""
 
     def __post_init__(self):
-        self.pictures, self.out = Path(self.pictures), Path(self.out)
-        self.target_modules, self.sample_prompts = tuple(self.target_modules), tuple(self.sample_prompts)
-        if self.layers_to_transform is not None:
-            self.layers_to_transform = tuple(self.layers_to_transform)
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, convert(field.name, kinds[field.name], getattr(self, field.name)))
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value >= minimum):
-                raise UserError(f"{name} must be a number and at least {minimum}, got {value}.")
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise UserError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}.")
+            if value is not None and not value >= minimum:
+                raise UserError(f"{name} must be at least {minimum}, got {value}.")
         if not 0 < self.density <= 1:
             hint = f" Did you mean {self.density / 100:g} ({self.density:g} %)?" if 1 < self.density <= 100 else ""
             raise UserError(f"density must be in (0, 1], got {self.density:g}.{hint}")
@@ -129,7 +127,9 @@ class CustomizeConfig:
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate must be above zero, got {self.learning_rate:g}.")
         if not self.token.strip() or not self.class_name.strip():
-            raise UserError("token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'.")
+            raise UserError(
+                "token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'."
+            )
         for text in (self.token, self.class_name, *self.sample_prompts, self.class_prompt or ""):
             refuse_angle_brackets(text)
 
@@ -154,19 +154,36 @@ _MINIMA = {
     "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
     "snr_gamma": 0, "threshold": 0, "seed": 0,
 }  # fmt: skip
-_CHOICES = {
-    "method": ("atoms", "lora", "dora", "oft"),
-    "activation": ("topk", "soft", "relu"),
-    "mixed_precision": ("no", "fp16", "bf16"),
-}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
+
+
+def convert(name: str, kind: Any, value: Any) -> Any:
+    """A value as YAML or Python has it, in the type of its field. (YAML reads 1e-4 as text, and has lists for tuples.)"""
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if type(None) in inner:
+        return None if value is None else convert(name, inner[0], value)
+    if origin is typing.Literal:
+        if value not in inner:
+            raise UserError(f"{name} must be one of {', '.join(inner)}, got {value!r}.")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(name, inner[0], item) for item in value)
+    if origin is Path and isinstance(value, str | Path):
+        return Path(value)
+    if origin is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise UserError(f"{name} must be {_KINDS.get(origin, 'text')}, got {value!r}.")
+    return value
 
 
 def refuse_angle_brackets(text: str) -> None:
     """Raise `UserError` for `<v>`-like tokens."""
     if found := re.search(r"<[^<>]*>", text):
         raise UserError(
-            f"{found[0]!r} in {text!r} would be lost: caption cleaning parses HTML and strips it; use a plain rare word "
-            "such as 'sks'."
+            f"{found[0]!r} in {text!r} would be lost: caption cleaning parses HTML and strips it; use a plain rare "
+            "word such as 'sks'."
         )
 
 
@@ -183,7 +200,8 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
     if missing := [name for name in ("pictures", "class_name", "out") if name not in values]:
         raise UserError(f"{', '.join(missing)} missing: a run needs pictures, class_name and out.")
-    return CustomizeConfig(**values)
+    kinds = typing.get_type_hints(CustomizeConfig)
+    return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
 
 
 def recipe_names() -> list[str]:
@@ -199,8 +217,8 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or one "
-            f"of the recipes {', '.join(recipe_names())}."
+            f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "
+            f"one of the recipes {', '.join(recipe_names())}."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error

@@ -1,0 +1,185 @@
+"""The command line on a small PixArt-Σ folder: options, where they come from, and what is said when they are wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from atomtune.cli import app, main
+from atomtune.sampling import read_settings
+from atomtune.training import load_recipe
+from tests.tiny_pixart import save_tiny_pixart
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_pixart(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(random.integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base, pictures, tmp_path_factory):
+    """A finished run, by the command line, with options from a file and from flags."""
+    out = tmp_path_factory.mktemp("runs") / "dog"
+    config = out.with_suffix(".yaml")
+    options = {
+        "class_name": "cat",
+        "steps": 9,
+        "num_atoms": 8,
+        "density": 0.5,
+        "optimizer_options": {"weight_decay": 0.1},
+    }
+    config.write_text(yaml.safe_dump({**options, "base": str(base), "target_modules": ["attn1"], "seed": 3}))
+    main(
+        ["customize", str(pictures), "--config", str(config), "--class-name", "dog", "--steps", "2", "--out", str(out)]
+    )
+    return out
+
+
+def said(capsys, *arguments: object) -> str:
+    """What is printed on stderr by a command that the user got wrong: one line, and exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("atomtune: ") and error.count("\n") == 1, error
+    return error.removeprefix("atomtune: ")
+
+
+def test_flags_win_over_the_file_which_wins_over_the_defaults(run):
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (resolved["class_name"], resolved["steps"]) == ("dog", 2)  # flags
+    assert (resolved["num_atoms"], resolved["density"], resolved["seed"]) == (8, 0.5, 3)  # the file
+    assert resolved["optimizer_options"] == {"weight_decay": 0.1}
+    assert (resolved["token"], resolved["batch_size"]) == ("sks", 1)  # defaults
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+
+
+def test_the_resolved_config_says_the_same_run_again(run, capsys):
+    main(["customize", "--config", str(run / "config.yaml"), "--overwrite"])
+    again = yaml.safe_load((run / "config.yaml").read_text())
+    main(["customize", "--config", str(run / "config.yaml"), "--no-overwrite"])  # finished: nothing to do
+    assert again | {"overwrite": False} == yaml.safe_load((run / "config.yaml").read_text()) | {"overwrite": False}
+
+
+def bound(*tokens: str):
+    """The configuration that a `customize` command line resolves to, without running it."""
+    from atomtune.cli.customize import shipped_recipe
+
+    app.config = (shipped_recipe,)
+    _, arguments, _ = app.parse_args(["customize", *tokens], exit_on_error=False, print_error=False)
+    return arguments.args[0] if arguments.args else arguments.kwargs["config"]
+
+
+def test_the_recipe_of_the_base_says_what_nobody_else_does():
+    common = ("pictures", "--class-name", "dog", "--out", "out")
+    moji = load_recipe("moji")
+    assert (bound(*common).learning_rate, bound(*common).steps) == (moji["learning_rate"], moji["steps"])
+    assert bound(*common, "--learning-rate", "0.5").learning_rate == 0.5
+    assert (bound(*common, "--epochs", "3").steps, bound(*common, "--epochs", "3").epochs) == (None, 3)
+    assert bound(*common, "--base", "elsewhere").learning_rate == 1e-4
+
+
+def test_generate(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a dog on the snow\n\n a cat \n")
+    options = ["--steps", 2, "--num", 2, "--seed", 5, "--density", 0.25, "--scale", 0.5, "--out", tmp_path / "out"]
+    main(
+        [
+            str(x)
+            for x in ["generate", run, "--prompt", "a sks dog", "--prompts-file", tmp_path / "prompts.txt", *options]
+        ]
+    )
+    assert "6 pictures" in capsys.readouterr().out
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files[0] == "000-a-sks-dog-seed5.png" and files[5:] == ["005-a-cat-seed6.png", "grid.png"]
+    settings = read_settings(tmp_path / "out" / files[0])
+    assert settings["prompt"] == "a sks dog" and settings["seed"] == 5 and settings["steps"] == 2
+    assert settings["density"] == 0.25 and settings["scale"] == 0.5 and settings["adapter"] == str(run)
+
+
+def drawn(out) -> np.ndarray:
+    return np.asarray(Image.open(next(out.glob("000-*.png"))), dtype=int)
+
+
+def test_scale_and_density_act_while_sampling(run, base, tmp_path):
+    common = ["--prompt", "a sks dog", "--steps", "2"]
+
+    def draw(name: str, *options: object) -> np.ndarray:
+        main(["generate", *map(str, options), *common, "--out", str(tmp_path / name)])
+        return drawn(tmp_path / name)
+
+    frozen, adapted = draw("base", "--base", base), draw("adapted", run)
+    assert (draw("again", run / "adapter") == adapted).all()
+    assert abs(draw("off", run, "--scale", 0) - frozen).max() <= 1  # the attention call is another one: the last bit
+    loud = draw("loud", run, "--scale", 300)
+    assert abs(loud - frozen).max() > 3
+    assert (draw("fewer", run, "--scale", 300, "--density", 0.125) != loud).any()
+
+
+RUN = ("--class-name", "x", "--out", "{empty}/out")
+WRONG = {
+    "unknown option": (["generate", "--promt", "x"], "--promt"),
+    "no prompt": (["generate", "{run}"], "nothing to draw"),
+    "no adapter there": (["generate", "{empty}", "--prompt", "x"], "there is no adapter in '{empty}'"),
+    "density of 4": (["generate", "{run}", "--prompt", "x", "--density", "4"], "density must be in (0, 1], got 4"),
+    "density without adapter": (["generate", "--prompt", "x", "--density", "0.1"], "--density needs an adapter"),
+    "negative steps": (["generate", "{run}", "--prompt", "x", "--steps", "-3"], "steps must be at least 1, got -3"),
+    "no pictures": (["generate", "{run}", "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
+    "prompts file": (["generate", "{run}", "--prompts-file", "{empty}/none.txt"], "none.txt could not be read"),
+    "unknown base": (["generate", "--base", "{empty}", "--prompt", "x"], "there is no base model '{empty}'"),
+    "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
+    "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
+    "missing class": (["customize", "{pictures}", "--out", "{empty}/out"], "--class-name"),
+    "training density": (["customize", "{pictures}", *RUN, "--density", "4"], "0.04"),
+    "training steps": (["customize", "{pictures}", *RUN, "--steps", "-1"], "steps"),
+    "not a number": (["customize", "{pictures}", *RUN, "--steps", "x"], "--steps"),
+    "empty folder": (["customize", "{empty}", "--class-name", "x", "--out", "{empty}/../out"], "{empty}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_clear_sentence(case, capsys, tmp_path, run, pictures):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "typo.yaml").write_text("stpes: 3\nclass_name: x\nout: y")
+    places = {"empty": empty, "run": run, "pictures": pictures}
+    arguments, expected = WRONG[case]
+    assert expected.format(**places) in said(capsys, *(argument.format(**places) for argument in arguments))
+    assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written
+
+
+def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
+    other = save_tiny_pixart(tmp_path / "other", seed=1)
+    sentence = said(capsys, "generate", run, "--base", other, "--prompt", "x")
+    assert "tiny" in sentence and "other" in sentence
+
+
+def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
+    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method"]
+    for method in ("lora", "oft"):
+        main(["customize", str(pictures), *common, method, "--rank", "2", "--out", str(tmp_path / method)])
+    draw = ("--prompt", "x", "--steps", "1")
+    assert "belongs to atoms; this adapter is LORA" in said(
+        capsys, "generate", tmp_path / "lora", *draw, "--density", "0.5"
+    )
+    assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
+    main(["generate", str(tmp_path / "lora"), *draw, "--scale", "0.5"])
+    assert (tmp_path / "lora" / "generated" / "grid.png").is_file()
+
+
+def test_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "atomtune", "generate"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("atomtune: there is nothing to draw") and not done.stdout
