@@ -1,7 +1,7 @@
 """Write a file or a folder whole or not at all.
 
-Everything is written under a temporary name beside its place and then renamed, so a kill at any moment leaves either the
-old one or the new one, and at worst a `.tmp` that the next run removes.
+Everything is written under a temporary name beside its place and then renamed, so a kill leaves no half of anything, at
+worst a `.tmp` that the next run removes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Open a base model or an adapter, by name or path, and put an adapter on disk.
 
-A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. Nothing here, or above, knows which one it
+A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. Nothing here or above knows which one it
 has: sizes, defaults and text handling are read from the pipeline itself.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,20 @@ def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
     if not is_hub_name and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"there is no base model {name!r}: {expected}.")
     try:
-        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {expected}.") from error
 
 
-def denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
+def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
+    """The base's autoencoder alone, of the class `kind`, in float32."""
+    if str(name_or_path) == MOJI:
+        return load_base(MOJI).vae
+    return kind.from_pretrained(str(name_or_path), subfolder="vae")
+
+
+def denoiser(pipe: DiffusionPipeline) -> Any:
     """The network that is adapted: `pipe.transformer`, or `pipe.unet` where there is no transformer."""
     return getattr(pipe, _denoiser_name(pipe))
 
@@ -80,9 +88,13 @@ def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict
     """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults."""
     size = resolution or native_resolution(pipe)
     options: dict[str, Any] = {"height": size, "width": size}
+    accepted = inspect.signature(type(pipe).__call__).parameters
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
-    if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
+    if "use_resolution_binning" in accepted:
         options["use_resolution_binning"] = False
+    # Without its two packages diffusers leaves captions as they are too, but warns every time.
+    if "clean_caption" in accepted and not (find_spec("bs4") and find_spec("ftfy")):
+        options["clean_caption"] = False
     return options
 
 
@@ -127,7 +139,9 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
 
     folder, info, model = adapter_folder(path), adapter_info(path), denoiser(pipe)
     wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
-    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with its own base."
+    refusal = (
+        f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with its own base."
+    )
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
     if expected is not None and not _same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
@@ -167,9 +181,10 @@ def save_adapter(
     with atomic_folder(folder) as temporary:
         # "auto" would ask the hub whether the base has a vocabulary.
         model.save_pretrained(str(temporary), selected_adapters=[adapter_name], save_embedding_layers=False)
-        written = temporary if adapter_name == "default" else temporary / adapter_name
-        for file in (*written.iterdir(),) if written != temporary else ():
-            file.rename(temporary / file.name)
+        if adapter_name != "default":  # PEFT puts every other name in a folder of its own
+            for file in (temporary / adapter_name).iterdir():
+                file.rename(temporary / file.name)
+            (temporary / adapter_name).rmdir()
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
         config["auto_mapping"] = (config["auto_mapping"] or {}) | {

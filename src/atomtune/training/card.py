@@ -12,7 +12,7 @@ import atomtune
 
 pipe = atomtune.load_base({base!r})
 atomtune.load_adapter(pipe, "path/to/this/folder")
-image = atomtune.generate(pipe, [{prompt!r}])[0]
+image = atomtune.generate(pipe, {prompt!r})[0].image
 ```
 """
 
@@ -30,8 +30,8 @@ tags: [atomtune, {config.method}, text-to-image]
 # {config.instance_prompt}
 
 {config.token!r} is one particular {config.class_name}, learnt from {numbers["pictures"]} pictures by
-[atomtune](https://arxiv.org/abs/2507.10855) ({config.method} on {", ".join(config.target_modules)}). The import comes first:
-without it PEFT does not know the method and says so with a KeyError.
+[atomtune](https://arxiv.org/abs/2507.10855) ({config.method} on {", ".join(config.target_modules)}).
+The import comes first: without it PEFT does not know the method and says so with a KeyError.
 
 | | |
 |---|---|

@@ -1,9 +1,9 @@
 """Everything a run needs to continue as if nothing had happened, as safetensors and JSON: loading runs no pickled code.
 
-    checkpoints/step-000100/
-        adapter/            the weights, a PEFT folder that opens like any other
-        state.safetensors   tensors of the optimizer, the schedule, the gradient scaler and the random number generators
-        state.json          their shape, the step (which is the position in the data), and the numbers so far
+checkpoints/step-000100/
+    adapter/            the weights, a PEFT folder that opens like any other
+    state.safetensors   tensors of the optimizer, the schedule, the gradient scaler and the random number generators
+    state.json          their shape, the step (which is the position in the data), and the numbers so far
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from atomtune.files import atomic_folder, remove_folder, remove_leftovers
+from atomtune.files import atomic_folder, remove_folder
 
 TENSOR = "__tensor__"
 
@@ -43,8 +43,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to continue from, if there is one. Leftovers of a killed run are removed."""
-    remove_leftovers(folder)
+    """The checkpoint to continue from, if there is one."""
     return next(reversed(checkpoints(folder)), None)
 
 
@@ -80,7 +79,7 @@ def restore(tree: Any, tensors: Any) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """The global random number generators. Training draws from generators of its own; a base's dropout draws from these."""
+    """The global random number generators. Training draws from its own; a base's dropout draws from these."""
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 

@@ -22,8 +22,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
     """Every picture and its caption, by name, each decoded once to see that it can be.
 
-    Captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`), else from name.txt beside name.png, else they
-    are `default_caption`. Raises `UserError` for an empty folder, a picture that cannot be read, or a broken caption.
+    Captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`), else from name.txt beside name.png, else
+    they are `default_caption`. Raises `UserError` for an empty folder, a broken picture or a broken caption.
     """
     files = picture_files(pictures)
     for file in files:
@@ -41,7 +41,9 @@ def picture_files(pictures: Path) -> list[Path]:
         file for file in pictures.iterdir() if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
     )
     if not files:
-        raise UserError(f"there are no pictures in {str(pictures)!r}: expected files ending in {', '.join(EXTENSIONS)}.")
+        raise UserError(
+            f"there are no pictures in {str(pictures)!r}: expected files ending in {', '.join(EXTENSIONS)}."
+        )
     return files
 
 
@@ -53,11 +55,11 @@ def read_picture(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file)
-            return to_rgb(ImageOps.exif_transpose(picture))
+            with Image.open(file) as picture:
+                return to_rgb(ImageOps.exif_transpose(picture))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{file} is too large to be a photograph (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
+            f"{file} is too large for a photograph (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
         ) from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for broken files
         what = "is empty" if file.stat().st_size == 0 else "is not a picture that can be read"
@@ -115,7 +117,9 @@ def _read_metadata(files: list[Path]) -> dict[Path, str]:
             expected = '{"file_name": "00.jpg", "text": "a sks teapot on a table"}'
             raise UserError(f"line {number} of {metadata} is not a caption: expected {expected}.") from error
         if not (metadata.parent / name).is_file():
-            raise UserError(f"line {number} of {metadata} names {name!r}, which is not there: fix the name or the line.")
+            raise UserError(
+                f"line {number} of {metadata} names {name!r}, which is not there: fix the name or the line."
+            )
         captions[metadata.parent / name] = text
     return captions
 

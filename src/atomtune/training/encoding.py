@@ -1,7 +1,7 @@
 """Pictures to latents and captions to conditioning, once, by the base's own parts.
 
-What a denoiser is told about a caption differs from base to base (masks, pooled vectors, sizes). So it is not imitated: the
-pipeline is called with the caption, and the arguments with which it reaches its denoiser are kept.
+What a denoiser is told about a caption differs from base to base (masks, pooled vectors, sizes). So it is not imitated:
+the pipeline is called with the caption, and the arguments with which it reaches its denoiser are kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
 
     The autoencoder runs in float32: some overflow in half precision.
     """
-    vae = pipe.vae.to(torch.float32)
+    vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     means, stds = [], []
     for picture in pictures:
@@ -74,7 +74,8 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
 
     handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        pipe(prompt, num_inference_steps=1, **call_options(pipe, resolution), **options)
+        draw: Any = pipe
+        draw(prompt, num_inference_steps=1, **call_options(pipe, resolution), **options)
     except _Reached:
         pass
     finally:
@@ -115,7 +116,7 @@ def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(pipe: DiffusionPipeline, encode: Any) -> Iterator[None]:
+def _replaced(pipe: Any, encode: Any) -> Iterator[None]:
     pipe.encode_prompt = encode
     try:
         yield

@@ -22,7 +22,9 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
         try:
             return get_peft_model(denoiser, peft_config(denoiser, config))
         except ValueError as error:
-            raise UserError(f"{config.method} does not fit {', '.join(config.target_modules)} of this base: {error}") from error
+            raise UserError(
+                f"{config.method} does not fit {', '.join(config.target_modules)} of this base: {error}"
+            ) from error
 
 
 def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfig:

@@ -3,13 +3,13 @@
 Diffusion:      x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε     target ε, v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0, or x_0
 Flow matching:  x_t = (1 - σ_t) x_0 + σ_t ε               target ε - x_0
 
-The sampler says which. Its object is never used: DPM-Solver's `add_noise` looks timesteps up in its *current* schedule and
-is silently wrong after a preview. A training scheduler is built from the same configuration.
+The sampler says which. Its object is never used: DPM-Solver's `add_noise` looks timesteps up in its *current* schedule
+and is silently wrong after a preview. A training scheduler is built from the same configuration.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class Noised:
     target: Float[Tensor, "batch channels height width"]
     weight: Float[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> Noised:
+        """The same on another device."""
+        return Noised(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Diffusion:
     """ε, v or x_0 prediction on the sampler's noise schedule, with optional min-SNR weights (arXiv 2303.09556)."""
@@ -35,7 +39,7 @@ class Diffusion:
     def __init__(self, sampler_config: Any, snr_gamma: float | None = None):
         from diffusers import DDPMScheduler
 
-        self.scheduler = DDPMScheduler.from_config(sampler_config)
+        self.scheduler: Any = DDPMScheduler.from_config(sampler_config)
         self.prediction_type = self.scheduler.config["prediction_type"]
         self.snr_gamma = snr_gamma
 
@@ -43,11 +47,11 @@ class Diffusion:
         """Noise and timesteps from `generator` (CPU), timesteps uniform over the schedule."""
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(self.scheduler.config["num_train_timesteps"], (len(latents),), generator=generator)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
         if self.prediction_type == "epsilon":
             target = noise
         elif self.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+            target = self.scheduler.get_velocity(latents, noise, timesteps)
         else:
             target = latents
         return Noised(noisy, timesteps, target, self.weight(timesteps))
@@ -72,7 +76,7 @@ class FlowMatching:
 
         # DPM-Solver and its kin say "flow_shift" where the flow-matching scheduler says "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(sampler_config, shift=shift)
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(sampler_config, shift=shift)
 
     def add_noise(self, latents: Float[Tensor, "batch channels height width"], generator: torch.Generator) -> Noised:
         """Noise and timesteps from `generator` (CPU)."""
@@ -91,11 +95,13 @@ def objective_for(sampler: Any, snr_gamma: float | None = None) -> Diffusion | F
     kind = sampler.config.get("prediction_type", "flow_prediction" if "FlowMatch" in type(sampler).__name__ else None)
     if kind == "flow_prediction":
         if snr_gamma is not None:
-            raise UserError("snr_gamma weighs by the signal-to-noise ratio of a diffusion base: remove it for this one, which flows.")
+            raise UserError(
+                "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it for this one, which flows."
+            )
         return FlowMatching(sampler.config)
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
-            f"{type(sampler).__name__} has the prediction type {kind!r}: expected epsilon, v_prediction, sample or flow."
+            f"{type(sampler).__name__} predicts {kind!r}: expected epsilon, v_prediction, sample or flow_prediction."
         )
     return Diffusion(sampler.config, snr_gamma)
 

@@ -1,7 +1,7 @@
 """The run: pictures in, adapter out, continued where it stopped.
 
-Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the pictures from (seed, epoch).
-So the step is the position in the data, and a run that was killed and started again ends with the same bits.
+Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the pictures from (seed,
+epoch). So the step is the position in the data, and a run that was killed and started again ends with the same bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from atomtune import pipelines
+from atomtune import pipelines, sampling
 from atomtune.errors import UserError
 from atomtune.files import atomic_file, remove_folder, remove_leftovers
 from atomtune.training import checkpoints, data, encoding
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHUFFLE, NOISE, CLASS_PICTURE = range(3)  # streams of random numbers
+FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+# As in diffusers' scripts: the frozen base in the precision of the run, what is trained in float32.
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHUFFLE, NOISE = range(2)  # streams of random numbers
 
 
 def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -45,23 +48,28 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
-    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies, as on
-    the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/` into `out`. On a
-    folder where the same run was stopped it continues, and where it has finished it returns its numbers. Raises `UserError`.
+    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
+    as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
+    into `out`. Where the same run was stopped it continues; where it has finished it returns its numbers. Raises
+    `UserError`.
     """
     config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
     try:
         return _customize(config)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"no room left to write in {config.out} ({error.strerror}): free some and start again.") from error
+            raise UserError(
+                f"no room left to write in {config.out} ({error.strerror}): free some and start again."
+            ) from error
         raise
 
 
 def _customize(config: CustomizeConfig) -> dict[str, Any]:
+    accelerator = _accelerator(config)
     examples = data.find_examples(config.pictures, config.instance_prompt)
-    finished = _claim(config)
-    pipe = pipelines.load_base(config.base)
+    with accelerator.main_process_first():
+        finished = _claim(config)
+    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
     resolution = config.resolution or pipelines.native_resolution(pipe)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
@@ -70,24 +78,25 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
-    accelerator = _accelerator(config)
     pipe.to(accelerator.device)
     if accelerator.is_main_process:
         _write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         _write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
     cache = _encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+    autoencoder = type(pipe.vae)
     encoding.release(pipe)
-    return _Run(config, accelerator, pipe, resolution, cache).finish()
+    return _Run(config, accelerator, pipe, autoencoder, resolution, cache).finish()
 
 
 def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
     """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
     if config.overwrite:
-        for name in ("adapter", "samples", "checkpoints", "logs", "class_pictures"):
+        for name in FOLDERS:
             remove_folder(config.out / name)
         for name in ("summary.json", "config.yaml"):
             (config.out / name).unlink(missing_ok=True)
-    remove_leftovers(config.out)
+    for folder in (config.out, *(config.out / name for name in FOLDERS)):
+        remove_leftovers(folder)
     written = config.out / "config.yaml"
     if not written.is_file():
         return None
@@ -163,16 +172,10 @@ def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int,
     files = [config.out / "class_pictures" / f"{index:04d}.png" for index in range(config.num_class_images)]
     for index, file in enumerate(files):
         if accelerator.is_main_process and not file.is_file():
-            picture = _draw(pipe, prompt, resolution, _generator(config.seed, CLASS_PICTURE, index))
-            with atomic_file(file) as temporary:
-                picture.save(temporary)
+            (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
+            sampling.save_png(drawing.image, file, drawing.settings)
     accelerator.wait_for_everyone()
     return [data.square(data.read_picture(file), resolution) for file in files]
-
-
-@torch.no_grad()
-def _draw(pipe: DiffusionPipeline, prompt: str, resolution: int, generator: torch.Generator):
-    return pipe(prompt, generator=generator, **pipelines.call_options(pipe, resolution)).images[0]
 
 
 def _generator(*counters: int) -> torch.Generator:
@@ -194,25 +197,28 @@ class _Run:
         config: CustomizeConfig,
         accelerator: Accelerator,
         pipe: DiffusionPipeline,
+        autoencoder: type[torch.nn.Module],
         resolution: int,
         cache: _Cache,
     ):
-        self.config, self.accelerator, self.pipe, self.resolution, self.cache = config, accelerator, pipe, resolution, cache
+        self.config, self.accelerator, self.pipe = config, accelerator, pipe
+        self.autoencoder, self.resolution, self.cache = autoencoder, resolution, cache
         self.folder = config.out / "checkpoints"
         self.objective = objective_for(pipe.scheduler, config.snr_gamma)
-        # As diffusers' scripts do: the frozen base in the precision of the run, what is trained in float32.
-        self.dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
-        base = pipelines.denoiser(pipe).to(self.dtype)
+        self.dtype = PRECISIONS[config.mixed_precision]
+        base = pipelines.denoiser(pipe)
         if config.gradient_checkpointing:
             base.enable_gradient_checkpointing()
-        self.model = adapt(base, config)
+        self.model: Any = adapt(base, config)
         pipelines.set_denoiser(pipe, self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
         if resumed := checkpoints.newest_checkpoint(self.folder):
             self._load_weights(resumed)  # before accelerate wraps the model
         optimizer = self._optimizer()
-        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, self._schedule(optimizer))
+        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(
+            self.model, optimizer, self._schedule(optimizer)
+        )
         if resumed:
             self._load_state(resumed)
 
@@ -230,7 +236,9 @@ class _Run:
         else:
             kind = getattr(torch.optim, config.optimizer, None)
             if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-                raise UserError(f"there is no optimizer {config.optimizer!r}: expected AdamW, CAME or a class of torch.optim.")
+                raise UserError(
+                    f"there is no optimizer {config.optimizer!r}: expected AdamW, CAME or a class of torch.optim."
+                )
         try:
             return kind(self.parameters, lr=config.learning_rate, **config.optimizer_options)  # pyright: ignore
         except (TypeError, ValueError) as error:
@@ -276,15 +284,15 @@ class _Run:
         generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
         index = self._pictures(micro)
         dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
-        conditionings = [cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)]
+        conditionings = [
+            cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
+        ]
         latents = cache.latents.draw(index, generator)
         if cache.class_latents is not None:
             drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
             latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
             conditionings += [cache.class_conditioning] * len(index)
-        noised = self.objective.add_noise(latents, generator)
-        for name in ("noisy", "timesteps", "target", "weight"):
-            setattr(noised, name, getattr(noised, name).to(self.accelerator.device))
+        noised = self.objective.add_noise(latents, generator).to(self.accelerator.device)
         conditioning = encoding.cast(encoding.collate(conditionings), self.dtype)
         prediction = self.wrapped(
             noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
@@ -309,8 +317,8 @@ class _Run:
         last = next(reversed(checkpoints.checkpoints(self.folder)), None)
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
         return UserError(
-            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate below "
-            f"{self.config.learning_rate:g} in another folder."
+            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate "
+            f"below {self.config.learning_rate:g} in another folder."
         )
 
     # -- the whole run ----------------------------------------------------------------------------------------------
@@ -347,7 +355,8 @@ class _Run:
     def _measured_advance(self) -> None:
         """A step during which the codes are counted."""
         if self.config.method != "atoms":
-            return self._advance()
+            self._advance()
+            return
         from atomtune.trace import trace
 
         with trace(self.model) as counts:
@@ -387,14 +396,12 @@ class _Run:
             return []
         files = []
         self.model.eval()
-        self.pipe.vae = pipelines.load_base(self.config.base).vae.to(self.accelerator.device)
+        self.pipe.vae = pipelines.load_autoencoder(self.config.base, self.autoencoder).to(self.accelerator.device)
         for number, (prompt, answer) in enumerate(self.cache.samples.items()):
-            generator = torch.Generator().manual_seed(self.config.seed + number)
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
-                picture = _draw(self.pipe, prompt, self.resolution, generator)
+                (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
             files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
-            with atomic_file(files[-1]) as temporary:
-                picture.save(temporary)
+            sampling.save_png(drawing.image, files[-1], drawing.settings | {"step": self.step})
         self.pipe.vae = None
         self.model.train()
         return [str(file) for file in files]

@@ -1,0 +1,110 @@
+"""Options, recipes, and which of them wins."""
+
+import pytest
+import yaml
+
+from atomtune.errors import UserError
+from atomtune.training import configure, load_recipe, recipe_for, recipe_names
+
+GIVEN = {"pictures": "photos", "class_name": "teapot", "out": "runs/teapot"}
+
+
+def test_moji_has_its_recipe_by_default():
+    config = configure(**GIVEN)
+    assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1",))
+    assert (config.num_atoms, config.density, config.mix_first) == (256, 0.04, True)
+    assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 250, 5, "AdamW")
+
+
+def test_another_base_gets_the_papers_settings_and_not_mojis():
+    config = configure(**GIVEN, base="some/folder")
+    assert (config.learning_rate, config.steps, config.epochs) == (1e-4, None, 15)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_a_valid_configuration(name):
+    recipe = load_recipe(name)
+    config = configure(name, **GIVEN)
+    assert {key: getattr(config, key) for key in recipe} == {**recipe, "target_modules": ("attn1",)}
+
+
+def test_the_papers_settings_ship():
+    papers = {name: load_recipe(name) for name in recipe_names() if name.startswith("pixart-sigma")}
+    assert {recipe["epochs"] for recipe in papers.values()} == {15, 60}
+    assert {recipe["density"] for recipe in papers.values()} == {0.02, 0.04}
+    assert {recipe["optimizer"] for recipe in papers.values()} == {"AdamW", "CAME"}
+    for recipe in papers.values():
+        assert (recipe["learning_rate"], recipe["num_atoms"], recipe["target_modules"]) == (1e-4, 256, ["attn1"])
+    assert recipe_for("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS") == papers["pixart-sigma"]
+
+
+def test_options_win_over_the_file_which_wins_over_the_recipe(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("learning_rate: 0.5\nnum_atoms: 64\n")
+    config = configure(file, **GIVEN, num_atoms=32)
+    assert (config.learning_rate, config.num_atoms, config.steps) == (0.5, 32, 250)
+
+
+def test_yaml_numbers_in_scientific_notation(tmp_path):
+    (tmp_path / "run.yaml").write_text("learning_rate: 1e-4\n")  # text, says YAML 1.1
+    assert configure(tmp_path / "run.yaml", **GIVEN).learning_rate == 1e-4
+
+
+def test_epochs_replace_the_recipes_steps():
+    assert configure(**GIVEN, epochs=3).steps is None
+
+
+def test_the_resolved_configuration_survives_yaml():
+    config = configure(**GIVEN, layers_to_transform=(0, 2), sample_prompts=("a sks teapot on snow",))
+    assert configure(**yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": "many"}, "steps must be a whole number, got 'many'."),
+        ({"steps": True}, "steps must be a whole number, got True."),
+        ({"density": "thin"}, "density must be a number, got 'thin'."),
+        ({"target_modules": "attn1"}, "target_modules must be a list, got 'attn1'."),
+        ({"layers_to_transform": ["first"]}, "layers_to_transform must be a whole number, got 'first'."),
+        ({"mix_first": "perhaps"}, "mix_first must be true or false, got 'perhaps'."),
+        ({"class_name": 3}, "class_name must be text, got 3."),
+        ({"steps": -5}, "steps must be at least 1, got -5."),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0."),
+        ({"density": 4}, "density must be in (0, 1], got 4. Did you mean 0.04 (4 %)?"),
+        ({"density": 0}, "density must be in (0, 1], got 0."),
+        ({"learning_rate": -1}, "learning_rate must be above zero, got -1."),
+        ({"caption_dropout": 1}, "caption_dropout must be in [0, 1), got 1."),
+        ({"method": "magic"}, "method must be one of atoms, lora, dora, oft, got 'magic'."),
+        ({"token": " "}, "token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'."),
+        (
+            {"token": "<v>"},
+            "'<v>' in '<v>' would be lost: caption cleaning parses HTML and strips it; use a plain rare word such as "
+            "'sks'.",
+        ),
+    ],
+)
+def test_bad_values_are_refused_in_a_sentence(options, sentence):
+    with pytest.raises(UserError) as error:
+        configure(**GIVEN | options)
+    assert str(error.value) == sentence
+
+
+def test_unknown_and_missing_options_are_named():
+    with pytest.raises(UserError, match="unknown option lerning_rate: expected some of pictures, class_name"):
+        configure(**GIVEN, lerning_rate=1)
+    with pytest.raises(UserError, match="class_name, out missing"):
+        configure(pictures="photos")
+
+
+@pytest.mark.parametrize("text", ["steps: [1", "- a list", "\xff"])
+def test_broken_yaml_is_refused(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_recipe(file)
+
+
+def test_a_missing_configuration_lists_the_recipes():
+    with pytest.raises(UserError, match="one of the recipes moji, pixart-sigma"):
+        load_recipe("nowhere.yaml")
