@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
     Raises `UserError` if it was trained on another base, naming both.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
@@ -146,12 +148,18 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
     if expected is not None and not _same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), adapter_name)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name)
-    except RuntimeError as error:  # the shapes do not fit
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), adapter_name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit
         raise UserError(refusal) from error
+    except SafetensorError as error:
+        raise UserError(f"the weights in {str(folder)!r} cannot be read ({error}): save the adapter again.") from error
     set_denoiser(pipe, model)
     return model
 

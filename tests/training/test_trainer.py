@@ -1,0 +1,252 @@
+"""Whole runs on a miniature PixArt-Σ: what they write, how they continue, and how they stop."""
+
+import gc
+import json
+import math
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import T5EncoderModel
+
+import atomtune
+from atomtune.pipelines import adapter_info, load_adapter, load_base
+from atomtune.sampling import read_settings
+from atomtune.training import configure, trainer
+from tests.tiny_pixart import save_tiny_pixart
+
+QUICK = {"class_name": "dog", "steps": 4, "checkpoint_every": 2, "batch_size": 2, "sample_every": 0}
+
+
+@pytest.fixture
+def run(base, pictures, tmp_path):
+    """Customize into a folder of `tmp_path`."""
+
+    def run(out: str = "run", **options):
+        return atomtune.customize(pictures, **{**QUICK, "base": base, "out": tmp_path / out, **options})
+
+    return run
+
+
+def weights(out: Path) -> bytes:
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def small_files():
+    """A disk on which no file can grow beyond 40 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_run_writes(run, base, tmp_path):
+    summary = run(sample_every=3, sample_prompts=("a sks dog", "a sks dog on snow"), measure_every=2)
+    out = tmp_path / "run"
+    assert {path.name for path in out.iterdir()} == {
+        "adapter", "samples", "config.yaml", "summary.json", "checkpoints", "logs",
+    }  # fmt: skip
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["pictures"] == 3
+    assert summary["active_per_token"] == 10  # round(0.04 * 256)
+    assert summary["density"] == 10 / 256
+    assert 0 < summary["live_atoms"] <= 512
+    assert summary["trainable_parameters"] == 2 * 2 * 256 * 16
+    assert summary["adapter_bytes"] == len(weights(out))
+    assert configure(**yaml.safe_load((out / "config.yaml").read_text())).to_dict() == yaml.safe_load(
+        (out / "config.yaml").read_text()
+    )
+    samples = sorted(path.name for path in (out / "samples").iterdir())
+    assert samples == ["step-000003-0.png", "step-000003-1.png", "step-000004-0.png", "step-000004-1.png"]
+    assert read_settings(out / "samples" / samples[1])["prompt"] == "a sks dog on snow"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    info = adapter_info(out)
+    assert (info["peft_type"], info["base_model_name_or_path"]) == ("ATOMS", base)
+    assert (info["auto_mapping"]["token"], info["auto_mapping"]["class_name"]) == ("sks", "dog")
+    card = (out / "adapter" / "README.md").read_text()
+    assert card.split("```python\n")[1].startswith("import atomtune\n")
+    events = EventAccumulator(str(out / "logs" / "customize")).Reload()
+    assert len(events.Scalars("loss")) == 4
+    assert load_adapter(load_base(base), out / "checkpoints" / "step-000002" / "adapter")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "atoms", "lr_scheduler": "cosine", "lr_warmup_steps": 1},
+        {"method": "lora", "optimizer": "CAME", "caption_dropout": 0.5, "gradient_accumulation_steps": 2},
+        {"method": "dora", "optimizer": "SGD", "optimizer_options": {"momentum": 0.9}, "snr_gamma": 5.0},
+        {"method": "oft", "mixed_precision": "bf16", "gradient_checkpointing": True},
+        {"method": "atoms", "target_modules": ("to_v",), "prior_preservation": True, "num_class_images": 2},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_every_method_and_option_continues_to_the_same_bits(run, tmp_path, options):
+    run("whole", **options)
+    run("stopped", **options)
+    stopped = tmp_path / "stopped"
+    trained = weights(stopped)
+    for name in ("adapter", "checkpoints/step-000004"):  # as if it had been killed after step 2
+        shutil.rmtree(stopped / name)
+    (stopped / "summary.json").unlink()
+    run("stopped", **options)
+    assert weights(stopped) == trained == weights(tmp_path / "whole")
+    moved = [tensor for name, tensor in load_file(stopped / "adapter" / "adapter_model.safetensors").items()]
+    assert any(tensor.is_floating_point() and tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_training_lowers_the_loss(run, pictures):
+    for file in sorted(pictures.iterdir())[1:]:
+        file.unlink()
+    first = run("one", steps=1, batch_size=32)["loss"]
+    assert run("many", steps=60, learning_rate=3e-3, batch_size=8)["loss"] < 0.9 * first
+
+
+def test_nothing_but_the_denoiser_is_in_memory_while_training(run, monkeypatch):
+    found = []
+    advance = trainer._Run._advance
+
+    def count(self):
+        gc.collect()
+        found.append([type(thing) for thing in gc.get_objects() if type(thing) in (T5EncoderModel, AutoencoderKL)])
+        advance(self)
+
+    gc.collect()
+    monkeypatch.setattr(trainer._Run, "_advance", count)
+    run(sample_every=1)
+    assert found == [[]] * 4
+
+
+def test_a_finished_run_is_not_trained_again(run, monkeypatch):
+    summary = run()
+    monkeypatch.setattr(trainer._Run, "_advance", None)
+    assert run() == summary
+
+
+def test_another_run_is_not_overwritten_unless_told(run, pictures, tmp_path):
+    run()
+    before = weights(tmp_path / "run")
+    with pytest.raises(atomtune.UserError, match=r"holds another run \(learning_rate 0.0001 there and 0.5 now\)"):
+        run(learning_rate=0.5)
+    assert weights(tmp_path / "run") == before
+    run(learning_rate=0.5, overwrite=True)
+    assert weights(tmp_path / "run") != before
+    Image.new("RGB", (64, 64)).save(pictures / "0.png")
+    with pytest.raises(atomtune.UserError, match="holds a run on other pictures or captions"):
+        run(learning_rate=0.5)
+
+
+def test_the_order_sees_every_picture_once_an_epoch(run, monkeypatch):
+    seen = []
+    pictures = trainer._Run._pictures
+    monkeypatch.setattr(trainer._Run, "_pictures", lambda self, micro: seen.append(pictures(self, micro)) or seen[-1])
+    run(steps=None, epochs=4, batch_size=1, gradient_accumulation_steps=2)
+    order = [picture for batch in seen for picture in batch]
+    epochs = [order[start : start + 3] for start in range(0, 12, 3)]
+    assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def test_class_pictures_are_drawn_once(run, tmp_path):
+    options = {"prior_preservation": True, "num_class_images": 2, "class_prompt": "a dog on snow"}
+    run(**options)
+    folder = tmp_path / "run" / "class_pictures"
+    drawn = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert sorted(drawn) == ["0000.png", "0001.png"]
+    assert read_settings(folder / "0000.png")["prompt"] == "a dog on snow"
+    (tmp_path / "run" / "summary.json").unlink()
+    run(**options)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == drawn
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(run, tmp_path):
+    with pytest.raises(
+        atomtune.UserError, match=r"not a number any more at step \d+; the last good checkpoint is .*step-"
+    ):
+        run(learning_rate=1e18, steps=50, checkpoint_every=1)
+    out = tmp_path / "run"
+    for checkpoint in (out / "checkpoints").iterdir():
+        tensors = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert not (out / "adapter").exists()
+
+
+def test_nan_before_any_checkpoint(run, monkeypatch):
+    monkeypatch.setattr(trainer, "prediction_loss", lambda prediction, noised: prediction.sum((1, 2, 3)) * math.nan)
+    with pytest.raises(atomtune.UserError, match="at step 1; there was no checkpoint yet"):
+        run()
+
+
+@pytest.mark.usefixtures("small_files")
+def test_no_disk_space_during_a_save(run, tmp_path):
+    with pytest.raises(atomtune.UserError, match=r"could not write .*step-000002.*make room"):
+        run()
+    out = tmp_path / "run"
+    assert list((out / "checkpoints").iterdir()) == []
+    assert not (out / "adapter").exists()
+
+
+def test_a_run_continues_after_the_disk_has_room_again(run, request, tmp_path):
+    run("whole", num_atoms=128)
+    resource_before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request.getfixturevalue("small_files")
+    with pytest.raises(atomtune.UserError, match="make room"):
+        run(num_atoms=128)
+    resource.setrlimit(resource.RLIMIT_FSIZE, resource_before)
+    run(num_atoms=128)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"optimizer": "Magic"}, "there is no optimizer 'Magic': expected AdamW, CAME or a class of torch.optim."),
+        ({"optimizer_options": {"speed": 9}}, "AdamW does not take {'speed': 9}"),
+        ({"lr_scheduler": "magic"}, "lr_scheduler: 'magic' is not a valid SchedulerType"),
+        ({"method": "lora", "target_modules": ("magic",)}, "this base has no linear layer in magic"),
+        ({"target_modules": ("magic",)}, "magic"),
+        ({"base": "nowhere"}, "there is no base model 'nowhere'"),
+        ({"pictures": "nowhere"}, "there is no folder 'nowhere'"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(base, pictures, tmp_path, options, sentence):
+    options = {**QUICK, "pictures": pictures, "base": base, "out": tmp_path / "run", **options}
+    with pytest.raises(atomtune.UserError) as error:
+        atomtune.customize(configure(**options))
+    assert sentence in str(error.value)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_base_that_predicts_v_or_flows(run, tmp_path):
+    for name, options in {
+        "v": {"prediction_type": "v_prediction"},
+        "flow": {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+    }.items():
+        base = str(save_tiny_pixart(tmp_path / name, **options))
+        assert math.isfinite(run(f"run-{name}", base=base)["loss"])
+
+
+def test_other_families_of_pipelines(run, tmp_path):
+    from tests.training.tiny_others import stable_diffusion, stable_diffusion_3
+
+    for make, targets in ((stable_diffusion, ("attn1",)), (stable_diffusion_3, ("to_v",))):
+        make().save_pretrained(tmp_path / make.__name__)
+        base = str(tmp_path / make.__name__)
+        assert math.isfinite(run(f"run-{make.__name__}", base=base, target_modules=targets)["loss"])
+
+
+def test_the_seed_decides_everything(run, tmp_path):
+    for out, seed in (("a", 0), ("b", 1)):
+        run(out, seed=seed)
+    torch.manual_seed(99)
+    run("c")
+    assert weights(tmp_path / "a") == weights(tmp_path / "c") != weights(tmp_path / "b")
