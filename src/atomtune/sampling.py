@@ -107,7 +107,7 @@ def grid(
     """One white sheet: a row of pictures for each label on the left, with `column_labels` above, wrapped to fit."""
     font = ImageFont.load_default(_TEXT)
     cell = max(_CELL, *(image.width for row in rows for image in row))
-    left = 8 + max(int(font.getlength(line)) for label in row_labels for line in _wrap(label, font, cell))
+    left = 12 + max(int(font.getlength(line)) for label in row_labels for line in _wrap(label, font, cell))
     heads = [_wrap(label, font, cell) for label in column_labels]
     top = 8 + _TEXT * 5 // 4 * max((len(lines) for lines in heads), default=0)
     gap = 4

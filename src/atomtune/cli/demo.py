@@ -30,6 +30,7 @@ ROWS = {  # key in summary.json: what is printed, and how
     "used_per_token": ("atoms used per token and layer", ".1f"),
     "fidelity": ("fidelity to the five pictures", ".3f"),
     "alignment": ("alignment with the prompt", ".3f"),
+    "background": ("share with the background asked for", ".2f"),
     "diversity": (f"diversity, of {NUM} pictures of a prompt", ".2f"),
 }
 
@@ -115,14 +116,18 @@ def _draw(run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | Non
 
 
 def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[str, float]:
-    """The means of the judge's three numbers."""
+    """What the judge and the pixels say, as means over all pictures."""
     from atomtune import metrics
+    from atomtune.moji.scenes import BACKGROUNDS
 
     plain = [prompt.replace("sks ", "") for prompt in prompts for _ in range(NUM)]  # the judge knows what a teapot is
     groups = [metrics.diversity(judge.features(images[i : i + NUM])) for i in range(0, len(images), NUM)]
+    colours = [next(word for word in prompt.split() if word in BACKGROUNDS) for prompt in plain]
+    followed = [metrics.background_colour(image) == colour for image, colour in zip(images, colours)]
     return {
-        "fidelity": judge.fidelity(images, references),
-        "alignment": judge.alignment(images, plain),
+        "fidelity": float(judge.fidelity(images, references).mean()),
+        "alignment": float(judge.alignment(images, plain).mean()),
+        "background": sum(followed) / len(followed),
         "diversity": sum(groups) / len(groups),
     }
 
