@@ -7,12 +7,10 @@ captions, three are contexts that no picture shows.
 import json
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 UNSEEN = (
     "a sks teapot on a black background",
@@ -46,6 +44,7 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     """
     start = time.perf_counter()
     from rich.console import Console
+    from rich.table import Column, Table
 
     from atomtune import files, metrics, sampling, training
     from atomtune.training.data import find_examples, read_picture
@@ -83,7 +82,10 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
     with files.atomic_file(out / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    console.print(_table(summary))
+    printed = Table("", *(Column(HEADS[method], justify="right") for method in ("base", *methods)))
+    for label, values in table(summary, ("base", *methods)):
+        printed.add_row(label, *values)
+    console.print(printed)
     console.print(
         f"{summary['seconds']} s in all. Look at {out / 'grid.png'}; the numbers are in {out / 'summary.json'}"
     )
@@ -132,14 +134,8 @@ def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[s
     }
 
 
-def _table(summary: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    methods = [method for method in HEADS if method in summary]
-    table = Table("", *(HEADS[method] for method in methods))
-    for column in table.columns[1:]:
-        column.justify = "right"
+def table(summary: dict[str, Any], methods: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The rows that are printed: a label, and a value for each method."""
     for key, (label, form) in ROWS.items():
         if any(key in summary[method] for method in methods):
-            table.add_row(label, *(f"{summary[m][key]:{form}}" if key in summary[m] else "–" for m in methods))
-    return table
+            yield label, [f"{summary[method][key]:{form}}" if key in summary[method] else "–" for method in methods]

@@ -1,0 +1,33 @@
+"""Copy the demo's grid and table into the README: `make readme`. No number in it is typed by hand."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from atomtune.cli.demo import HEADS, table
+
+ROOT = Path(__file__).parent.parent
+
+
+def markdown(summary: dict) -> str:
+    """The demo's table as the terminal shows it, in Markdown."""
+    methods = [method for method in HEADS if method in summary]
+    lines = [f"| | {' | '.join(HEADS[method] for method in methods)} |", "|---|" + "--:|" * len(methods)]
+    lines += [f"| {label} | {' | '.join(values)} |" for label, values in table(summary, methods)]
+    return "\n".join([*lines, "", f"The whole command took {summary['seconds']} s."])
+
+
+def main(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    shutil.copyfile(run / "grid.png", ROOT / "docs" / "demo.png")
+    readme = ROOT / "README.md"
+    marked = re.compile("(?<=<!-- demo -->\n).*?(?=<!-- /demo -->)", re.DOTALL)
+    readme.write_text(
+        marked.sub(lambda _: markdown(summary) + "\n", readme.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,38 @@
+"""What the pages tell people to type works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_training_loop_of_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in blocks("docs/how-to/own-training-loop.md"):
+        exec(block.replace("range(250)", "range(2)"), scope)
+    assert (tmp_path / "runs" / "mine" / "adapter_model.safetensors").is_file()
+    assert scope["codes"].active_per_token == 10
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/customize.md", "docs/how-to/own-training-loop.md"])
+def test_examples_name_what_exists(page):
+    import atomtune
+
+    for name in re.findall(r"\batomtune\.(\w+)\(", "".join(blocks(page))):
+        assert name in atomtune.__all__
+
+
+def test_make_and_readme_know_the_same_commands():
+    from atomtune.cli import app
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = {name for name in app if not name.startswith("-")}
+    assert set(re.findall(r"^\| `atomtune (\w+)", readme, re.MULTILINE)) == commands
