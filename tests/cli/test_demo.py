@@ -1,0 +1,44 @@
+"""The demo, whole: it learns, its grid and numbers are where it says, and they are the numbers that it prints."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from atomtune.cli import main
+from atomtune.cli.demo import NUM, UNSEEN, table
+from atomtune.moji.scenes import BACKGROUNDS
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    main(["demo", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for label, values in table(summary, ("base", "atoms")):
+        line = next(line for line in printed.splitlines() if label in line)
+        assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
+
+    base, atoms = summary["base"], summary["atoms"]
+    assert atoms["fidelity"] > base["fidelity"] + 0.2  # the subject is learnt ...
+    assert atoms["background"] >= 0.8  # ... and the prompt still obeyed
+    assert 0 < atoms["used_per_token"] <= 10
+    assert 0 < atoms["alive"] <= atoms["atoms"]
+    assert 1 <= atoms["diversity"] <= NUM
+
+    assert len(summary["prompts"]) == 8
+    assert not set(UNSEEN) & set(summary["prompts"][:5])
+    seen = {word for prompt in summary["prompts"][:5] for word in prompt.split() if word in BACKGROUNDS}
+    assert not any(word in seen for prompt in UNSEEN for word in prompt.split())
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 8 * 128
+        assert grid.height > 3 * 128
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():
+    summary = {"base": {"fidelity": 0.5}, "atoms": {"fidelity": 0.75, "alive": 1234}}
+    assert dict(table(summary, ("base", "atoms"))) == {
+        "atoms alive": ["–", "1,234"],
+        "fidelity to the five pictures": ["0.500", "0.750"],
+    }
