@@ -32,7 +32,9 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> D
     if name == MOJI:
         from atomtune import moji
 
-        pipe = moji.load().to(dtype)
+        pipe = moji.load()
+        if dtype != torch.float32:  # what it is; diffusers warns of any cast
+            pipe.to(dtype)
         pipe.register_to_config(_name_or_path=MOJI)
     else:
         pipe = _from_pretrained(name, dtype)
