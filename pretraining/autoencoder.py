@@ -1,8 +1,8 @@
 """The autoencoder: 64 × 64 pictures to 16 × 16 × 4 latents and back, diffusers' AutoencoderTiny.
 
-Run `python -m pretraining.autoencoder`. Trained on scenes of seen names, a third of them on a background of any colour and
-at any size, so that pictures of other styles survive it. Latents are kept near unit scale by a small penalty, and the
-decoder sees them with a little noise, because the transformer's latents will never be exact.
+Run `python -m pretraining.autoencoder`. Trained on scenes of seen names, a third of them on a background of any
+colour and at any size, so that pictures of other styles survive it. Latents are kept near unit scale by a small
+penalty, and the decoder sees them with a little noise, because the transformer's latents will never be exact.
 """
 
 import argparse
@@ -85,7 +85,11 @@ def train(steps: int) -> AutoencoderTiny:
             latents = model.encode(pictures).latents
             noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
             difference = model.decode(latents + noise).sample.float() - pictures
-        loss = difference.square().mean() + 0.1 * difference.abs().mean() + LATENT_PENALTY * latents.float().square().mean()
+        loss = (
+            difference.square().mean()
+            + 0.1 * difference.abs().mean()
+            + LATENT_PENALTY * latents.float().square().mean()
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,7 +1,7 @@
 """The drawings: five emoji sets from the npm registry, rendered once at every size a scene uses.
 
-Run `python -m pretraining.drawings`. The sets come as SVG inside JSON (`npm pack`); their licences are Apache-2.0, MIT and
-CC-BY-4.0 (see the model card). A drawing is an RGBA picture; `Drawings` finds them by name, style and size.
+Run `python -m pretraining.drawings`. The sets come as SVG inside JSON (`npm pack`); their licences are Apache-2.0,
+MIT and CC-BY-4.0 (see the model card). A drawing is an RGBA picture; `Drawings` finds them by name, style and size.
 """
 
 import io
@@ -41,7 +41,8 @@ def svg(icons: dict, name: str) -> str | None:
         return None
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{width}" height="{height}">'
+    return f"{head}{icon['body']}</svg>"
 
 
 def render(document: str, pixels: int) -> Image.Image:

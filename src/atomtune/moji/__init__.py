@@ -1,4 +1,4 @@
-"""moji: the base model that comes with the package, a real PixArt-Σ pipeline in miniature that draws emoji at 64 × 64."""
+"""moji: the base model that comes with the package, a PixArt-Σ pipeline in miniature that draws emoji at 64 × 64."""
 
 from atomtune.moji.pipeline import MojiPipeline, load, random_pipeline
 

@@ -1,4 +1,4 @@
-"""moji as a diffusers pipeline: `PixArtSigmaPipeline` with a small transformer, AutoencoderTiny, DPM-Solver++ and MiniLM.
+"""moji as a diffusers pipeline: `PixArtSigmaPipeline` with a small transformer, AutoencoderTiny, DPM-Solver++, MiniLM.
 
 Everything written for it runs unchanged on PixArt-Σ. The subclass only sets defaults that suit a 64 × 64 base: no
 resolution bins, a short prompt, and no caption cleaning.
@@ -15,40 +15,45 @@ from transformers import AutoModel, AutoTokenizer
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_TOKENS = 24
 
-TRANSFORMER: dict[str, Any] = dict(
-    sample_size=16,
-    patch_size=2,
-    in_channels=4,
-    out_channels=4,
-    num_layers=8,
-    num_attention_heads=4,
-    attention_head_dim=64,
-    cross_attention_dim=256,
-    caption_channels=384,
-    interpolation_scale=1,
-    use_additional_conditions=False,
-)
-AUTOENCODER: dict[str, Any] = dict(
-    encoder_block_out_channels=(32, 32, 32),
-    decoder_block_out_channels=(32, 32, 32),
-    num_encoder_blocks=(1, 3, 3),
-    num_decoder_blocks=(3, 3, 1),
-    latent_channels=4,
-)
-SCHEDULER: dict[str, Any] = dict(
-    beta_schedule="linear",
-    beta_start=1e-4,
-    beta_end=0.02,
-    prediction_type="v_prediction",
-    timestep_spacing="trailing",
-)
+TRANSFORMER: dict[str, Any] = {
+    "sample_size": 16,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 8,
+    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 256,
+    "caption_channels": 384,
+    "interpolation_scale": 1,
+    "use_additional_conditions": False,
+}
+AUTOENCODER: dict[str, Any] = {
+    "encoder_block_out_channels": (32, 32, 32),
+    "decoder_block_out_channels": (32, 32, 32),
+    "num_encoder_blocks": (1, 3, 3),
+    "num_decoder_blocks": (3, 3, 1),
+    "latent_channels": 4,
+}
+SCHEDULER: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
 
 
 class MojiPipeline(PixArtSigmaPipeline):
     """`PixArtSigmaPipeline` with moji's defaults; every argument of the parent can still be given by keyword."""
 
     def encode_prompt(
-        self, prompt: str | list[str], *args: Any, clean_caption: bool = False, max_sequence_length: int = MAX_TOKENS, **kwargs: Any
+        self,
+        prompt: str | list[str],
+        *args: Any,
+        clean_caption: bool = False,
+        max_sequence_length: int = MAX_TOKENS,
+        **kwargs: Any,
     ):
         """Token embeddings and masks, see `PixArtSigmaPipeline.encode_prompt`."""
         return super().encode_prompt(
@@ -100,7 +105,7 @@ def assemble(transformer: PixArtTransformer2DModel, vae: AutoencoderTiny) -> Moj
 
 def load() -> MojiPipeline:
     """moji with the weights that ship with the package, in float32 on the CPU."""
-    options = dict(torch_dtype=torch.float32, variant="fp16", local_files_only=True)
+    options = {"torch_dtype": torch.float32, "variant": "fp16", "local_files_only": True}
     return assemble(
         PixArtTransformer2DModel.from_pretrained(WEIGHTS / "transformer", **options),  # pyright: ignore[reportArgumentType]
         AutoencoderTiny.from_pretrained(WEIGHTS / "vae", **options),  # pyright: ignore[reportArgumentType]

@@ -66,7 +66,7 @@ def compose(drawing: Image.Image, scene: Scene) -> Image.Image:
 
 
 def sample_scene(name: str, styles: list[str], rng: random.Random) -> Scene:
-    """A random scene of `name`: 65 % normal and centred, so that names are learnt before layouts. Never one kept out."""
+    """A random scene of `name`: 65 % normal and centred, so that names come first. Never one kept out."""
     while True:
         size, place = "normal", "center"
         if rng.random() > 0.65:
@@ -82,7 +82,7 @@ def _with_article(words: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Words for `scene`. Without `rng` all of it is said, in one fixed wording; with it, wordings vary and parts are left out.
+    """Words for `scene`. Without `rng` all of it is said in one fixed wording; with it, wordings vary and parts drop out.
 
     A normal size and the center are what a picture has when nothing is said of them, as people speak.
     """
@@ -103,7 +103,9 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     if place:
         words += f" on the {said.place}" if said.place in ("left", "right") else f" at the {said.place}"
     if background:
-        words += f", {said.background} background" if wording == 1 else f" on {_with_article(said.background)} background"
+        words += (
+            f", {said.background} background" if wording == 1 else f" on {_with_article(said.background)} background"
+        )
     return words
 
 

@@ -1,0 +1,112 @@
+"""How good moji is: `python -m pretraining.evaluate --json FILE`.
+
+Draws prompts of seen names with fixed seeds and lets the judge name them (its score on the real drawings of the same
+scenes stands beside every number), reads background, size and place off the pixels, rebuilds held-out drawings with
+the autoencoder, and compares scenes that pretraining kept out (name × style × background × place) with seen ones.
+Also writes 64 samples in a fixed order, never chosen, and each sample's nearest training drawing.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from atomtune.files import atomic_file
+from atomtune.metrics import background_colour, load_judge, place_and_size
+from atomtune.moji import load
+from atomtune.moji.names import SEEN_NAMES
+from atomtune.moji.pipeline import WEIGHTS
+from atomtune.moji.scenes import BACKGROUNDS, PLACES, Scene, caption
+from atomtune.sampling import grid, save_png
+from pretraining.autoencoder import held_out_pictures, psnr
+from pretraining.drawings import Drawings
+
+BATCH = 20
+
+
+def scenes(drawings: Drawings, count: int, kept_out: bool) -> list[Scene]:
+    """`count` random scenes that pretraining kept out, or did not; half of them off-center, so that places count."""
+    rng = random.Random(int(kept_out))
+    found: list[Scene] = []
+    while len(found) < count:
+        name = rng.choice(SEEN_NAMES)
+        place = rng.choice(list(PLACES)) if len(found) % 2 else "center"
+        scene = Scene(name, rng.choice(drawings.styles[name]), rng.choice(list(BACKGROUNDS)), "normal", place)
+        if scene.kept_out == kept_out:
+            found.append(scene)
+    return found
+
+
+def draw(pipe: Any, wanted: list[Scene]) -> list[Image.Image]:
+    """A picture of each scene's full caption; picture i has seed i."""
+    pictures = []
+    for start in range(0, len(wanted), BATCH):
+        part = wanted[start : start + BATCH]
+        noise = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        pictures += pipe([caption(scene) for scene in part], generator=noise).images
+    return pictures
+
+
+def score(pictures: list[Image.Image], wanted: list[Scene]) -> dict[str, float]:
+    """Shares of pictures that show what was asked for."""
+    judge = load_judge()
+    ranks = judge.rank(pictures, [scene.name for scene in wanted])
+    places = [place_and_size(picture) for picture in pictures]
+    return {
+        "name_first": float((ranks == 0).mean()),
+        "name_in_first_five": float((ranks < 5).mean()),
+        "style": float(np.mean([a == s.style for a, s in zip(judge.style(pictures), wanted, strict=True)])),
+        "background": float(
+            np.mean([background_colour(p) == s.background for p, s in zip(pictures, wanted, strict=True)])
+        ),
+        "place": float(np.mean([a is not None and a[0] == s.place for a, s in zip(places, wanted, strict=True)])),
+    }
+
+
+def nearest(pictures: list[Image.Image], wanted: list[Scene], drawings: Drawings) -> list[float]:
+    """For each picture, the RMS pixel distance (0 to 1) to the nearest training drawing of its scene, in any style."""
+    distances = []
+    for picture, scene in zip(pictures, wanted, strict=True):
+        ours = np.asarray(picture, float) / 255
+        real = [drawings.picture(replace(scene, style=style)) for style in drawings.styles[scene.name]]
+        distances.append(min(float(np.sqrt(((np.asarray(r, float) / 255 - ours) ** 2).mean())) for r in real))
+    return distances
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=WEIGHTS / "evaluation.json")
+    parser.add_argument("--samples", type=Path, default=Path("docs/results/moji-samples.png"))
+    parser.add_argument("--prompts", type=int, default=400)
+    options = parser.parse_args()
+    drawings, pipe = Drawings(), load()
+    pipe.set_progress_bar_config(disable=True)
+    seen, kept = scenes(drawings, options.prompts, False), scenes(drawings, options.prompts // 4, True)
+    drawn_seen, drawn_kept = draw(pipe, seen), draw(pipe, kept)
+    result = {
+        "images_seen": json.loads((WEIGHTS / "training.json").read_text())["images"],
+        "prompts": len(seen),
+        "base": score(drawn_seen, seen),
+        "real_drawings": score([drawings.picture(scene) for scene in seen], seen),
+        "kept_out_compositions": score(drawn_kept, kept),
+        "autoencoder_psnr_held_out_db": psnr(pipe.vae, held_out_pictures(drawings)),  # pyright: ignore[reportArgumentType]
+        "rms_to_nearest_training_drawing": {
+            f"p{share}": float(np.percentile(nearest(drawn_seen, seen, drawings), share)) for share in (5, 50, 95)
+        },
+    }
+    with atomic_file(options.json) as file:
+        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+    rows = [drawn_seen[start : start + 8] for start in range(0, 64, 8)]
+    save_png(grid(rows, [""] * len(rows)), options.samples)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
