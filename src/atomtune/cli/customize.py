@@ -22,7 +22,5 @@ def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
 def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """The last of cyclopts's configuration sources: the recipe that ships for the base."""
     given = {argument.field_info.name: argument.tokens for argument in arguments if argument.tokens}
-    recipe = recipe_for(given["base"][0].value if "base" in given else CustomizeConfig.base)
-    if {"steps", "epochs"} & given.keys():  # two ways to say one thing
-        recipe = {name: value for name, value in recipe.items() if name not in ("steps", "epochs")}
+    recipe = recipe_for(given["base"][0].value if "base" in given else CustomizeConfig.base, given)
     Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import typing
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +159,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict:
 
 
 def convert(name: str, kind: Any, value: Any) -> Any:
-    """A value as YAML or Python has it, in the type of its field. (YAML reads 1e-4 as text, and has lists for tuples.)"""
+    """A value as YAML or Python has it, in its field's type. (YAML reads 1e-4 as text, and has lists for tuples.)"""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if type(None) in inner:
         return None if value is None else convert(name, inner[0], value)
@@ -191,10 +192,7 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
     which wins over the recipe that ships for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
-    recipe = recipe_for(given.get("base", CustomizeConfig.base))
-    if {"steps", "epochs"} & given.keys():  # two ways to say one thing
-        recipe = {name: value for name, value in recipe.items() if name not in ("steps", "epochs")}
-    values = recipe | given
+    values = recipe_for(given.get("base", CustomizeConfig.base), given) | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
@@ -227,7 +225,12 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return options
 
 
-def recipe_for(base: str) -> dict[str, Any]:
-    """The recipe that ships for a base (the first by name whose `base` it is), or nothing."""
+def recipe_for(base: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """The recipe that ships for a base (the first by name whose `base` it is), or nothing.
+
+    Its length is left out when `steps` or `epochs`, two ways to say one thing, are among the options `given`.
+    """
     recipes = (load_recipe(name) for name in recipe_names())
-    return next((recipe for recipe in recipes if recipe.get("base") == base), {})
+    recipe = next((recipe for recipe in recipes if recipe.get("base") == base), {})
+    length = {"steps", "epochs"}
+    return {name: value for name, value in recipe.items() if name not in length or length.isdisjoint(given)}
