@@ -13,28 +13,32 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtSigmaPip
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 WORDS = ["a", "the", "on", "of", "in", "sks", "dog", "cat", "photo", "blue", "red", "background", "snow", "beach"]
-AUTOENCODER: dict[str, Any] = dict(
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(8, 8, 8, 8),
-    norm_num_groups=4,
-    layers_per_block=1,
-    latent_channels=4,
-    scaling_factor=0.13025,
-    sample_size=64,
-)
+AUTOENCODER: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "scaling_factor": 0.13025,
+    "sample_size": 64,
+}
+
+
+def tiny_t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """A tokenizer of a few words and every letter, and an encoder."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *("▁" + word for word in WORDS), *string.ascii_lowercase]
+    vocabulary = [(piece, 0.0 if index < 3 else -1.0 - index / 100) for index, piece in enumerate(pieces)]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return tokenizer, T5EncoderModel(config)
 
 
 def tiny_pixart(seed: int = 0, **scheduler_options) -> PixArtSigmaPipeline:
     """The pipeline with random weights that follow from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pieces = ["<pad>", "</s>", "<unk>", "▁", *("▁" + word for word in WORDS), *string.ascii_lowercase]
-        vocabulary = [(piece, 0.0 if index < 3 else -1.0 - index / 100) for index, piece in enumerate(pieces)]
-        tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
-        text_encoder = T5EncoderModel(
-            T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-        )
+        tokenizer, text_encoder = tiny_t5(16)
         vae = AutoencoderKL(**AUTOENCODER)
         transformer = PixArtTransformer2DModel(
             num_attention_heads=2,

@@ -92,7 +92,7 @@ def test_one_picture_is_enough(pictures):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="there are no pictures in .* expected files ending in .png"):
+    with pytest.raises(UserError, match=r"there are no pictures in .* expected files ending in \.png"):
         data.find_examples(tmp_path, CAPTION)
     with pytest.raises(UserError, match="there is no folder"):
         data.find_examples(tmp_path / "nowhere", CAPTION)

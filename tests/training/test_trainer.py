@@ -250,3 +250,12 @@ def test_the_seed_decides_everything(run, tmp_path):
     torch.manual_seed(99)
     run("c")
     assert weights(tmp_path / "a") == weights(tmp_path / "c") != weights(tmp_path / "b")
+
+
+def test_moji_by_its_name_and_recipe(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("atomtune.moji.load", lambda *args: atomtune.moji.random_pipeline())
+    summary = atomtune.customize(pictures, class_name="dog", out=tmp_path / "run", steps=2)
+    assert (summary["base"], summary["resolution"], summary["method"]) == ("moji", 64, "atoms")
+    assert summary["trainable_parameters"] == 8 * 2 * 256 * 256
+    pipe = load_base("moji")
+    assert load_adapter(pipe, tmp_path / "run") is pipe.transformer

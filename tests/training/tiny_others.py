@@ -14,7 +14,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from tests.tiny_pixart import AUTOENCODER, WORDS
+from tests.tiny_pixart import AUTOENCODER, WORDS, tiny_t5
 
 
 def tokenizer() -> Any:
@@ -50,7 +50,7 @@ def stable_diffusion() -> StableDiffusionPipeline:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    parts: dict[str, Any] = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     parts["scheduler"] = DDIMScheduler(steps_offset=1, clip_sample=False)
     return StableDiffusionPipeline(
         AutoencoderKL(**AUTOENCODER), CLIPTextModel(text_config()), tokenizer(), unet, **parts
@@ -71,7 +71,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
         caption_projection_dim=16,
         pooled_projection_dim=32,
     )
-    none: dict[str, Any] = dict(text_encoder_3=None, tokenizer_3=None)
+    tokenizer_3, text_encoder_3 = tiny_t5(32)
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -80,5 +80,6 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
         tokenizer=tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(text_config()),
         tokenizer_2=tokenizer(),
-        **none,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
     )
