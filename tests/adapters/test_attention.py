@@ -1,5 +1,7 @@
 """Attention atoms against eq. 8 and 9 written out in the paper's symbols, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
@@ -11,7 +13,7 @@ from atomtune.coding import relu_threshold, soft_threshold, top_k
 from atomtune.errors import UserError
 
 WIDTH, HEADS, TEXT_WIDTH = 24, 4, 10
-CONFIG = {"density": 0.25, "threshold": 0.3}
+CONFIG: dict[str, Any] = {"density": 0.25, "threshold": 0.3}
 
 
 def sigma(activation: str, coefficients: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def sigma(activation: str, coefficients: Tensor) -> Tensor:
     return {"soft": soft_threshold, "relu": relu_threshold}[activation](coefficients, CONFIG["threshold"])
 
 
-def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options) -> Attention:
+def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options) -> Any:
     torch.manual_seed(seed)
     attn = Attention(
         WIDTH,
@@ -33,7 +35,7 @@ def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options)
     return attn.eval().requires_grad_(False)
 
 
-def attach(attn: Attention, adapter: str = "default", seed: int = 1, **options) -> AttentionAtoms:
+def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> AttentionAtoms:
     """Attach atoms that are not zero."""
     atoms = attn.processor if isinstance(attn.processor, AttentionAtoms) else AttentionAtoms.attach(attn)
     atoms.update_layer(adapter, AtomConfig(target_modules=["attn1"], **CONFIG | options))
@@ -43,7 +45,7 @@ def attach(attn: Attention, adapter: str = "default", seed: int = 1, **options) 
     return atoms
 
 
-def attention_maps(attn: Attention, hidden: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+def attention_maps(attn: Any, hidden: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
     """A, one map per head: softmax(Q Kᵀ/√d + mask). [batch, heads, queries, keys]"""
     d = WIDTH // attn.heads
     Q = attn.to_q(hidden).unflatten(-1, (attn.heads, d)).transpose(1, 2)
@@ -52,9 +54,7 @@ def attention_maps(attn: Attention, hidden: Tensor, context: Tensor, mask: Tenso
     return (scores if mask is None else scores + mask).softmax(-1)
 
 
-def plain(
-    attn: Attention, hidden: Tensor, context: Tensor | None, mask: Tensor | None, activation: str, mix_first: bool
-):
+def plain(attn: Any, hidden: Tensor, context: Tensor | None, mask: Tensor | None, activation: str, mix_first: bool):
     """O + σ(A X W_s) D or O + A σ(X W_s) D, atom by atom: atom m is mixed by the map of its own head."""
     X = hidden if context is None else context
     A = attention_maps(attn, hidden, X, None if mask is None else mask[:, None])

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from diffusers import PixArtTransformer2DModel
-from torch import nn
 
 from atomtune.adapters import AtomConfig, adapted_layers
 
@@ -27,10 +26,11 @@ CONFIG: dict[str, Any] = {
 """PixArt-Σ's own settings but for the sizes."""
 
 
-def transformer(dtype: torch.dtype = torch.float32) -> PixArtTransformer2DModel:
+def transformer(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return PixArtTransformer2DModel(**CONFIG).to(dtype).eval()
+        model: Any = PixArtTransformer2DModel(**CONFIG | options)
+        return model.to(dtype).eval()
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     }
 
 
-def run(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def run(model: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return model(**inputs(dtype), return_dict=False)[0]
 
 
@@ -55,7 +55,7 @@ def atom_config(**options: Any) -> AtomConfig:
     return AtomConfig(**{"target_modules": ["attn1"], "num_atoms": 18, "density": 0.2} | options)
 
 
-def wake(model: nn.Module, adapter: str = "default", seed: int = 0) -> nn.Module:
+def wake(model: Any, adapter: str = "default", seed: int = 0) -> Any:
     """Give the atoms directions; they start at zero."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model, adapter):
