@@ -1,0 +1,141 @@
+"""The judge: how well a picture shows what was asked for, and whether it is the same subject.
+
+It was trained on real drawings alone, never on generated pictures (`python -m pretraining.judge`), for moji's 64 × 64
+scenes; pictures of other sizes are resized. How often it is right itself is in `Judge.accuracy`, and belongs beside its
+numbers.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atomtune.errors import UserError
+from atomtune.metrics.network import JudgeNetwork
+from atomtune.metrics.pixels import Picture, as_array
+from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES, spoken
+from atomtune.moji.pipeline import text_encoder
+from atomtune.moji.scenes import STYLES
+
+WEIGHTS = Path(__file__).parent / "weights"
+NAMES = [*SEEN_NAMES, *HELD_OUT_NAMES]
+_BATCH = 256
+
+
+def name_prompt(name: str) -> str:
+    """The prompt that says a name and nothing else: "a red apple"."""
+    return f"a {spoken(name)}"
+
+
+@cache
+def _minilm():
+    return text_encoder()
+
+
+@torch.no_grad()
+def embed_sentences(sentences: Sequence[str]) -> Float[Tensor, "batch 384"]:
+    """MiniLM's sentence embeddings: the mean over a sentence's tokens, at unit length."""
+    tokenizer, encoder = _minilm()
+    parts = []
+    for start in range(0, len(sentences), _BATCH):
+        tokens = tokenizer(list(sentences[start : start + _BATCH]), padding=True, return_tensors="pt")
+        mask = tokens["attention_mask"][..., None]
+        parts.append((encoder(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1))
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+class Judge:
+    """Scores pictures (PIL, or uint8 [height, width, 3]); one number for each picture, as a numpy array."""
+
+    def __init__(self, network: JudgeNetwork, accuracy: dict[str, float]) -> None:
+        self.network = network.eval()
+        self.accuracy = accuracy
+        """What `pretraining.judge` measured on scenes the judge had not seen, see `metrics/weights/judge.json`."""
+
+    def features(self, images: Sequence[Picture]) -> Float[np.ndarray, "images 256"]:
+        """The image tower's features: of subject, style, background, size and place. For `diversity`."""
+        return self._features(images).numpy()
+
+    def alignment(self, images: Sequence[Picture], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
+        """Cosine in [-1, 1] between each picture and its prompt: what it shows, in which style, where and on what.
+
+        A prompt is a sentence ("a teapot on a blue background") or one of moji's names ("red-apple"). A word the judge
+        was not taught ("sks") is better left out. Raises ValueError when there is not one prompt for each picture.
+        """
+        _one_each(images, prompts, "prompts")
+        different = list(dict.fromkeys(prompts))
+        sentences = [name_prompt(prompt) if prompt in NAMES else prompt for prompt in different]
+        with torch.no_grad():
+            words = self.network.words(embed_sentences(sentences))
+            pictures = self.network.joint(self._features(images))
+        return (pictures * words[[different.index(prompt) for prompt in prompts]]).sum(-1).numpy()
+
+    def rank(self, images: Sequence[Picture], names: Sequence[str]) -> np.ndarray:
+        """How many of the 534 names fit each picture better than its own: 0 is a picture recognised at once.
+
+        Raises UserError for a name that is not one of `atomtune.moji.names`.
+        """
+        _one_each(images, names, "names")
+        if unknown := sorted(set(names) - set(NAMES)):
+            raise UserError(f"the judge does not know {unknown}: give names of atomtune.moji.names, as 'red-apple'.")
+        with torch.no_grad():
+            scores = self.network.joint(self._features(images)) @ self.network.name_embeddings.T
+        own = scores.gather(1, torch.tensor([[NAMES.index(name)] for name in names]))
+        return (scores > own).sum(1).numpy()
+
+    def style(self, images: Sequence[Picture]) -> list[str]:
+        """The most likely of the five drawing styles, for each picture."""
+        with torch.no_grad():
+            best = self.network.to_style(self._features(images)).argmax(1)
+        words = list(STYLES)
+        return [words[i] for i in best.tolist()]
+
+    def fidelity(self, images: Sequence[Picture], references: Sequence[Picture]) -> Float[np.ndarray, " images"]:
+        """For each picture, the mean over `references` of the cosine in [-1, 1] between their subjects.
+
+        Background, size and place do not count: two scenes of one drawing are near 1, of one thing in two styles
+        between, of two things near 0.
+        """
+        with torch.no_grad():
+            ours, theirs = (self.network.subject(self._features(group)) for group in (images, references))
+        return (ours @ theirs.T).mean(1).numpy()
+
+    @torch.no_grad()
+    def _features(self, images: Sequence[Picture]) -> Tensor:
+        return torch.cat([self.network.features(part) for part in _batches(images)])
+
+
+def _batches(images: Sequence[Picture]) -> Iterator[Tensor]:
+    for start in range(0, len(images), _BATCH):
+        pixels = torch.from_numpy(np.stack([as_array(image) for image in images[start : start + _BATCH]]))
+        yield pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _one_each(images: Sequence[Picture], others: Sequence[str], what: str) -> None:
+    if len(images) != len(others):
+        raise ValueError(f"{what} must be one for each picture, got {len(others)} for {len(images)} pictures.")
+
+
+@cache
+def load_judge() -> Judge:
+    """The judge whose weights ship with the package, in float32 on the CPU."""
+    network = JudgeNetwork(len(NAMES), len(STYLES))
+    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / "judge.safetensors").items()})
+    return Judge(network, json.loads((WEIGHTS / "judge.json").read_text(encoding="utf-8")))
+
+
+def diversity(features: Float[np.ndarray, "images width"]) -> float:
+    """How many different pictures there are in effect, from 1 (all the same) to their number: the Vendi score.
+
+    The exponential of the entropy of the eigenvalues of K / n, with K the cosines between the features.
+    """
+    from vendi_score import vendi
+
+    return float(vendi.score_dual(np.asarray(features, dtype=float)))
