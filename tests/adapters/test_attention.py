@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -239,3 +239,14 @@ def test_replacing_the_processor_or_fusing_is_refused_until_detached():
     atoms.detach()
     assert attn.processor is stock
     attn.fuse_projections()
+
+
+@pytest.mark.parametrize(
+    ("processor", "scale_qk"), [(AttnProcessor, False), (AttnProcessor, True), (AttnProcessor2_0, False)]
+)
+def test_scores_are_scaled_as_the_stock_processor_scales_them(processor, scale_qk):
+    attn = attention(scale_qk=scale_qk, processor=processor()).double()
+    hidden = torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    before = attn(hidden)
+    attach(attn).dictionary("default").reset_parameters()
+    assert_close(attn(hidden), before, atol=1e-10, rtol=0)

@@ -44,6 +44,8 @@ class AttentionAtoms(nn.Module, AtomLayer):
         self.in_features = attn.cross_attention_dim
         self.out_features = attn.out_dim
         self.heads = attn.heads
+        # AttnProcessor2_0 always divides by √d; the older AttnProcessor asks the layer.
+        self.scale: float = attn.scale if type(self.stock) is AttnProcessor else (attn.inner_dim // attn.heads) ** -0.5
         self.dictionaries = nn.ModuleDict()
         self.mix_first: dict[str, bool] = {}
 
@@ -113,7 +115,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
             key = attn.norm_k(key)
 
         riders = [self._riders(name, context).to(value.dtype) for name in names]
-        mixed = _attend(query, key, torch.cat([value, *riders], dim=-1), attention_mask, attn.scale)
+        mixed = _attend(query, key, torch.cat([value, *riders], dim=-1), attention_mask, self.scale)
         value, *riders = mixed.split([value.shape[-1], *(rider.shape[-1] for rider in riders)], dim=-1)
 
         output = attn.to_out[1](attn.to_out[0](value.transpose(1, 2).flatten(2).to(query.dtype)))

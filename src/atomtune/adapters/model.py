@@ -76,7 +76,8 @@ class AtomModel(BaseTuner):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in adapted_layers(self.model, adapter_name):  # PEFT casts parameters, not buffers
             dictionary = layer.dictionary(adapter_name)
-            dictionary.gain = dictionary.gain.to(dictionary.encoder.weight.dtype)
+            dtype = dictionary.encoder.weight.dtype
+            dictionary.gain, dictionary.scale = dictionary.gain.to(dtype), dictionary.scale.to(dtype)
 
     def _check_merge_allowed(self) -> None:
         raise UserError(
@@ -121,10 +122,8 @@ class AtomModel(BaseTuner):
         """From names on disk to names in memory. Raises `UserError` unless the two sets of atoms are the same."""
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         wanted = {key for key in model.state_dict() if f".dictionaries.{adapter_name}." in key}
-        missing, left_over = (
-            wanted - entries.keys(),
-            {key for key in entries.keys() - wanted if f".{cls.prefix}" in key},
-        )
+        missing = wanted - entries.keys()
+        left_over = {key for key in entries.keys() - wanted if f".{cls.prefix}" in key}
         if missing or left_over:
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
