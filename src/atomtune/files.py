@@ -49,6 +49,12 @@ def atomic_file(file: str | Path) -> Iterator[Path]:
             raise
 
 
+def write_text(file: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a kill half-way leaves no folder of that name."""
     if folder.is_dir():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +17,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from atomtune import sampling
 from atomtune.errors import UserError
 from atomtune.pipelines import call_options, denoiser
-from atomtune.training.data import to_tensor
+from atomtune.training.config import CustomizeConfig
+from atomtune.training.data import read_picture, square, to_tensor
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
 Conditioning = dict[str, Any]
@@ -148,3 +151,52 @@ def release(pipe: DiffusionPipeline) -> None:
     for name in pipe.components:
         if name.startswith(("text_encoder", "vae", "image_encoder")):
             setattr(pipe, name, None)
+
+
+@dataclass
+class Cache:
+    """All that the text encoder and the autoencoder have to say."""
+
+    latents: Latents
+    conditionings: list[Conditioning]
+    empty: Conditioning
+    samples: dict[str, Any]  # prompt: what encode_prompt answers
+    class_latents: Latents | None = None
+    class_conditioning: Conditioning = field(default_factory=dict)
+
+
+def encode(
+    pipe: DiffusionPipeline,
+    config: CustomizeConfig,
+    resolution: int,
+    pictures: list[Image.Image],
+    captions: list[str],
+    accelerator: Accelerator,
+) -> Cache:
+    """Encode everything a run will need, then let the encoders leave memory."""
+    known = {caption: encode_caption(pipe, caption, resolution) for caption in {"": None, **dict.fromkeys(captions)}}
+    prompts = config.sample_prompts or (config.instance_prompt,)
+    cache = Cache(
+        encode_pictures(pipe, pictures),
+        [known[caption] for caption in captions],
+        known[""],
+        {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts},
+    )
+    if config.prior_preservation:
+        prompt = config.class_prompt or f"a {config.class_name}"
+        drawn = _class_pictures(pipe, config, prompt, resolution, accelerator)
+        cache.class_latents = encode_pictures(pipe, drawn)
+        cache.class_conditioning = encode_caption(pipe, prompt, resolution)
+    release(pipe)
+    return cache
+
+
+def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
+    """Pictures of the class, drawn by the base; those that an earlier start drew are kept."""
+    files = [config.out / "class_pictures" / f"{index:04d}.png" for index in range(config.num_class_images)]
+    for index, file in enumerate(files):
+        if accelerator.is_main_process and not file.is_file():
+            (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
+            sampling.save_png(drawing.image, file, drawing.settings)
+    accelerator.wait_for_everyone()
+    return [square(read_picture(file), resolution) for file in files]

@@ -1,4 +1,4 @@
-"""The run: pictures in, adapter out, continued where it stopped.
+"""The training loop, and how it stops and continues.
 
 Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the pictures from (seed,
 epoch). So the step is the position in the data, and a run that was killed and started again ends with the same bits.
@@ -6,27 +6,24 @@ epoch). So the step is the position in the data, and a run that was killed and s
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
 import time
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from atomtune import pipelines, sampling
 from atomtune.errors import UserError
-from atomtune.files import atomic_file, remove_folder, remove_leftovers
-from atomtune.training import checkpoints, data, encoding
+from atomtune.files import write_text
+from atomtune.training import checkpoints, encoding
 from atomtune.training.card import model_card
-from atomtune.training.config import CustomizeConfig, configure
+from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
 from atomtune.training.progress import TrainingBar
@@ -37,145 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
 # As in diffusers' scripts: the frozen base in the precision of the run, what is trained in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHUFFLE, NOISE = range(2)  # streams of random numbers
-
-
-def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on pictures of one thing and return the run's numbers, which are also in `out/summary.json`.
-
-        atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
-
-    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
-    as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`. Where the same run was stopped it continues; where it has finished it returns its numbers. Raises
-    `UserError`.
-    """
-    config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
-    try:
-        return _customize(config)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"no room left to write in {config.out} ({error.strerror}): free some and start again."
-            ) from error
-        raise
-
-
-def _customize(config: CustomizeConfig) -> dict[str, Any]:
-    accelerator = _accelerator(config)
-    examples = data.find_examples(config.pictures, config.instance_prompt)
-    with accelerator.main_process_first():
-        finished = _claim(config)
-    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
-    resolution = config.resolution or pipelines.native_resolution(pipe)
-    pictures = [data.square(data.read_picture(file), resolution) for file in examples]
-    identity = data.digest(pictures, list(examples.values()))
-    _same_pictures(config, identity)
-    if finished is not None:
-        logger.info("%s holds this run, finished", config.out)
-        return finished
-
-    pipe.to(accelerator.device)
-    if accelerator.is_main_process:
-        _write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        _write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
-    cache = _encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
-    autoencoder = type(pipe.vae)
-    encoding.release(pipe)
-    return _Run(config, accelerator, pipe, autoencoder, resolution, cache).finish()
-
-
-def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
-    """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
-    if config.overwrite:
-        for name in FOLDERS:
-            remove_folder(config.out / name)
-        for name in ("summary.json", "config.yaml"):
-            (config.out / name).unlink(missing_ok=True)
-    for folder in (config.out, *(config.out / name for name in FOLDERS)):
-        remove_leftovers(folder)
-    written = config.out / "config.yaml"
-    if not written.is_file():
-        return None
-    ignored = {"out": None, "overwrite": None}
-    there, here = yaml.safe_load(written.read_text(encoding="utf-8")) | ignored, config.to_dict() | ignored
-    if different := [name for name in here if here[name] != there.get(name)]:
-        changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
-        raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
-    summary = config.out / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
-
-
-def _same_pictures(config: CustomizeConfig, identity: str) -> None:
-    file = config.out / "logs" / "pictures.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["digest"] != identity:
-        raise UserError(
-            f"{config.out} holds a run on other pictures or captions: choose another folder, or pass overwrite."
-        )
-
-
-def _accelerator(config: CustomizeConfig) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import ProjectConfiguration
-
-    AcceleratorState._reset_state()  # or a second run in one process could not have another precision
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
-    )
-
-
-@dataclass
-class _Cache:
-    """All that the text encoder and the autoencoder have to say."""
-
-    latents: encoding.Latents
-    conditionings: list[encoding.Conditioning]
-    empty: encoding.Conditioning
-    samples: dict[str, Any]  # prompt: what encode_prompt answers
-    class_latents: encoding.Latents | None = None
-    class_conditioning: encoding.Conditioning = field(default_factory=dict)
-
-
-def _encode(
-    pipe: DiffusionPipeline,
-    config: CustomizeConfig,
-    resolution: int,
-    pictures: list,
-    captions: list[str],
-    accelerator: Accelerator,
-) -> _Cache:
-    encode = partial(encoding.encode_caption, pipe, resolution=resolution)
-    known = {caption: encode(caption) for caption in {"": None, **dict.fromkeys(captions)}}
-    prompts = config.sample_prompts or (config.instance_prompt,)
-    cache = _Cache(
-        encoding.encode_pictures(pipe, pictures),
-        [known[caption] for caption in captions],
-        known[""],
-        {prompt: encoding.encode_prompt(pipe, prompt, resolution) for prompt in prompts},
-    )
-    if config.prior_preservation:
-        prompt = config.class_prompt or f"a {config.class_name}"
-        drawn = _class_pictures(pipe, config, prompt, resolution, accelerator)
-        cache.class_latents, cache.class_conditioning = encoding.encode_pictures(pipe, drawn), encode(prompt)
-    return cache
-
-
-def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
-    """Pictures of the class, drawn by the base; those that an earlier start drew are kept."""
-    files = [config.out / "class_pictures" / f"{index:04d}.png" for index in range(config.num_class_images)]
-    for index, file in enumerate(files):
-        if accelerator.is_main_process and not file.is_file():
-            (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
-            sampling.save_png(drawing.image, file, drawing.settings)
-    accelerator.wait_for_everyone()
-    return [data.square(data.read_picture(file), resolution) for file in files]
 
 
 def _generator(*counters: int) -> torch.Generator:
@@ -184,12 +45,7 @@ def _generator(*counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
-def _write_text(file: Path, text: str) -> None:
-    with atomic_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-class _Run:
+class Trainer:
     """The training loop and what it holds."""
 
     def __init__(
@@ -199,7 +55,7 @@ class _Run:
         pipe: DiffusionPipeline,
         autoencoder: type[torch.nn.Module],
         resolution: int,
-        cache: _Cache,
+        cache: encoding.Cache,
     ):
         self.config, self.accelerator, self.pipe = config, accelerator, pipe
         self.autoencoder, self.resolution, self.cache = autoencoder, resolution, cache
@@ -347,7 +203,7 @@ class _Run:
         if accelerator.is_main_process:
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
-            _write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            write_text(config.out / "summary.json", json.dumps(summary, indent=2))
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return summary
