@@ -7,7 +7,7 @@ import torch
 
 
 def save(path: Path, **state: Any) -> None:
-    """Write `state` (tensors, state dicts, numbers) to `path`; a kill leaves the old file or the new one, both whole."""
+    """Write `state` (tensors, state dicts, numbers) to `path`; a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)

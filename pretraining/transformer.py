@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderTiny, DDPMScheduler, PixArtTransformer2DModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -99,7 +100,7 @@ class Captions:
 
 
 def trained_autoencoder() -> AutoencoderTiny:
-    """The autoencoder of the stage before, with latents scaled to unit variance; the committed one when there is none."""
+    """The autoencoder of the stage before, with latents scaled to unit variance; or the committed one."""
     if (last := state.load(autoencoder.CHECKPOINT)) is None:
         return AutoencoderTiny.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32, variant="fp16")
     vae = AutoencoderTiny(**AUTOENCODER)
@@ -136,6 +137,7 @@ class Pretraining:
             self.average.load_state_dict(last["average"])
             self.optimizer.load_state_dict(last["optimizer"])
             self.images, self.restarted_at = last["images"], last["restarted_at"]
+        self.model.set_attn_processor(AttnProcessor())  # compiled, for 64 tokens: 1.6 times as fast as flash attention
         for block in self.model.transformer_blocks:
             block.compile()  # in place: the weights keep their names
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -82,7 +82,7 @@ def _with_article(words: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Words for `scene`. Without `rng` all of it is said in one fixed wording; with it, wordings vary and parts drop out.
+    """Words for `scene`. Without `rng` all of it is said in one fixed wording; with it, wordings vary, parts drop out.
 
     A normal size and the center are what a picture has when nothing is said of them, as people speak.
     """
