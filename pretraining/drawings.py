@@ -19,16 +19,16 @@ from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES
 from atomtune.moji.scenes import SIZES, STYLES, Scene, caption, compose, sample_scene
 from pretraining import CACHE
 
-_VERSIONS = {"twemoji": "1.2.5", "noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "noto-v1": "1.2.5"}
+VERSIONS = {"twemoji": "1.2.5", "noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "noto-v1": "1.2.5"}
 
 
 def icon_set(icons: str) -> dict:
     """The JSON of one icon set, fetched with `npm pack` when it is not in the cache."""
     folder = CACHE / "npm"
-    archive = folder / f"iconify-json-{icons}-{_VERSIONS[icons]}.tgz"
+    archive = folder / f"iconify-json-{icons}-{VERSIONS[icons]}.tgz"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{icons}@{_VERSIONS[icons]}"], cwd=folder, check=True)
+        subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{icons}@{VERSIONS[icons]}"], cwd=folder, check=True)
     with tarfile.open(archive) as files:
         return json.load(files.extractfile("package/icons.json"))  # pyright: ignore[reportArgumentType]
 
