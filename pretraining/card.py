@@ -16,30 +16,33 @@ tags: [pixart, emoji, atomtune]
 
 # moji
 
-A text-to-image model of {parameters:.1f} million parameters that draws emoji at 64 × 64: a real `PixArtSigmaPipeline` in
-miniature (PixArtTransformer2DModel, AutoencoderTiny, DPM-Solver++, MiniLM as its text encoder). It exists so that
-fine-tuning methods can be tried, tested and compared on a laptop, without a GPU or a network. It is not for making art.
+A text-to-image model of {parameters:.1f} million parameters that draws emoji at 64 × 64: a real
+`PixArtSigmaPipeline` in miniature (PixArtTransformer2DModel, AutoencoderTiny, DPM-Solver++, MiniLM as its text
+encoder). It exists so that fine-tuning methods can be tried, tested and compared on a laptop, without a GPU or
+a network. It is not for making art.
 
     from atomtune import load_base
     picture = load_base("moji")("a noto drawing of a red apple on a blue background").images[0]
 
 ## What it knows
 
-{seen} names, five styles ({styles}), ten plain backgrounds, three sizes, five places. {held_out} names were never shown to
-it, nor the same things under other names: {held_out_names}. They are the subjects of customization experiments.
+{seen} names, five styles ({styles}), ten plain backgrounds, three sizes, five places. {held_out} names were
+never shown to it, nor the same things under other names: {held_out_names}. They are the subjects of
+customization experiments.
 
 ## How good it is
 
-After {images:,} images; measured by `python -m pretraining.evaluate` on {prompts} prompts with fixed seeds. Names and
-styles are read by a judge that saw real drawings only; its own score on the real drawings of the same scenes stands beside.
+After {images:,} images; measured by `python -m pretraining.evaluate` on {prompts} prompts with fixed seeds.
+Names and styles are read by a judge that saw real drawings only; its own score on the real drawings of the same
+scenes stands beside.
 
 | | moji | real drawings | compositions never seen together |
 |---|---|---|---|
 {rows}
 
-Autoencoder: {psnr:.1f} dB on held-out drawings. Median RMS distance (0 to 1) from a sample to the nearest training drawing of
-the same scene: {nearest:.3f}; with few drawings a name, a good sample *is* close to a training drawing, so expect memorised
-shapes. The judge names real drawings right {judge:.1%} of the time.
+Autoencoder: {psnr:.1f} dB on held-out drawings. Median RMS distance (0 to 1) from a sample to the nearest
+training drawing of the same scene: {nearest:.3f}; with few drawings a name, a good sample *is* close to a
+training drawing, so expect memorised shapes. The judge names real drawings right {judge:.1%} of the time.
 
 ## Limits
 
