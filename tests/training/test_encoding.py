@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune import moji
+from atomtune.moji.pipeline import MAX_TOKENS
 from atomtune.pipelines import call_options, load_base
 from atomtune.training import encoding
 
@@ -59,7 +61,7 @@ def test_conditioning_is_what_the_pipeline_passes(pipe):
 
 def test_moji_gets_its_own_short_prompts():
     conditioning = encoding.encode_caption(moji.random_pipeline(), "a sks dog", 64)
-    assert conditioning["encoder_hidden_states"].shape == (1, moji.pipeline.MAX_TOKENS, 384)
+    assert conditioning["encoder_hidden_states"].shape == (1, MAX_TOKENS, 384)
 
 
 def test_a_batch_of_conditionings(pipe):
@@ -72,7 +74,7 @@ def test_a_batch_of_conditionings(pipe):
 
 
 def test_a_prompt_is_drawn_the_same_with_the_text_encoder_gone(base):
-    pipe = load_base(base)
+    pipe: Any = load_base(base)
     options = call_options(pipe) | {"num_inference_steps": 2, "output_type": "latent"}
     before = pipe("a red dog", generator=torch.Generator().manual_seed(0), **options).images
     answer = encoding.encode_prompt(pipe, "a red dog", 64)

@@ -75,7 +75,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(**AUTOENCODER),
+        vae=AutoencoderKL(**AUTOENCODER, shift_factor=0.06),
         text_encoder=CLIPTextModelWithProjection(text_config()),
         tokenizer=tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(text_config()),
