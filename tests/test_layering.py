@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "studio"},
     {"training", "analysis", "merging", "sampling", "pipelines", "metrics", "moji"},
     {"atoms", "trace"},
-    {"adapters"},
+    {"adapters", "dictionary_attention"},
     {"dictionary"},
     {"coding"},
 ]
@@ -52,7 +52,7 @@ def test_imports_point_down(module):
         assert HEIGHT[other] <= HEIGHT[own], f"{own} imports {other}, which is above it"
 
 
-@pytest.mark.parametrize("piece", ["coding", "dictionary"])
+@pytest.mark.parametrize("piece", ["coding", "dictionary", "dictionary_attention"])
 def test_sparse_coding_knows_nothing_of_transformers(piece):
     libraries = {name.split(".")[0] for name in imports(ROOT / f"{piece}.py")}
     assert not libraries & {"transformers", "diffusers", "peft"}

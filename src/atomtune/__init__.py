@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atomtune.adapters import AtomConfig, AtomModel, adapted_layers
     from atomtune.atoms import AtomBoard, board
     from atomtune.dictionary import SparseDictionary
+    from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
     from atomtune.training import CustomizeConfig, customize
@@ -27,6 +28,8 @@ _HOMES = {
     "AtomConfig": "atomtune.adapters",
     "AtomModel": "atomtune.adapters",
     "CustomizeConfig": "atomtune.training",
+    "DictionaryAttention": "atomtune.dictionary_attention",
+    "OrdinaryAttention": "atomtune.dictionary_attention",
     "SparseDictionary": "atomtune.dictionary",
     "adapted_layers": "atomtune.adapters",
     "board": "atomtune.atoms",
@@ -42,6 +45,8 @@ __all__ = [
     "AtomConfig",
     "AtomModel",
     "CustomizeConfig",
+    "DictionaryAttention",
+    "OrdinaryAttention",
     "SparseDictionary",
     "UserError",
     "adapted_layers",
