@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 UNSEEN = (
-    "a sks teapot on a black background",
-    "a small sks teapot at the top on a pink background",
-    "a sks teapot on the left on an orange background",
+    "a sks teapot on a red background",
+    "a small sks teapot at the top on a black background",
+    "a sks teapot on the right on an orange background",
 )
 NUM = 4  # pictures of each prompt
 HEADS = {"base": "base", "atoms": "atoms", "lora": "LoRA r=16"}
