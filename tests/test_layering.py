@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"cli", "studio"},
     {"training", "analysis", "merging", "sampling", "pipelines", "metrics", "moji"},
-    {"atoms", "trace"},
+    {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},
     {"dictionary"},
     {"coding"},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
+    from atomtune.tracing import trace
     from atomtune.training import CustomizeConfig, customize
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "load_adapter": "atomtune.pipelines",
     "load_base": "atomtune.pipelines",
     "save_adapter": "atomtune.pipelines",
+    "trace": "atomtune.tracing",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "load_adapter",
     "load_base",
     "save_adapter",
+    "trace",
 ]
 
 

@@ -143,9 +143,9 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
 
     folder, info, model = adapter_folder(path), adapter_info(path), denoiser(pipe)
     wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
-    refusal = (
-        f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with its own base."
-    )
+    if wanted == given:
+        given = "the weights it has now"
+    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
     if expected is not None and not _same_weights(expected, fingerprint(model)):
         raise UserError(refusal)

@@ -41,9 +41,6 @@ def test_saved_and_opened_by_peft_it_is_the_same(tmp_path):
     config = AtomConfig(
         target_modules=["attn1", "attn2"],
         layers_to_transform=[0, 3],
-        instance_token="sks",
-        class_name="teapot",
-        base_hash="abc",
         base_model_name_or_path="moji",
     )
     config.save_pretrained(str(tmp_path))

@@ -35,14 +35,14 @@ def test_an_attention_module_gets_attention_atoms_and_a_linear_layer_linear_atom
 
 @pytest.mark.parametrize("targets", TARGETS)
 def test_saved_and_loaded_is_the_same_model(tmp_path, targets):
-    model = adapted(target_modules=targets, activation="soft", threshold=0.05, mix_first=False, class_name="teapot")
+    model = adapted(target_modules=targets, activation="soft", threshold=0.05, mix_first=False)
     adapted_layers(model)[0].dictionary("default").gain[3] = 0.5
     model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(transformer(), str(tmp_path))
     assert torch.equal(run(again), run(model))
     config = again.peft_config["default"]
     assert isinstance(config, AtomConfig)
-    assert (config.class_name, config.activation, config.mix_first) == ("teapot", "soft", False)
+    assert (config.activation, config.mix_first) == ("soft", False)
 
 
 def test_saved_tensors_are_named_after_the_layer_they_adapt(tmp_path):

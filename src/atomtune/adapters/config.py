@@ -52,15 +52,6 @@ class AtomConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     """Modules outside the adapter that are trained in full and saved with it."""
 
-    instance_token: str | None = None
-    """The word that stands for what was learned, such as "sks". Information only."""
-
-    class_name: str | None = None
-    """What kind of thing was learned, such as "teapot". Information only."""
-
-    base_hash: str | None = None
-    """Fingerprint of the base model the adapter belongs to. Information only."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("ATOMS")

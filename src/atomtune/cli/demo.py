@@ -96,7 +96,7 @@ def _draw(run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | Non
     from contextlib import nullcontext
 
     from atomtune import pipelines, sampling
-    from atomtune.trace import trace
+    from atomtune.tracing import trace
 
     pipe = pipelines.load_base(pipelines.MOJI)
     numbers: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from atomtune.coding import atoms_per_token
 from atomtune.errors import UserError
 
 RECIPES = resources.files("atomtune.training") / "recipes"
@@ -120,9 +121,7 @@ class CustomizeConfig:
             value = getattr(self, name)
             if value is not None and not value >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, got {value}.")
-        if not 0 < self.density <= 1:
-            hint = f" Did you mean {self.density / 100:g} ({self.density:g} %)?" if 1 < self.density <= 100 else ""
-            raise UserError(f"density must be in (0, 1], got {self.density:g}.{hint}")
+        atoms_per_token(self.num_atoms, self.density)
         if not 0 <= self.caption_dropout < 1:
             raise UserError(f"caption_dropout must be in [0, 1), got {self.caption_dropout:g}.")
         if not self.learning_rate > 0:

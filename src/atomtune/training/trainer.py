@@ -213,7 +213,7 @@ class Trainer:
         if self.config.method != "atoms":
             self._advance()
             return
-        from atomtune.trace import trace
+        from atomtune.tracing import trace
 
         with trace(self.model) as counts:
             self._advance()

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
-from atomtune.trace import trace
+from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 

@@ -1,4 +1,4 @@
-"""trace: watch the codes while a model runs.
+"""`trace`: watch the codes while a model runs.
 
     with trace(model) as t:
         pipe("a sks teapot on the moon")
