@@ -197,6 +197,11 @@ class Pretraining:
         """Write the averaged weights and the autoencoder into the package, as fp16 safetensors."""
         self.average.module.half().save_pretrained(WEIGHTS / "transformer", variant="fp16")
         self.vae.half().save_pretrained(WEIGHTS / "vae", variant="fp16")
+        settings = json.loads((WEIGHTS / "vae" / "config.json").read_text())
+        del settings["block_out_channels"]  # written by diffusers, which warns of it when it reads it again
+        (WEIGHTS / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for file in WEIGHTS.rglob("*.safetensors"):
+            file.chmod(0o644)
         (WEIGHTS / "training.json").write_text(json.dumps({"images": self.images}) + "\n")
 
     def run(self, images: int) -> None:
