@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs readme
+.PHONY: help demo test lint docs readme experiments experiments-quick
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,3 +29,9 @@ docs: .venv/installed  ## build the documentation into site/
 readme: .venv/installed  ## run the demo with LoRA beside it and copy its grid and table into the README
 	$(BIN)/atomtune demo --compare
 	$(BIN)/python docs/readme.py runs/demo
+
+experiments: .venv/installed  ## the paper's small experiments: what is missing is run, then figures and pages
+	$(BIN)/python -m experiments
+
+experiments-quick: .venv/installed  ## a small slice of them, into runs/experiments-quick
+	$(BIN)/python -m experiments --quick

@@ -1,0 +1,138 @@
+"""Appendix A.1: is an atom's effect on the output more nonlinear the shallower its layer?
+
+Run `python -m experiments.a1.run`. A cell is one decoder depth on one seed. For an atom with gain g in the fine-tuned
+decoder f, all other atoms on:
+
+    full = f(g=1) − f(g=0)        first-order = ∂f/∂g at g=0        nonlinearity = ‖full − first-order‖ / ‖full‖
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from experiments.cells import read, run_cells, spread
+from experiments.digits import digits
+from experiments.fig1.run import QUICK, encode
+from experiments.report import CONDITIONS, HOLDS, NOT_HERE, Claim, table
+from experiments.vae import VAE, Adapter, VAEConfig, adapt, dictionaries, energies, pretrained
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.a1.run"
+DEPTHS, SEEDS = (2, 4, 8), (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One cell."""
+
+    seed: int
+    vae: VAEConfig
+    adapter: Adapter = field(default_factory=lambda: Adapter(epochs=10))
+    atoms: int = 6
+    """Measured in each layer: those of the most energy."""
+    pictures: int = 32
+
+
+def depth(layers: int) -> VAEConfig:
+    """Two layers are figure 1's; deeper decoders are pretrained half as long."""
+    return VAEConfig() if layers == 2 else VAEConfig(decoder_layers=layers, epochs=10)
+
+
+def measure(config: Config) -> dict:
+    torch.manual_seed(200 + config.seed)
+    vae = pretrained(config.vae, config.seed)
+    adapted = adapt(vae, config.adapter, config.vae.noise, config.seed)
+    latents = encode(vae, digits("test", 3), config.vae.noise, 1)[: config.pictures]
+    energy = energies(adapted, latents)
+    values: dict = {"atom": [], "layer": [], "size": []}
+    for layer, scores in enumerate(energy):
+        found = [nonlinearity(adapted, latents, layer, [atom]) for atom in scores.topk(config.atoms).indices.tolist()]
+        values["atom"].append(fmean(each["nonlinearity"] for each in found))
+        values["size"].append(fmean(each["size"] for each in found))
+        values["layer"].append(nonlinearity(adapted, latents, layer, list(range(len(scores))))["nonlinearity"])
+    return values
+
+
+@torch.no_grad()
+def nonlinearity(vae: VAE, latents: Tensor, layer: int, atoms: list[int]) -> dict[str, float]:
+    """Of switching these atoms of one layer on together."""
+    gain = dictionaries(vae)[layer].gain
+    name = next(name for name, buffer in vae.decoder.named_buffers() if buffer is gain)
+    direction = torch.zeros_like(gain).index_fill(0, torch.tensor(atoms), 1.0)
+    without = gain * (1 - direction)
+
+    def output(gains: Tensor) -> Tensor:
+        return functional_call(vae.decoder, {name: gains}, (latents,))
+
+    with sdpa_kernel(SDPBackend.MATH):  # forward derivatives do not go through the flash kernel
+        off, first_order = jvp(output, (without,), (direction,))
+    full = output(without + direction) - off
+    return {
+        "nonlinearity": ((full - first_order).norm() / full.norm()).item(),
+        "size": (full.norm() / off.norm()).item(),
+    }
+
+
+def grid(quick: bool = False) -> dict[str, Config]:
+    if quick:
+        return {"d2-s0": Config(0, QUICK, Adapter(epochs=1), atoms=2)}
+    return {f"d{layers}-s{seed}": Config(seed, depth(layers)) for layers in DEPTHS for seed in SEEDS}
+
+
+def by_layer(cells: dict, layers: int, what: str) -> list[list[float]]:
+    """For each layer, the values of all seeds."""
+    return [list(each) for each in zip(*(v[what] for name, v in cells.items() if name.startswith(f"d{layers}-")))]
+
+
+def slope(values: list[float]) -> float:
+    """Rank correlation of nonlinearity with depth: -1 when every layer is more nonlinear than the one above it."""
+    rank = torch.tensor(values).argsort().argsort().float()
+    place = torch.arange(len(values)).float()
+    return torch.corrcoef(torch.stack([place, rank]))[0, 1].item()
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    cells, rows = read(out / "results"), []
+    for layers in DEPTHS:
+        seeds = [v for name, v in cells.items() if name.startswith(f"d{layers}-")]
+        if not seeds:
+            continue
+        means = [spread(each, 2) for each in by_layer(cells, layers, "atom")]
+        slopes = [slope(v["atom"]) for v in seeds]
+        falls = all(each < -0.5 for each in slopes)
+        rows.append(
+            Claim(
+                "A.1",
+                f"an atom's effect is more nonlinear the shallower its layer, {layers} decoder layers",
+                "",
+                f"first layer {means[0]}, last {means[-1]}; rank correlation with depth {spread(slopes, 2)}",
+                HOLDS if falls else CONDITIONS if fmean(slopes) < -0.5 else NOT_HERE,
+                COMMAND,
+            )
+        )
+    return rows
+
+
+def results(out: Path = HERE) -> str:
+    cells, rows = read(out / "results"), []
+    for layers in DEPTHS:
+        columns = [by_layer(cells, layers, what) for what in ("atom", "layer", "size")]
+        for layer, (atom, whole, size) in enumerate(zip(*columns)):
+            rows.append((str(layers), f"L{layer}", spread(atom), spread(whole), spread(size)))
+    head = (
+        "decoder layers",
+        "layer",
+        "one atom: nonlinearity",
+        "all its atoms: nonlinearity",
+        "one atom: size of its effect",
+    )
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    run_cells(HERE / "results", grid(), measure)

@@ -1,0 +1,55 @@
+"""Figure 8: the Fourier bases of 64 points that the signals of figures 2 and 9 are made of. Nothing is trained.
+
+Run `python -m experiments.fig8.run`, then `python -m experiments.fig8.plot`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.cells import read, run_cells
+from experiments.report import HOLDS, Claim, table
+from experiments.signals import HIGH, LENGTH, LOW, fourier_bases
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.fig8.run"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The only cell; nothing can be set."""
+
+    length: int = LENGTH
+
+
+def grid(quick: bool = False) -> dict[str, Config]:
+    return {"bases": Config()}
+
+
+def measure(config: Config) -> dict:
+    """How far the bases are from orthogonal, and the subspaces of figure 2 from each other."""
+    phi = fourier_bases().double()
+    gram = phi @ phi.T / config.length
+    off = gram - gram.diag().diag()
+    return {
+        "count": len(phi),
+        "largest off-diagonal product": off.abs().max().item(),
+        "largest product between low and high": gram[list(LOW)][:, list(HIGH)].abs().max().item(),
+    }
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    values = read(out / "results")["bases"]
+    ours = f"{values['count']} bases, products between low and high below 1e-5"
+    claim = "frequencies (0 to 24)/64 and (25 to 32)/64 span orthogonal subspaces"
+    assert values["largest product between low and high"] < 1e-5
+    return [Claim("8", claim, "", ours, HOLDS, COMMAND)]
+
+
+def results(out: Path = HERE) -> str:
+    return table(
+        ("quantity", "value"), [(name, f"{value:.2g}") for name, value in read(out / "results")["bases"].items()]
+    )
+
+
+if __name__ == "__main__":
+    run_cells(HERE / "results", grid(), measure)

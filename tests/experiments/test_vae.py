@@ -1,0 +1,67 @@
+"""The autoencoder's patches, and what is counted and cut on its decoder; no digits are needed."""
+
+import pytest
+import torch
+from peft import inject_adapter_in_model
+from torch.testing import assert_close
+
+from atomtune import AtomConfig, adapted_layers
+from experiments.a1.run import nonlinearity, slope
+from experiments.vae import VAE, VAEConfig, best, codes, dictionaries, energies, keep
+
+SMALL = VAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=2, latents=4)
+
+
+@pytest.fixture
+def vae() -> VAE:
+    """Adapted with random atoms, top-2 of 10."""
+    torch.manual_seed(0)
+    vae = VAE(SMALL).eval().requires_grad_(False)
+    inject_adapter_in_model(AtomConfig(target_modules=["attn"], num_atoms=10, density=0.2), vae.decoder)
+    for own in dictionaries(vae):
+        torch.nn.init.normal_(own.dictionary.weight)
+    return vae
+
+
+def test_patches_are_put_back_where_they_were_taken(vae):
+    picture = torch.rand(2, 28, 28)
+    patches = []
+    vae.encoder.embed.register_forward_pre_hook(lambda _, args: patches.append(args[0]))
+    vae.encoder(picture)
+    assert_close(patches[0][:, 5], picture[:, 7:14, 7:14].flatten(1))  # the second patch of the second row
+    vae.decoder.to_pixels.register_forward_hook(lambda *_: patches[0])
+    assert_close(vae.decoder(torch.zeros(2, 4)), picture)
+
+
+def test_energies_are_mean_size_of_code_times_size_of_atom(vae):
+    latents = torch.randn(3, 4)
+    S = codes(vae, latents)
+    assert S.shape == (2, 3, 16, 10)
+    assert ((S != 0).sum(-1) == 2).all()
+    for layer, own in enumerate(dictionaries(vae)):
+        D = own.dictionary.weight.T
+        assert_close(energies(vae, latents)[layer], S[layer].abs().mean((0, 1)) * D.norm(dim=1))
+
+
+def test_only_kept_atoms_are_chosen(vae):
+    latents = torch.randn(3, 4)
+    kept = best(torch.rand(2, 10), 6)
+    assert kept.sum() == 6
+    pruned = keep(vae, kept)
+    assert not codes(pruned, latents)[(kept == 0)[:, None, None].expand(2, 3, 16, 10)].any()
+    assert codes(vae, latents)[(kept == 0)[:, None, None].expand(2, 3, 16, 10)].any()  # the original is whole
+
+
+def test_an_effect_that_is_linear_has_no_nonlinearity(vae):
+    """With everything between the atoms and the pixels made linear, first order is all there is."""
+    latents = torch.randn(3, 4)
+    assert nonlinearity(vae, latents, 1, [3])["nonlinearity"] > 0
+    vae.decoder.norm = torch.nn.Identity()
+    torch.nn.init.zeros_(vae.decoder.blocks[1].mlp[2].weight)  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    assert nonlinearity(vae, latents, 1, [3])["nonlinearity"] < 1e-5
+    assert len(adapted_layers(vae)) == 2
+
+
+def test_slope_is_minus_one_when_every_layer_is_more_linear_than_the_one_before():
+    assert slope([0.5, 0.3, 0.1]) == pytest.approx(-1)
+    assert slope([0.1, 0.2]) == pytest.approx(1)
