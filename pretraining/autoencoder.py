@@ -49,7 +49,8 @@ def _training_picture(drawings: Drawings, rng: random.Random) -> Image.Image:
 def psnr(model: AutoencoderTiny, pictures: Tensor) -> float:
     """Mean over pictures of 10 log10(1 / squared error), with pixels in [0, 1]."""
     with torch.no_grad():
-        rebuilt = torch.cat([model.decode(model.encode(part).latents).sample for part in pictures.split(64)])
+        latents = [model.encode(part, return_dict=False)[0] for part in pictures.split(64)]
+        rebuilt = torch.cat([model.decode(part, return_dict=False)[0] for part in latents])
     error = ((rebuilt.clamp(-1, 1) - pictures) / 2).square().mean((1, 2, 3))
     return float((-10 * error.log10()).mean())
 
@@ -82,9 +83,9 @@ def train(steps: int) -> AutoencoderTiny:
         rng, generator = random.Random(step), torch.Generator().manual_seed(step)
         pictures = to_tensor([_training_picture(drawings, rng) for _ in range(BATCH)])
         with torch.autocast("cpu", torch.bfloat16):
-            latents = model.encode(pictures).latents
+            (latents,) = model.encode(pictures, return_dict=False)
             noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-            difference = model.decode(latents + noise).sample.float() - pictures
+            difference = model.decode(latents + noise, return_dict=False)[0].float() - pictures
         loss = (
             difference.square().mean()
             + 0.1 * difference.abs().mean()

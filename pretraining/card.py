@@ -96,7 +96,7 @@ def main() -> None:
         rows="\n".join(rows),
         psnr=numbers["autoencoder_psnr_held_out_db"],
         nearest=numbers["rms_to_nearest_training_drawing"]["p50"],
-        judge=load_judge().accuracy["name_first"],
+        judge=load_judge().accuracy["name_top1"],
         sources="\n".join(sources),
     )
     (WEIGHTS / "README.md").write_text(card)

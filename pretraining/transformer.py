@@ -60,7 +60,7 @@ class Latents:
     """Scaled latents of scenes, [batch, 4, 16, 16], encoded when first asked for and kept as float16."""
 
     def __init__(self, vae: AutoencoderTiny, drawings: Drawings) -> None:
-        self._encode, self._drawings = vae, drawings
+        self._vae, self._drawings = vae, drawings
         self._rows: dict[Scene, int] = {}
         places = len(BACKGROUNDS) * len(SIZES) * len(PLACES)
         self._table = np.zeros((sum(map(len, drawings.styles.values())) * places, 4, 16, 16), np.float16)  # zeros: lazy
@@ -70,7 +70,7 @@ class Latents:
         if new:
             pictures = autoencoder.to_tensor([self._drawings.picture(scene) for scene in new])
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = self._encode.encode(pictures).latents.float() * self._encode.config["scaling_factor"]
+                latents = self._vae.encode(pictures, return_dict=False)[0].float() * self._vae.config["scaling_factor"]
             first = len(self._rows)
             self._table[first : first + len(new)] = latents.numpy()
             self._rows.update({scene: first + i for i, scene in enumerate(new)})
@@ -118,7 +118,7 @@ def trained_autoencoder() -> AutoencoderTiny:
     drawings, rng = Drawings(), random.Random(0)
     pictures = [drawings.picture(drawings.sample(SEEN_NAMES, rng)[0]) for _ in range(512)]
     with torch.no_grad():
-        spread = vae.encode(autoencoder.to_tensor(pictures)).latents.std()
+        spread = vae.encode(autoencoder.to_tensor(pictures), return_dict=False)[0].std()
     vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
     return vae
 
@@ -187,15 +187,17 @@ class Pretraining:
 
     def picture(self) -> None:
         """Draw `PROMPTS`, always with the same noise, into the cache."""
-        pipe = assemble(self.average.module, self.vae)
+        average: Any = self.average.module
+        pipe: Any = assemble(average, self.vae)
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(PROMPTS, generator=[torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]).images
-        self.average.module.train()
+        average.train()
         grid([drawn[:8], drawn[8:]], ["", ""]).save(CACHE / f"samples-{self.images:07d}.png")
 
     def export(self) -> None:
         """Write the averaged weights and the autoencoder into the package, as fp16 safetensors."""
-        self.average.module.half().save_pretrained(WEIGHTS / "transformer", variant="fp16")
+        average: Any = self.average.module
+        average.half().save_pretrained(WEIGHTS / "transformer", variant="fp16")
         self.vae.half().save_pretrained(WEIGHTS / "vae", variant="fp16")
         settings = json.loads((WEIGHTS / "vae" / "config.json").read_text())
         del settings["block_out_channels"]  # written by diffusers, which warns of it when it reads it again

@@ -109,7 +109,7 @@ def test_ordinary_attention_is_a_dictionary(heads, mask):
     X = tokens()
     A = maps(layer, X, X, MASKS[mask])
     expected = torch.cat([a @ X @ W_v for a, W_v in zip(A, layer.to_v.weight.T.chunk(heads, 1))], -1)
-    expected = expected if heads == 1 else expected @ layer.to_out.weight.T
+    expected = expected if heads == 1 else expected @ layer.to_out.weight.T  # pyright: ignore[reportOperatorIssue]
     assert_close(layer(X, mask=MASKS[mask]), expected, atol=1e-10, rtol=0)
     assert_close(layer.codes(X, mask=MASKS[mask]) @ layer.atoms(), expected, atol=1e-10, rtol=0)
     assert layer.atoms().shape == (6 * heads, 7)

@@ -10,7 +10,7 @@ NAMES = """
 cat frog elephant sunflower cherries hamburger pizza carrot bicycle airplane house ladder guitar teapot penguin
 snail key umbrella rainbow trumpet robot t-shirt camera mushroom
 """.split()
-STYLES = ["noto", "fluent"]
+STYLES: list[str] = ["noto", "fluent"]
 SIDE = 44
 
 

@@ -87,7 +87,7 @@ def test_a_name_reads_like_its_prompt(judge, pictures):
 
 def test_scores_do_not_depend_on_the_batch(judge, pictures):
     together = judge.features(pictures)
-    assert together.shape == (len(pictures), 256)
+    assert together.shape == (len(pictures), 320)
     np.testing.assert_allclose(together[3:4], judge.features(pictures[3:4]), atol=1e-4)
     np.testing.assert_allclose(together[:2], judge.features([np.asarray(image) for image in pictures[:2]]), atol=1e-4)
 

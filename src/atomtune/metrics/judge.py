@@ -54,12 +54,12 @@ def embed_sentences(sentences: Sequence[str]) -> Float[Tensor, "batch 384"]:
 class Judge:
     """Scores pictures (PIL, or uint8 [height, width, 3]); one number for each picture, as a numpy array."""
 
-    def __init__(self, network: JudgeNetwork, accuracy: dict[str, float]) -> None:
+    def __init__(self, network: JudgeNetwork, accuracy: dict[str, float | int]) -> None:
         self.network = network.eval()
         self.accuracy = accuracy
         """What `pretraining.judge` measured on scenes the judge had not seen, see `metrics/weights/judge.json`."""
 
-    def features(self, images: Sequence[Picture]) -> Float[np.ndarray, "images 256"]:
+    def features(self, images: Sequence[Picture]) -> Float[np.ndarray, "images 320"]:
         """The image tower's features: of subject, style, background, size and place. For `diversity`."""
         return self._features(images).numpy()
 
@@ -93,7 +93,7 @@ class Judge:
     def style(self, images: Sequence[Picture]) -> list[str]:
         """The most likely of the five drawing styles, for each picture."""
         with torch.no_grad():
-            best = self.network.to_style(self._features(images)).argmax(1)
+            best = self.network.style(self._features(images)).argmax(1)
         words = list(STYLES)
         return [words[i] for i in best.tolist()]
 
@@ -109,7 +109,7 @@ class Judge:
 
     @torch.no_grad()
     def _features(self, images: Sequence[Picture]) -> Tensor:
-        return torch.cat([self.network.features(part) for part in _batches(images)])
+        return torch.cat([self.network(part) for part in _batches(images)])
 
 
 def _batches(images: Sequence[Picture]) -> Iterator[Tensor]:

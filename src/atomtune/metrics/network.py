@@ -1,9 +1,13 @@
 """The judge's two towers: a small CNN for pictures and a head on MiniLM for words.
 
-f = image tower(picture)                           features, [256]
-alignment = cos(P f, text tower(prompt))           does the picture show what the prompt says?
-fidelity = mean over references of cos(Q f, Q f')  is it the same subject?
-style = argmax R f
+A picture is taken apart before it is looked at. Its background and the box around what lies on it are found by their
+pixels (`locate`), and the CNN sees only the box, enlarged, with the background removed (`crop`). So what it says of the
+subject cannot depend on background, size and place; those enter beside it as seven numbers, the layout.
+
+    f = CNN(crop), l = MLP(layout)                         features [256] and [64]
+    alignment = cos(P [f, l], text tower(prompt))          does the picture show what the prompt says?
+    fidelity = mean over references of cos(Q f, Q f')      is it the same subject?
+    style = argmax R f
 """
 
 import torch
@@ -11,8 +15,49 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FEATURES, JOINT, MINILM = 256, 128, 384
-STAGES = ((48, 1), (96, 2), (176, 1))  # channels and residual blocks at 16 × 16, 8 × 8 and 4 × 4
+SUBJECT, LAYOUT, JOINT, MINILM = 256, 64, 128, 384
+BOX = 48  # pixels of the enlarged box
+BORDER = 2  # pixels of a picture's border by which the background is known; no drawing of a scene reaches them
+DIFFERENT = 0.25  # RGB distance from the background, of [-1, 1], above which a pixel belongs to the subject
+WIDTHS = (32, 64, 96, 128)  # channels at 24 × 24, 12 × 12, 6 × 6 and 3 × 3
+
+
+def locate(pictures: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is on the background of pictures in [-1, 1], and where.
+
+    Returns the background's colour [batch, 3], how much each pixel differs from it [batch, height, width], and the box
+    around those that do: its center and half its sides [batch, 2], x before y, where the picture reaches from -1 to 1.
+    A picture with nothing on it is all box.
+    """
+    inside = torch.zeros(pictures.shape[-2:], dtype=torch.bool)
+    inside[BORDER:-BORDER, BORDER:-BORDER] = True
+    colour = pictures[:, :, ~inside].median(-1).values
+    smooth = F.avg_pool2d(pictures - colour[:, :, None, None], 3, 1, 1)  # a little noise is no subject
+    difference = smooth.square().sum(1).sqrt()
+    low, high = [], []
+    for axis in (1, 2):  # over rows leaves columns, that is x
+        there = (difference > DIFFERENT).sum(axis) >= 2
+        there |= ~there.any(1, keepdim=True)
+        pixels = there.shape[1]
+        low.append(there.int().argmax(1) / pixels * 2 - 1)
+        high.append(1 - there.flip(1).int().argmax(1) / pixels * 2)
+    low, high = torch.stack(low, -1), torch.stack(high, -1)
+    return colour, difference, (low + high) / 2, (high - low) / 2
+
+
+def crop(
+    pictures: Float[Tensor, "batch 3 height width"],
+    difference: Float[Tensor, "batch height width"],
+    center: Float[Tensor, "batch 2"],
+    half: Float[Tensor, "batch 2"],
+) -> Float[Tensor, "batch 4 48 48"]:
+    """The square around a box, a tenth wider: colours with the background at 0, and how much of a pixel is subject."""
+    mask = (difference / (2 * DIFFERENT)).clamp(0, 1)[:, None]
+    side = 1.1 * half.amax(1)
+    zero = torch.zeros_like(side)
+    rows = (torch.stack((side, zero, center[:, 0]), -1), torch.stack((zero, side, center[:, 1]), -1))
+    grid = F.affine_grid(torch.stack(rows, 1), [len(pictures), 4, BOX, BOX], align_corners=False)
+    return F.grid_sample(torch.cat((pictures * mask, mask), 1), grid, align_corners=False)
 
 
 class Residual(nn.Module):
@@ -31,47 +76,61 @@ def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:
 
 
 class JudgeNetwork(nn.Module):
-    """Both towers; everything that leaves it is a unit vector, save the style logits.
-
-    The picture comes with its pixel coordinates as two more channels, because prompts speak of places.
-    """
+    """Both towers; `joint`, `subject` and `words` are unit vectors."""
 
     name_embeddings: Tensor
 
     def __init__(self, num_names: int, num_styles: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [*_convolution(5, 24, stride=2), nn.ReLU()]
-        width = 24
-        for channels, blocks in STAGES:
-            layers += [*_convolution(width, channels, stride=2), nn.ReLU()]
-            layers += [Residual(channels) for _ in range(blocks)]
-            width = channels
-        self.trunk = nn.Sequential(*layers)
-        self.to_features = nn.Sequential(nn.Linear(width, FEATURES, bias=False), nn.BatchNorm1d(FEATURES, affine=False))
-        self.to_joint = nn.Linear(FEATURES, JOINT)
-        self.to_subject = nn.Linear(FEATURES, JOINT)
-        self.to_style = nn.Linear(FEATURES, num_styles)
-        self.text = nn.Sequential(nn.Linear(MINILM, 256), nn.ReLU(), nn.Linear(256, JOINT))
+        first, second, third, last = WIDTHS
+        self.trunk = nn.Sequential(
+            *(*_convolution(4, first, stride=2), nn.ReLU()),
+            *(*_convolution(first, second, stride=2), nn.ReLU(), Residual(second)),
+            *(*_convolution(second, third, stride=2), nn.ReLU(), Residual(third)),
+            *(*_convolution(third, last, stride=2), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(last * (BOX // 16) ** 2, SUBJECT, bias=False), nn.BatchNorm1d(SUBJECT, affine=False)),
+        )
+        self.layout = nn.Sequential(
+            *(nn.Linear(7, LAYOUT), nn.ReLU(), nn.Linear(LAYOUT, LAYOUT), nn.BatchNorm1d(LAYOUT, affine=False))
+        )
+        self.to_joint = nn.Linear(SUBJECT + LAYOUT, JOINT)
+        self.to_subject = nn.Linear(SUBJECT, JOINT)
+        self.to_style = nn.Linear(SUBJECT, num_styles)
+        self.text = nn.Sequential(
+            *(nn.BatchNorm1d(MINILM, affine=False), nn.Linear(MINILM, 256), nn.ReLU(), nn.Linear(256, JOINT))
+        )
         self.register_buffer(
             "name_embeddings", torch.zeros(num_names, JOINT)
-        )  # of "a {name}", so that ranks need no MiniLM
+        )  # `words` of "a {name}": ranks need no MiniLM
 
-    def features(self, pictures: Float[Tensor, "batch 3 64 64"]) -> Float[Tensor, "batch 256"]:
-        """Features of pictures in [-1, 1]; about zero mean and unit variance over the training pictures."""
-        line = torch.linspace(-1, 1, pictures.shape[-1], dtype=pictures.dtype)
-        rows, columns = torch.meshgrid(line, line, indexing="ij")
-        places = torch.stack((rows, columns)).expand(len(pictures), -1, -1, -1)
-        maps = self.trunk(torch.cat((pictures, places), 1).contiguous(memory_format=torch.channels_last))
-        return self.to_features(maps.mean((2, 3)))
+    def forward(self, pictures: Float[Tensor, "batch 3 64 64"]) -> Float[Tensor, "batch 320"]:
+        """Features of pictures in [-1, 1], subject before layout; zero mean and unit variance over its training."""
+        colour, difference, center, half = locate(pictures)
+        return self.features(crop(pictures, difference, center, half), colour, center, half)
 
-    def joint(self, features: Float[Tensor, "batch 256"]) -> Float[Tensor, "batch 128"]:
+    def features(
+        self,
+        crops: Float[Tensor, "batch 4 48 48"],
+        colour: Float[Tensor, "batch 3"],
+        center: Float[Tensor, "batch 2"],
+        half: Float[Tensor, "batch 2"],
+    ) -> Float[Tensor, "batch 320"]:
+        """Features from what `locate` and `crop` return."""
+        layout = self.layout(torch.cat((colour, center, half), 1))
+        return torch.cat((self.trunk(crops.contiguous(memory_format=torch.channels_last)), layout), 1)
+
+    def joint(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch 128"]:
         """Where a picture lies in the space it shares with words."""
         return F.normalize(self.to_joint(features), dim=-1)
 
-    def subject(self, features: Float[Tensor, "batch 256"]) -> Float[Tensor, "batch 128"]:
+    def subject(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch 128"]:
         """Which drawing a picture shows, whatever the background, size and place."""
-        return F.normalize(self.to_subject(features), dim=-1)
+        return F.normalize(self.to_subject(features[:, :SUBJECT]), dim=-1)
+
+    def style(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch styles"]:
+        """Logits of the styles."""
+        return self.to_style(features[:, :SUBJECT])
 
     def words(self, sentences: Float[Tensor, "batch 384"]) -> Float[Tensor, "batch 128"]:
         """Where MiniLM's sentence embeddings lie in the shared space."""
-        return F.normalize(self.text(sentences * MINILM**0.5), dim=-1)
+        return F.normalize(self.text(sentences), dim=-1)
