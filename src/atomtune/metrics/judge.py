@@ -64,10 +64,11 @@ class Judge:
         return self._features(images).numpy()
 
     def alignment(self, images: Sequence[Picture], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
-        """Cosine in [-1, 1] between each picture and its prompt: what it shows, in which style, where and on what.
+        """Cosine in [-1, 1] between each picture and its prompt: what it shows, in which style, on what.
 
         A prompt is a sentence ("a teapot on a blue background") or one of moji's names ("red-apple"). A word the judge
-        was not taught ("sks") is better left out. Raises ValueError when there is not one prompt for each picture.
+        was not taught ("sks") is better left out. Places are not heard (top and bottom score alike): `place_and_size`
+        reads them exactly. Raises ValueError when there is not one prompt for each picture.
         """
         _one_each(images, prompts, "prompts")
         different = list(dict.fromkeys(prompts))
@@ -91,7 +92,7 @@ class Judge:
         return (scores > own).sum(1).numpy()
 
     def style(self, images: Sequence[Picture]) -> list[str]:
-        """The most likely of the five drawing styles, for each picture."""
+        """The most likely of the five drawing styles, for each picture: right for three real drawings of four."""
         with torch.no_grad():
             best = self.network.style(self._features(images)).argmax(1)
         words = list(STYLES)
