@@ -166,7 +166,7 @@ class Replicas:
     def __call__(self, tokens: Tensor) -> tuple[Tensor, Float[Tensor, "seeds size tokens atoms"]]:
         """Output and codes."""
         with sdpa_kernel(SDPBackend.MATH):  # the kernel that vmap knows
-            return vmap(lambda *state: functional_call(self.skeleton, state[:2], (state[2],)))(
+            return vmap(lambda weights, buffers, x: functional_call(self.skeleton, (weights, buffers), (x,)))(
                 self.weights, self.buffers, tokens
             )
 
@@ -183,7 +183,7 @@ class Replicas:
         trained = {name: nn.Parameter(self.weights[name]) for name in [*names, *([DICTIONARY] if atoms else [])]}
         self.weights |= trained
         rest = [weight for name, weight in trained.items() if own.optimizer == "adam" or name != DICTIONARY]
-        optimizers = [torch.optim.Adam(rest, lr=own.lr)] if rest else []
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=own.lr)] if rest else []
         if atoms and own.optimizer == "row":
             optimizers.append(RowAdam([trained[DICTIONARY]], lr=own.lr))
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, own.steps) for each in optimizers]
@@ -198,7 +198,7 @@ class Replicas:
                 weight.grad = None
             if own.unit_encoder and ENCODER in trained:
                 with torch.no_grad():
-                    trained[ENCODER] /= trained[ENCODER].norm(dim=-1, keepdim=True)
+                    trained[ENCODER].div_(trained[ENCODER].norm(dim=-1, keepdim=True))
         self.weights = {name: weight.detach() for name, weight in self.weights.items()}
         return self
 

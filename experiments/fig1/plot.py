@@ -24,7 +24,7 @@ BARS = (
 def plot(out: Path = HERE) -> None:
     cells = read(out / "results")
     figure = plt.figure(figsize=(13, 8))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))  # pyright: ignore[reportGeneralTypeIssues]
     panels = (
         ("threes", "(a) latents of unseen 3s that decode to 3"),
         ("flips", "(b) of those that decoded to 8, how many flip to 3"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ PANELS = (
 def plot(out: Path = HERE) -> None:
     values = read(out / "results")["dense"]
     figure = plt.figure(figsize=(12, 6))
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = figure.subfigures(2, 1)  # pyright: ignore[reportGeneralTypeIssues]
     for letter, axis, part in zip("ab", top.subplots(1, 2, sharey=True), ("coefficients only", "atoms only")):
         example = values[f"example, {part}"]
         axis.plot(example["signal"], color=GREY, linewidth=2.5, alpha=0.5, label="high-frequency signal")
@@ -30,7 +31,7 @@ def plot(out: Path = HERE) -> None:
         axis.set_ylim(-3, 3.4)
         axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     axes = bottom.subplots(1, 3, sharey=True)
-    picture = None
+    picture: Any = None
     peak = max(max(max(row) for row in values[f"spectrum, {part}"]) for part, _ in PANELS)
     for axis, (part, label) in zip(axes, PANELS):
         rows = torch.tensor(values[f"spectrum, {part}"])

@@ -17,7 +17,7 @@ MARKS = dict(zip(KINDS, "sovD^P"))
 def plot(out: Path = HERE) -> None:
     cells = read(out / "results")
     figure = plt.figure(figsize=(12, 4.6))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))  # pyright: ignore[reportGeneralTypeIssues]
     axis = left.subplots()
     for kind, label in KINDS.items():
         mine = sorted((fmean(v["active"]), v["nmse"]) for name, v in cells.items() if name.startswith(f"5-{kind}-"))
