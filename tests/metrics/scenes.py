@@ -6,7 +6,7 @@ from PIL import Image
 
 from atomtune.moji.scenes import BACKGROUNDS, Scene, compose
 
-NAMES = """
+NAMES: list[str] = """
 cat frog elephant sunflower cherries hamburger pizza carrot bicycle airplane house ladder guitar teapot penguin
 snail key umbrella rainbow trumpet robot t-shirt camera mushroom
 """.split()
