@@ -7,7 +7,7 @@ from PIL import Image
 
 from atomtune.moji.scenes import BACKGROUNDS, Scene, compose
 
-NAMES = """
+NAMES: Sequence[str] = """
 cat frog elephant sunflower cherries hamburger pizza carrot bicycle airplane house ladder guitar teapot penguin
 snail key umbrella rainbow trumpet robot t-shirt camera mushroom
 """.split()
@@ -18,8 +18,7 @@ SIDE = 44
 def drawing(name: str, style: str) -> Image.Image:
     """The RGBA drawing of `name` in `style`, 44 × 44."""
     sheet = Image.open(Path(__file__).parent / "drawings.png")
-    names: Sequence[str] = NAMES
-    left, top = names.index(name) * SIDE, STYLES.index(style) * SIDE
+    left, top = NAMES.index(name) * SIDE, STYLES.index(style) * SIDE
     return sheet.crop((left, top, left + SIDE, top + SIDE))
 
 
