@@ -22,7 +22,7 @@ SIGNALS = {
         Layer(density=k / 100, mix_first=mix_first, noise=noise, channels=CHANNELS, batch=16)
     )
     for ground, noise in (("clean", 0.0), ("noisy", 0.5))
-    for mix_first, k in ((True, 9), (False, 9), (False, 1))
+    for mix_first, k in ((True, 9), (False, 9), (False, 4), (False, 1))
 }
 DIGITS = {f"digits-s{seed}-before": digits_run.Config(seed, Adapter(k=2, mix_first=False)) for seed in digits_run.SEEDS}
 
