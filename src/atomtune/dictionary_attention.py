@@ -60,7 +60,9 @@ class DictionaryAttention(_Attention):
         heads: number of heads; the atoms are divided among them.
         attention_width: width of queries and keys over all heads; as `width` when not given.
         mix_first: σ after the attention map (eq. 8) or before it.
-        activation, density, threshold: σ, as in `SparseDictionary`.
+        activation: σ, as in `SparseDictionary`.
+        density: ρ, for top-k.
+        threshold: λ, for soft and ReLU.
     """
 
     def __init__(
