@@ -22,7 +22,7 @@ from experiments.vae import VAE, Adapter, VAEConfig, adapt, dictionaries, energi
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.a1.run"
 DEPTHS, SEEDS = (2, 4, 8), (0, 1, 2)
-STEP = 1e-4
+STEP = 1e-7  # of g; small, because a step across which a later layer's top-k chooses anew is a jump, not a slope
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Config:
     atoms: int = 6
     """Measured in each layer: those of the most energy."""
     pictures: int = 32
+    step: float = STEP
 
 
 def depth(layers: int) -> VAEConfig:
