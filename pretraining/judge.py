@@ -10,8 +10,12 @@ nothing.
     styles     softmax over the styles
     margins    a turned hue lowers the cosines by 0.2; pictures of nothing lie at -0.2 from the names on average
 
+Two things learn along and are thrown away: a direction for each drawing, and a linear head by which styles shape the
+features. The style head that ships is fitted to the finished features in half a minute (`fit_style`): the linear one is
+right for 74 % of the scenes, the fitted one for 97 %.
+
 `--without fluent` measures how well an unknown style is judged: it trains a second judge that never sees that style,
-for half as long, and adds what it scores there to the numbers beside the weights.
+for a third as long, and adds what it scores there to the numbers beside the weights.
 """
 
 import argparse
@@ -32,9 +36,20 @@ from torch import Tensor, nn
 
 from atomtune.files import atomic_file
 from atomtune.metrics.judge import NAMES, WEIGHTS, Judge, embed_sentences, name_prompt
-from atomtune.metrics.network import JOINT, JudgeNetwork, crop, locate
+from atomtune.metrics.network import JOINT, SUBJECT, JudgeNetwork, crop, locate
 from atomtune.moji.names import spoken
-from atomtune.moji.scenes import BACKGROUNDS, PLACES, RESOLUTION, SIZES, STYLES, Scene, caption, compose, sample_scene
+from atomtune.moji.scenes import (
+    BACKGROUNDS,
+    PLACES,
+    RESOLUTION,
+    SIZES,
+    STYLES,
+    Scene,
+    caption,
+    compose,
+    sample_scene,
+    to_array,
+)
 from pretraining import CACHE, state
 from pretraining.drawings import Drawings
 
@@ -176,13 +191,14 @@ def pictures_of_nothing(pictures: Float[Tensor, "batch 3 64 64"], generator: tor
 
 
 class Losses(nn.Module):
-    """The judge in training: its network, and one direction for each drawing that is thrown away afterwards."""
+    """The judge in training: its network, and what is thrown away afterwards."""
 
     def __init__(self, examples: Examples) -> None:
         super().__init__()
         self.network = JudgeNetwork(len(NAMES), len(STYLES))
         self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.proxies = nn.Parameter(torch.randn(len(examples.names), JOINT))
+        self.style = nn.Linear(SUBJECT, len(STYLES))
         same = (examples.names[:, None] == examples.names).float()
         self.targets = 0.8 * torch.eye(len(same)) + 0.2 * same / same.sum(1, keepdim=True)
 
@@ -245,7 +261,7 @@ class Losses(nn.Module):
         matched = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
         matched = (matched + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))) / 2
         drawn = F.cross_entropy(SCALE * subject[real] @ proxies.T, self.targets[drawing])
-        style = F.cross_entropy(self.network.style(features[real]), examples.styles[drawing])
+        style = F.cross_entropy(self.style(features[real, :SUBJECT]), examples.styles[drawing])
 
         fall = ((joint[:TURNED] - joint[wrong]) * words[:TURNED]).sum(-1)
         fall_of_subject = ((subject[:TURNED] - subject[wrong]) * proxies[drawing[:TURNED]]).sum(-1)
@@ -285,10 +301,40 @@ def train(drawings: Drawings, steps: int, without: str | None = None) -> JudgeNe
     network = losses.network.eval()
     with torch.no_grad():
         network.name_embeddings.copy_(network.words(examples.bare))
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
+    return rounded(network)
+
+
+@torch.no_grad()
+def rounded(network: JudgeNetwork) -> JudgeNetwork:
+    """The network with its weights rounded to fp16, as they ship."""
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
     return network
+
+
+def fit_style(network: JudgeNetwork, drawings: Drawings, views: int = 8, epochs: int = 30) -> JudgeNetwork:
+    """Fit the style head to the features of `views` scenes of each drawing, half of them degraded; the rest stays."""
+    rng, generator = random.Random(2), torch.Generator().manual_seed(2)
+    pairs = [(name, style) for name in NAMES for style in drawings.styles[name]]
+    scenes = [sample_scene(name, [style], rng) for name, style in pairs * views]
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(scenes), 128):
+            pixels = to_array([drawings.picture(scene) for scene in scenes[start : start + 128]])
+            pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+            parts.append(network(degrade(pictures, generator) if start // 128 % 2 else pictures)[:, :SUBJECT])
+    features, styles = torch.cat(parts), torch.tensor([list(STYLES).index(scene.style) for scene in scenes])
+    optimizer = torch.optim.AdamW(network.to_style.parameters(), lr=3e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(scenes), generator=generator).split(256):
+            kept = torch.rand(len(batch), SUBJECT, generator=generator) > 0.1
+            F.cross_entropy(network.to_style(features[batch] * kept), styles[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        schedule.step()
+    return rounded(network)
 
 
 def kept_out_scene(name: str, styles: list[str], rng: random.Random) -> Scene:
@@ -309,6 +355,7 @@ def turn_hue_of(drawing: Image.Image, degrees: float = 150.0) -> Image.Image:
     return turned
 
 
+@torch.no_grad()
 def measure(judge: Judge, drawings: Drawings, styles: list[str], pictures: int = 1000) -> dict[str, float]:
     """How often the judge is right, on scenes it has not seen; see `metrics/weights/judge.json`."""
     rng, noise = random.Random(1), np.random.default_rng(1)
@@ -331,7 +378,7 @@ def measure(judge: Judge, drawings: Drawings, styles: list[str], pictures: int =
         "noise": list(noise.integers(0, 256, (pictures, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)),
     }
     ours, theirs = (judge.network.subject(torch.from_numpy(judge.features(group))) for group in (real, elsewhere))
-    cosines = (ours @ theirs.T).detach()
+    cosines = ours @ theirs.T
     same_name = torch.tensor([[a == b for a in names] for b in names])
     different = cosines[~same_name]
     numbers: dict[str, float] = {
@@ -367,13 +414,13 @@ def main(steps: int, without: str | None) -> None:
     """Train, measure and write `judge.safetensors` and `judge.json` (or add one unknown style's part to the latter)."""
     drawings = Drawings()
     report = WEIGHTS / "judge.json"
-    network = train(drawings, steps // 2 if without else steps, without)
-    judge = Judge(network, {})
+    network = train(drawings, steps // 3 if without else steps, without)
     if without:
-        part = measure(judge, drawings, [without])
+        part = measure(Judge(network, {}), drawings, [without])
         numbers = json.loads(report.read_text(encoding="utf-8"))
         numbers |= {f"without_{without}_{key}": value for key, value in part.items() if key != "style"}
     else:
+        judge = Judge(fit_style(network, drawings), {})
         numbers = {"steps": steps, **measure(judge, drawings, list(STYLES))}
         tensors = {
             name: tensor.half() if tensor.is_floating_point() else tensor
@@ -388,7 +435,7 @@ def main(steps: int, without: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--without", choices=list(STYLES), help="measure on this style, with a judge that never saw it")
     options = parser.parse_args()
     main(options.steps, options.without)

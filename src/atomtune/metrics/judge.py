@@ -92,7 +92,7 @@ class Judge:
         return (scores > own).sum(1).numpy()
 
     def style(self, images: Sequence[Picture]) -> list[str]:
-        """The most likely of the five drawing styles, for each picture: right for three real drawings of four."""
+        """The most likely of the five drawing styles, for each picture."""
         with torch.no_grad():
             best = self.network.style(self._features(images)).argmax(1)
         words = list(STYLES)

@@ -7,7 +7,7 @@ subject cannot depend on background, size and place; those enter beside it as se
     f = CNN(crop), l = MLP(layout)                         features [256] and [64]
     alignment = cos(P [f, l], text tower(prompt))          does the picture show what the prompt says?
     fidelity = mean over references of cos(Q f, Q f')      is it the same subject?
-    style = argmax R f
+    style = argmax MLP(f)
 """
 
 import torch
@@ -95,7 +95,7 @@ class JudgeNetwork(nn.Module):
         )
         self.to_joint = nn.Linear(SUBJECT + LAYOUT, JOINT)
         self.to_subject = nn.Linear(SUBJECT, JOINT)
-        self.to_style = nn.Linear(SUBJECT, num_styles)
+        self.to_style = nn.Sequential(nn.Linear(SUBJECT, 128), nn.ReLU(), nn.Linear(128, num_styles))
         self.text = nn.Sequential(
             *(nn.BatchNorm1d(MINILM, affine=False), nn.Linear(MINILM, 256), nn.ReLU(), nn.Linear(256, JOINT))
         )
