@@ -361,7 +361,8 @@ def measure(judge: Judge, drawings: Drawings, styles: list[str], pictures: int =
     rng, noise = random.Random(1), np.random.default_rng(1)
     drawn = {name: [style for style in drawings.styles[name] if style in styles] for name in NAMES}
     names = rng.choices([name for name in NAMES if drawn[name]], k=pictures)
-    scenes = [kept_out_scene(name, drawn[name], rng) for name in names]
+    draw = kept_out_scene if len(styles) > 1 else sample_scene  # of a style it never saw, no scene was seen
+    scenes = [draw(name, drawn[name], rng) for name in names]
     real = [drawings.picture(scene) for scene in scenes]
     words = [caption(scene) for scene in scenes]
     other = [
