@@ -24,7 +24,7 @@ from atomtune.files import write_text
 from atomtune.training import checkpoints, encoding
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.methods import adapt, refuse_other_method
+from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
 from atomtune.training.progress import TrainingBar
 
@@ -82,7 +82,6 @@ class Trainer:
             model = adapt(base, self.config)
             pipelines.set_denoiser(self.pipe, model)
             return model
-        refuse_other_method(self.config, start)
         return pipelines.load_adapter(self.pipe, start, trainable=True)
 
     @cached_property
