@@ -5,8 +5,8 @@ on a busy CPU that beats two threads, which wait for each other at every operati
 or else from the committed weights with a fresh optimizer and a short warm-up. Latents and text embeddings are
 computed when first met and kept in memory, so that a step is the transformer's alone. Every draw depends on the
 step's number and the process's rank, so a resumed run repeats a straight one. Over the last 100,000 of the images asked
-for, the learning rate falls to zero; with more images asked for later it goes on from there. `--export` writes the running average
-of the weights, in fp16, into the package.
+for, the learning rate falls to zero; with more images asked for later it goes on from there. `--export` writes the
+running average of the weights, in fp16, into the package.
 """
 
 import argparse
