@@ -2,8 +2,8 @@
 
 Things moji has never seen; backgrounds, places, sizes, styles and a whole scene are changed. Both methods train for the
 same steps on the same picture. Each has its own dial after training: atoms the two ladders of `atomtune.edit`, LoRA its
-scale; the best rung of each is the best of a choice, and stands beside the adapter as trained. Whether what was asked for
-is there is also read off: background, place and size by pixels, style by the judge.
+scale; the best rung of each is the best of a choice, and stands beside the adapter as trained. Whether what was asked
+for is there is also read off: background, place and size by pixels, style by the judge.
 """
 
 import json
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 import atomtune
-from atomtune import metrics, sampling
+from atomtune import metrics, pipelines, sampling
 from atomtune.editing import Rung, edit
 from atomtune.moji.scenes import Scene, caption
 from atomtune.training.config import load_recipe
@@ -97,9 +96,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     model = atomtune.load_adapter(pipe, folder / "lora")
     rungs = []
     for scale in SCALES:
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_scale("default", scale)  # pyright: ignore[reportAttributeAccessIssue]
+        pipelines.set_scale(model, scale)
         images = [drawing.image for drawing in atomtune.generate(pipe, prompt, NUM)]
         scores = (judge.alignment(images, [prompt] * NUM).mean(), judge.fidelity(images, [picture]).mean())
         rungs.append(Rung(f"scale {scale:g}", {}, *map(float, scores)))
