@@ -84,7 +84,8 @@ styles are read by the judge; its own score on real drawings of the same scenes 
 
 Autoencoder: {numbers["autoencoder_psnr_held_out_db"]:.1f} dB on held-out drawings. RMS distance (0 to 1) from a
 sample to the nearest training drawing of its scene, in any style: {rms["p5"]:.3f}, {rms["p50"]:.3f} and
-{rms["p95"]:.3f} at the 5th, 50th and 95th percentile. With at most five drawings of a name, a good sample *is* close to a training drawing.
+{rms["p95"]:.3f} at the 5th, 50th and 95th percentile. With at most five drawings of a name,
+a good sample *is* close to a training drawing.
 
 64 samples in a fixed order, not chosen:
 
