@@ -100,4 +100,7 @@ def test_equal_heads_cost_no_copy():
 def test_what_belongs_to_an_atom_is_saved_with_it():
     dictionary = filled(num_atoms=7, heads=4)
     assert dictionary.head.tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert set(dictionary.state_dict()) == {"encoder.weight", "dictionary.weight", "gain", "id", "head", "group"}
+    assert set(dictionary.state_dict()) == {
+        *("encoder.weight", "dictionary.weight", "gain", "usage"),
+        *("id", "layer", "head", "group", "k"),
+    }

@@ -1,30 +1,123 @@
 """AtomBoard: what a user holds. The atoms of one adapter, all layers together, with the dials that act while sampling.
 
     board = atomtune.board(pipe)
-    board.density = 0.02
+    board.density = 0.02               each token may use fewer atoms
+    board["L3[139]"].gain = 0.5        one atom at half strength
+    board.keep(40)                     the 40 atoms of the most energy; the others are as if they had never been
+    board.schedule = {1000: 1, 300: 0} strength by timestep
 
-Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0.
+Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0. An address is for
+life: pruning changes nobody's.
+
+Two different things: `gain` acts after selection, so an atom of gain 0 is silent and nobody takes its place; `keep`,
+`drop` and `only` act before selection, so the others compete for the k places of a dropped atom, as after pruning.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
+from atomtune.files import write_text
+from atomtune.tracing import bare_model, timesteps
+
+_ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
+
+
+@dataclass(eq=False)
+class Atom:
+    """One atom: row `index` of a layer's dictionary."""
+
+    dictionary: SparseDictionary
+    index: int
+
+    @property
+    def address(self) -> str:
+        return f"L{int(self.dictionary.layer)}[{int(self.dictionary.id[self.index])}]"
+
+    @property
+    def head(self) -> int:
+        """The attention head whose map mixes it."""
+        return int(self.dictionary.head[self.index])
+
+    @property
+    def direction(self) -> Float[Tensor, " out"]:
+        """d_m, the row of D: what the atom adds to the layer's output."""
+        return self.dictionary.dictionary.weight.detach()[:, self.index]
+
+    @property
+    def gain(self) -> float:
+        """g, how strongly it acts: 1 as trained, 0 silent, below 0 reversed."""
+        return float(self.dictionary.gain[self.index])
+
+    @gain.setter
+    def gain(self, gain: float) -> None:
+        self.dictionary.gain[self.index] = gain
+
+    @property
+    def kept(self) -> bool:
+        """Whether it takes part in the selection."""
+        return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
+
+
+@dataclass(eq=False)
+class Layer:
+    """The atoms of one layer. Iterating gives each `Atom`."""
+
+    dictionary: SparseDictionary
+
+    @property
+    def address(self) -> str:
+        return f"L{int(self.dictionary.layer)}"
+
+    def __len__(self) -> int:
+        return self.dictionary.num_atoms
+
+    def __iter__(self) -> Iterator[Atom]:
+        return (Atom(self.dictionary, index) for index in range(len(self)))
+
+    @property
+    def gain(self) -> Float[Tensor, " atoms"]:
+        """g of every atom; assign one number, or one for each."""
+        return self.dictionary.gain
+
+    @gain.setter
+    def gain(self, gain: float | Tensor) -> None:
+        self.dictionary.gain.copy_(torch.as_tensor(gain).expand(len(self)))
+
+    @property
+    def density(self) -> float:
+        """ρ of this layer."""
+        return self.dictionary.density
+
+    @density.setter
+    def density(self, density: float) -> None:
+        self.dictionary.set_density(density)
 
 
 class AtomBoard:
-    """The atoms of one adapter. `len(board)` is their number.
+    """The atoms of one adapter. `len(board)` is their number, `board["L3"]` a layer, `board["L3[139]"]` an atom.
 
+    A board keeps nothing itself: every dial is in the model, so two boards on one model show the same.
     Raises `UserError` when the model does not carry the adapter.
     """
 
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         self.adapter = adapter
+        self._model = bare_model(model)
         self.layers: list[AtomLayer] = adapted_layers(model, adapter)
         """In the order of their addresses: L0, L1, ..."""
         if not self.layers:
@@ -43,6 +136,28 @@ class AtomBoard:
     def __len__(self) -> int:
         return self.num_atoms
 
+    def __iter__(self) -> Iterator[Atom]:
+        return (atom for dictionary in self.dictionaries for atom in Layer(dictionary))
+
+    def __getitem__(self, address: str) -> Any:
+        """The `Atom` at "L3[139]", or the `Layer` at "L3". Raises `UserError` when there is none."""
+        match = _ADDRESS.fullmatch(address.strip())
+        if match:
+            number, id = match.groups()
+            for dictionary in self.dictionaries:
+                if int(dictionary.layer) == int(number):
+                    if id is None:
+                        return Layer(dictionary)
+                    for index in (dictionary.id == int(id)).nonzero().flatten().tolist():
+                        return Atom(dictionary, index)
+        first, last = self.dictionaries[0], self.dictionaries[-1]
+        raise UserError(
+            f"there is no {address!r} in this adapter: expected a layer from L{int(first.layer)} to "
+            f"L{int(last.layer)}, or one of its atoms, such as {next(iter(self)).address}."
+        )
+
+    # -- dials ------------------------------------------------------------------------------------------------------
+
     @property
     def density(self) -> float:
         """ρ, the share of a layer's atoms that one token may use. Where layers differ, the mean over all atoms."""
@@ -56,9 +171,169 @@ class AtomBoard:
         for layer in self.layers:
             layer.set_density(self.adapter, density)
 
+    def keep(self, count: int, by: Sequence[Tensor] | None = None, per_layer: bool = False) -> None:
+        """Keep the `count` atoms of the largest scores, over the whole model or in each layer, and drop the others.
+
+        `by` holds a score for each atom, one tensor a layer, as `importance` returns them; by default the energy
+        mean |s_m| · ‖d_m‖ that was measured in training. Atoms dropped before stay dropped. Raises `UserError`.
+        """
+        if count < 1:
+            raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
+        scores = self.energy() if by is None else [score.float() for score in by]
+        present = [d.gain.new_ones(d.num_atoms) if d.kept is None else d.kept for d in self.dictionaries]
+        scores = [score.cpu().masked_fill(there.cpu() == 0, -torch.inf) for score, there in zip(scores, present)]
+        if per_layer:
+            chosen = [_largest(score, count) for score in scores]
+        else:
+            chosen = _largest(torch.cat(scores), count).split([len(score) for score in scores])
+        for dictionary, mask in zip(self.dictionaries, chosen):
+            dictionary.keep_only(mask)
+
+    def energy(self) -> list[Float[Tensor, " atoms"]]:
+        """mean |s_m| · ‖d_m‖ of every atom as measured in training, one tensor a layer. Raises `UserError`."""
+        energies = [dictionary.energy for dictionary in self.dictionaries]
+        if not any(energy.any() for energy in energies):
+            raise UserError(
+                "this adapter does not say how much its atoms were used in training: trace it on some prompts and "
+                "give by=importance(...)."
+            )
+        return energies
+
+    def drop(self, addresses: Iterable[str]) -> None:
+        """Take these atoms (or all of a layer, "L3") out of the selection."""
+        for dictionary, mask in self._masks(addresses):
+            dictionary.keep_only(~mask if dictionary.kept is None else dictionary.kept.bool() & ~mask)
+
+    def only(self, addresses: Iterable[str]) -> None:
+        """Keep these atoms (or all of a layer, "L3") and drop every other."""
+        for dictionary, mask in self._masks(addresses):
+            dictionary.keep_only(mask)
+
+    @property
+    def kept(self) -> list[str]:
+        """Addresses of the atoms that take part in the selection."""
+        return [atom.address for atom in self if atom.kept]
+
+    @contextmanager
+    def muted(self, *addresses: str) -> Iterator[None]:
+        """Gain 0 for these atoms or layers inside the block."""
+        before = [dictionary.gain.clone() for dictionary in self.dictionaries]
+        try:
+            for dictionary, mask in self._masks(addresses):
+                dictionary.gain[mask] = 0.0
+            yield
+        finally:
+            for dictionary, gain in zip(self.dictionaries, before):
+                dictionary.gain.copy_(gain)
+
+    @property
+    def schedule(self) -> dict[float, float]:
+        """Strength of the adapter by timestep: {timestep: strength}, linear in between. Empty: always 1."""
+        hook = self._hook()
+        return dict(hook.points) if hook else {}
+
+    @schedule.setter
+    def schedule(self, points: Mapping[float, float]) -> None:
+        for key, hook in list(self._model._forward_pre_hooks.items()):
+            if isinstance(hook, Schedule) and hook.adapter == self.adapter:
+                del self._model._forward_pre_hooks[key]
+                self._model._forward_pre_hooks_with_kwargs.pop(key, None)
+        for dictionary in self.dictionaries:
+            dictionary.strength.fill_(1.0)
+        if points:
+            ordered = {float(t): float(points[t]) for t in sorted(points)}
+            self._model.register_forward_pre_hook(Schedule(self.adapter, ordered), with_kwargs=True)
+
+    def _hook(self) -> Schedule | None:
+        hooks = self._model._forward_pre_hooks.values()
+        return next((h for h in hooks if isinstance(h, Schedule) and h.adapter == self.adapter), None)
+
+    def reset(self) -> None:
+        """Every dial as the adapter was trained: gains 1, nothing dropped, its own density, no schedule."""
+        self.schedule = {}
+        for dictionary in self.dictionaries:
+            dictionary.gain.fill_(1.0)
+            dictionary.keep_only(None)
+            dictionary.reset_density()
+
+    def _masks(self, addresses: Iterable[str]) -> list[tuple[SparseDictionary, Tensor]]:
+        """For each dictionary, which of its atoms are named."""
+        masks = {
+            id(dictionary): torch.zeros_like(dictionary.gain, dtype=torch.bool) for dictionary in self.dictionaries
+        }
+        for address in addresses:
+            found = self[address]
+            masks[id(found.dictionary)][found.index if isinstance(found, Atom) else slice(None)] = True
+        return [(dictionary, masks[id(dictionary)]) for dictionary in self.dictionaries]
+
+    # -- presets ----------------------------------------------------------------------------------------------------
+
+    def preset(self) -> dict[str, Any]:
+        """All dials that are not as trained, ready for JSON: `density` and `gain` by address, `dropped`, `schedule`."""
+        atoms = list(self)
+        preset = {
+            "density": {f"L{int(d.layer)}": d.density for d in self.dictionaries if d.density_changed},
+            "gain": {atom.address: atom.gain for atom in atoms if atom.gain != 1.0},
+            "dropped": [atom.address for atom in atoms if not atom.kept],
+            "schedule": {f"{t:g}": strength for t, strength in self.schedule.items()},
+        }
+        return {name: value for name, value in preset.items() if value}
+
+    def apply(self, preset: Mapping[str, Any] | str | Path) -> None:
+        """Set the dials as a preset (or a JSON file of one) says, from the state of `reset`. Raises `UserError`."""
+        if isinstance(preset, str | Path):
+            preset = _read_preset(Path(preset))
+        if unknown := sorted(preset.keys() - {"density", "gain", "dropped", "schedule"}):
+            raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, dropped and schedule.")
+        for address in (*preset.get("density", {}), *preset.get("gain", {}), *preset.get("dropped", [])):
+            self[address]  # all of it is for this adapter, or nothing is changed
+        self.reset()
+        for address, density in preset.get("density", {}).items():
+            self[address].density = density
+        for address, gain in preset.get("gain", {}).items():
+            self[address].gain = gain
+        self.drop(preset.get("dropped", []))
+        self.schedule = {float(t): strength for t, strength in preset.get("schedule", {}).items()}
+
+    def save_preset(self, file: str | Path) -> None:
+        """Write `preset()` as JSON, whole or not at all."""
+        write_text(file, json.dumps(self.preset(), indent=1) + "\n")
+
+
+@dataclass
+class Schedule:
+    """A forward pre-hook of the denoiser: sets the adapter's strength from the timestep of the call."""
+
+    adapter: str
+    points: dict[float, float]
+
+    def __call__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        if (t := timesteps(model, args, kwargs)) is None:
+            raise UserError(f"{type(model).__name__} was called without a timestep: a schedule needs one.")
+        strength = float(np.interp(float(t.flatten()[0]), list(self.points), list(self.points.values())))
+        for layer in adapted_layers(model, self.adapter):
+            layer.dictionary(self.adapter).strength.fill_(strength)
+
 
 def board(model_or_pipe: Any, adapter: str = "default") -> AtomBoard:
     """The board of an adapter on a model, or on the denoiser of a diffusers pipeline."""
     if isinstance(model_or_pipe, nn.Module):
         return AtomBoard(model_or_pipe, adapter)
     return AtomBoard(getattr(model_or_pipe, "transformer", None) or model_or_pipe.unet, adapter)
+
+
+def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
+    """Which are among the `count` largest and not -∞."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.topk(min(count, len(scores))).indices] = True
+    return chosen & (scores > -torch.inf)
+
+
+def _read_preset(file: Path) -> dict[str, Any]:
+    try:
+        preset = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the preset {file} could not be read ({error}): expected JSON of `save_preset`.") from error
+    if not isinstance(preset, dict):
+        raise UserError(f"the preset {file} is not a JSON object: expected what `save_preset` writes.")
+    return preset

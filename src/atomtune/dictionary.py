@@ -1,16 +1,19 @@
 """SparseDictionary: M atoms, and the encoder that decides which of them a token uses. The heart of the method.
 
-    codes  S  = σ(x W_s)        [N, M]   data dependent: which atoms, where, how strongly
+    codes  S  = σ(κ ∘ x W_s)    [N, M]   data dependent: which atoms, where, how strongly
     output ΔO = (S ∘ g) D · α   [N, C_o] the atoms (rows of D) do not depend on the data
 
-W_s is `encoder`, D is `dictionary`, g is `gain` (per atom, 1 unless a user turns it) and α is `scale` (the whole
-adapter). Only W_s and D train. Attention layers put the attention map between x W_s and σ: see `adapters.attention`.
+W_s is `encoder`, D is `dictionary`; only these two train. What a user turns: g is `gain`, after selection (0 silences
+an atom and nobody takes its place); κ is `kept`, 0 or 1, before selection (the others compete for the places of a
+dropped one, as if it had never been); α is `scale · strength`, the whole adapter. Attention layers put the attention
+map between x W_s and σ: see `adapters.attention`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,26 +29,31 @@ class SparseDictionary(nn.Module):
     Coefficients are data dependent, atoms are not: codes = σ(x W_s), output = codes · D.
     `gain` scales each atom and is how a user turns one down; it never trains.
 
-    Every atom carries three numbers that are saved with it: `id`, its number for life, so that addresses such as
-    L17[137] survive pruning; `head`, the attention head whose map mixes it; `group`, the adapter it came from when
-    dictionaries were concatenated. Atoms may belong to heads in any way: M need not be a multiple of `heads`.
+    Every atom carries numbers that are saved with it: `id`, its number for life, which with the layer's own, `layer`,
+    makes addresses such as L17[137] that survive pruning; `head`, the attention head whose map mixes it; `group`, the
+    adapter it came from when dictionaries were concatenated, each group with a k of its own; `usage`, its mean |s_m|
+    over a token while it was trained. Atoms may belong to heads in any way: M need not be a multiple of `heads`.
 
     Args:
         in_features: width C_i of the tokens.
         num_atoms: M.
         out_features: width C_o of the output.
         activation: σ, one of "topk", "soft", "relu".
-        density: ρ, the share of the atoms one token may use (top-k only).
+        density: ρ, the share of the atoms one token may use (top-k only); a list has one for each group.
         threshold: λ (soft and relu only).
         heads: number of attention heads among which the atoms are divided.
     """
 
     id: Tensor
+    layer: Tensor
     head: Tensor
     group: Tensor
+    usage: Tensor
     gain: Tensor
     k: Tensor
     scale: Tensor
+    strength: Tensor
+    kept: Tensor | None
     slots: Tensor | None
     places: Tensor | None
 
@@ -55,11 +63,12 @@ class SparseDictionary(nn.Module):
         num_atoms: int,
         out_features: int,
         activation: str = "topk",
-        density: float = 0.04,
+        density: float | Sequence[float] = 0.04,
         threshold: float = 0.1,
         heads: int = 1,
     ) -> None:
         super().__init__()
+        densities = [density] if isinstance(density, int | float) else list(density)
         self.num_atoms = num_atoms
         self.activation = activation
         self.threshold = threshold
@@ -70,11 +79,17 @@ class SparseDictionary(nn.Module):
         self.register_buffer("id", torch.arange(num_atoms))
         self.register_buffer("head", torch.tensor(seats := [atom * heads // num_atoms for atom in range(num_atoms)]))
         self.register_buffer("group", torch.zeros(num_atoms, dtype=torch.long))
-        # k and the scale are tensors so that changing them does not compile again; k_max is what is selected.
-        self.density = density
-        self.k_max = atoms_per_token(num_atoms, density)
-        self.register_buffer("k", torch.tensor(self.k_max), persistent=False)
+        self.register_buffer("layer", torch.tensor(0))
+        self.register_buffer("usage", torch.zeros(num_atoms))
+        self.group_sizes = [num_atoms] + [0] * (len(densities) - 1)
+        # k and the scales are tensors so that changing them does not compile again; k_max is what is selected.
+        self.density = densities[0]
+        self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in densities]
+        self._k_own, self._density_own = list(self.k_max), self.density
+        self.register_buffer("k", torch.tensor(self.k_max))
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)
+        self.register_buffer("strength", torch.tensor(1.0), persistent=False)
+        self.register_buffer("kept", None, persistent=False)
         self.register_buffer("slots", None, persistent=False)
         self.register_buffer("places", None, persistent=False)
         self._seat(seats)
@@ -91,8 +106,13 @@ class SparseDictionary(nn.Module):
 
     def activate(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         """σ: coefficients to sparse codes."""
+        if self.kept is not None:
+            coefficients = coefficients * self.kept.to(coefficients.dtype)
         if self.activation == "topk":
-            return top_k(coefficients, self.k, self.k_max)
+            if len(self.k_max) == 1:
+                return top_k(coefficients, self.k[0], self.k_max[0])
+            groups = coefficients.split(self.group_sizes, dim=-1)
+            return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
         if self.activation == "soft":
             return soft_threshold(coefficients, self.threshold)
         return relu_threshold(coefficients, self.threshold)
@@ -104,19 +124,39 @@ class SparseDictionary(nn.Module):
     def synthesize(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
         """ΔO = (S ∘ g) D · α. The input of the `dictionary` layer is what a trace records."""
         codes = codes.to(self.dictionary.weight.dtype)
-        return self.dictionary(codes * (self.gain * self.scale).to(codes.dtype))
+        return self.dictionary(codes * (self.gain * (self.scale * self.strength)).to(codes.dtype))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
         return self.synthesize(self.codes(x))
 
     def set_density(self, density: float) -> None:
-        """Let each token use k = max(1, round(ρM)) atoms. A compiled model compiles again only beyond its largest k."""
+        """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
+        beyond its largest k."""
         if self.activation != "topk":
             raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
-        k = atoms_per_token(self.num_atoms, density)
+        k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
         self.density = density
-        self.k_max = max(self.k_max, k)
-        self.k.fill_(k)
+        self.k_max = [max(most, now) for most, now in zip(self.k_max, k)]
+        self.k.copy_(torch.tensor(k))
+
+    @property
+    def density_changed(self) -> bool:
+        """Whether a token may use another number of atoms than the adapter was trained, or saved, with."""
+        return self.k.tolist() != self._k_own
+
+    def reset_density(self) -> None:
+        """Undo `set_density`."""
+        self.k.copy_(torch.tensor(self._k_own))
+        self.density = self._density_own
+
+    def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
+        """κ: only the atoms of `mask` take part in the selection; None: all of them."""
+        self.kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
+
+    @property
+    def energy(self) -> Float[Tensor, " atoms"]:
+        """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""
+        return self.usage * self.dictionary.weight.detach().float().norm(dim=0)
 
     # Heads. Attention mixes the coefficients of one head with that head's map, and needs them as [heads, slots].
     # When the heads are equal and in order this is a view. Otherwise each head gets as many slots as the largest one
@@ -147,4 +187,14 @@ class SparseDictionary(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.head.is_meta:
-            self._seat(self.head.tolist())
+            self.settle()
+
+    def settle(self) -> None:
+        """Lay out heads and groups by the numbers the atoms carry; a group's k is never above its number of atoms."""
+        self._seat(self.head.tolist())
+        self.group_sizes = torch.bincount(self.group, minlength=len(self.k)).tolist()
+        k = self.k.minimum(torch.tensor(self.group_sizes, device=self.k.device))
+        if k.tolist() != self._k_own:
+            self.k.copy_(k)
+            self.k_max = self._k_own = k.tolist()
+            self.density = self._density_own = sum(self.k_max) / self.num_atoms

@@ -64,8 +64,8 @@ class AttentionAtoms(nn.Module, AtomLayer):
         vars(attn).pop("fuse_projections", None)
         attn.set_processor(self.stock)
 
-    def update_layer(self, adapter_name: str, config: AtomConfig) -> None:
-        super().update_layer(adapter_name, config)
+    def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
+        super().update_layer(adapter_name, config, num_atoms)
         self.mix_first[adapter_name] = config.mix_first
 
     def get_base_layer(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig, PeftType
@@ -29,11 +29,15 @@ class AtomConfig(PeftConfig):
     num_atoms: int = 256
     """M, the number of atoms in each adapted layer."""
 
+    num_atoms_pattern: dict[str, int] = field(default_factory=dict)
+    """M of layers that differ, by name or regular expression, as LoRA's `rank_pattern`. Pruning writes it."""
+
     activation: str = "topk"
     """σ: "topk" (signed, by magnitude), "soft" (soft threshold) or "relu" (ReLU(x − λ))."""
 
-    density: float = 0.04
-    """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk"."""
+    density: float | list[float] = 0.04
+    """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk". A list after
+    concatenation: one for each adapter that went in."""
 
     threshold: float = 0.1
     """λ, in units of the coefficients. For "soft" and "relu"."""
@@ -71,9 +75,11 @@ class AtomConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("ATOMS")
-        if self.num_atoms < 1:
-            raise UserError(f"num_atoms must be at least 1, got {self.num_atoms}.")
-        atoms_per_token(self.num_atoms, self.density)
+        for num_atoms in (self.num_atoms, *self.num_atoms_pattern.values()):
+            if num_atoms < 1:
+                raise UserError(f"num_atoms must be at least 1, got {num_atoms}.")
+        for density in self.density if isinstance(self.density, list) else [self.density]:
+            atoms_per_token(self.num_atoms, density)
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
         if self.threshold < 0:

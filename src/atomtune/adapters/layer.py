@@ -22,11 +22,11 @@ class AtomLayer(BaseTunerLayer):
     out_features: int
     heads: int = 1
 
-    def update_layer(self, adapter_name: str, config: AtomConfig) -> None:
+    def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
         """Add an adapter with fresh atoms, where the base layer's weights are and in their precision."""
         self.dictionaries[adapter_name] = SparseDictionary(
             self.in_features,
-            config.num_atoms,
+            num_atoms,
             self.out_features,
             activation=config.activation,
             density=config.density,

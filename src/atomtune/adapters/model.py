@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from atomtune.adapters.attention import AttentionAtoms
@@ -70,7 +71,14 @@ class AtomModel(BaseTuner):
                 parent, target_name, target = target, "base_layer", target.base_layer  # pyright: ignore[reportAttributeAccessIssue]
             layer = target if isinstance(target, LinearAtoms) else LinearAtoms(target)
             setattr(parent, target_name, layer)
-        layer.update_layer(adapter_name, peft_config)
+        key = get_pattern_key(list(peft_config.num_atoms_pattern), current_key)
+        layer.update_layer(adapter_name, peft_config, peft_config.num_atoms_pattern.get(key, peft_config.num_atoms))
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put the atoms in, and number the layers: the L17 of L17[137]. What is loaded later has its own numbers."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for number, layer in enumerate(adapted_layers(model, adapter_name)):
+            layer.dictionary(adapter_name).layer.fill_(number)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -217,6 +217,8 @@ class Trainer:
 
         with trace(self.model) as counts:
             self._advance()
+        for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
+            layer.dictionary.usage.lerp_(layer.usage, 0.2)
         self.measured = {
             "active_per_token": float(counts.active_per_token),
             "density": float(counts.density),
