@@ -1,4 +1,4 @@
-"""Run by test_families.py in a process of its own, without jaxtyping's checks: compiled_families.py BACKEND ROOT NAME...
+"""Run by test_families.py in a process of its own, without jaxtyping: compiled_families.py BACKEND ROOT NAME...
 
 Compiles one repeated block of each class in the named families (or "all"), with atoms on it, as one graph.
 """
@@ -31,15 +31,15 @@ def outcome(family: Family, model: Any) -> tuple[Tensor, dict[str, Tensor]]:
 for family in FAMILIES:
     if names != ["all"] and family.name not in names:
         continue
-    for targets in [family.linear, *([family.attention] if family.carries_attention_atoms else [])]:
-        print(family.name, targets, file=sys.stderr)
-        torch._dynamo.reset()
-        counters.clear()
-        model = wake(get_peft_model(family.model(), atom_config(target_modules=targets)))
-        eager = outcome(family, model)
-        blocks = family.blocks(model)
-        for block in blocks:
-            block.compile(backend=backend, fullgraph=True)
-        assert_close(outcome(family, model), eager, atol=1e-4, rtol=1e-4)
-        assert counters["stats"]["unique_graphs"] == len(blocks), counters["stats"]
+    print(family.name, file=sys.stderr)
+    torch._dynamo.reset()
+    counters.clear()
+    targets = family.attention if family.carries_attention_atoms else family.linear
+    model = wake(get_peft_model(family.model(), atom_config(target_modules=targets)))
+    eager = outcome(family, model)
+    blocks = family.blocks(model)
+    for block in blocks:
+        block.compile(backend=backend, fullgraph=True)
+    assert_close(outcome(family, model), eager, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == len(blocks), counters["stats"]
 print("same outputs, same gradients")

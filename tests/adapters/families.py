@@ -1,6 +1,6 @@
 """The model families people use: real classes of diffusers and transformers, small and random, with inputs for each.
 
-`FAMILIES` is the table that test_families.py runs through, and that models_page.py prints into docs/reference/models.md.
+`FAMILIES` is the table that test_families.py runs through, and that models_page.py prints for the documentation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Family:
 
     def blocks(self, model: Any) -> list[Any]:
         """One repeated block of each class."""
-        return list({type(module): module for module in model.modules() if self.block in type(module).__name__}.values())
+        return list(
+            {type(module): module for module in model.modules() if self.block in type(module).__name__}.values()
+        )
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:
@@ -103,7 +105,7 @@ def language_model(kind: str, **options: Any) -> nn.Module:
     return getattr(transformers, f"{kind}ForCausalLM")(config)
 
 
-CLIP = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
+CLIP: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
 
 
 def image_ids(height: int, width: int, axes: int = 3) -> Tensor:
@@ -120,13 +122,15 @@ def two_lengths(longest: int = 5) -> Tensor:
 
 # Heads this wide and 16 tokens: below, the CPU's matrix product takes another kernel for the padded width of attention
 # atoms and differs in the last bit.
-WIDE = {"attention_head_dim": 16}
+WIDE: dict[str, Any] = {"attention_head_dim": 16}
 
 FAMILIES = [
     Family(
         "PixArt-α",
         lambda: diffusers.PixArtTransformer2DModel(
-            **tiny.CONFIG | WIDE | {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
+            **tiny.CONFIG
+            | WIDE
+            | {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
         ),
         lambda noise: {
             "hidden_states": noise(2, 4, 8, 8),
@@ -163,7 +167,7 @@ FAMILIES = [
             "timestep": torch.tensor([30, 700]),
             "class_labels": torch.tensor([3, 7]),
         },
-        attention=["attn1", "attn2"],
+        attention=["attn1"],
         linear=["to_v"],
         carries_attention_atoms=True,
     ),
@@ -488,7 +492,9 @@ FAMILIES = [
     ),
     Family(
         "CLIP, text",
-        lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP, vocab_size=32, bos_token_id=1, eos_token_id=2)),
+        lambda: transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**CLIP, vocab_size=32, bos_token_id=1, eos_token_id=2)
+        ),
         lambda noise: {"input_ids": noise.tokens(2, 7)},
         attention=["self_attn"],
         linear=["v_proj"],

@@ -31,7 +31,8 @@ def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options)
 def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> AttentionAtoms:
     """Attach atoms that are not zero."""
     atoms = attn.processor if isinstance(attn.processor, AttentionAtoms) else AttentionAtoms.attach(attn)
-    atoms.update_layer(adapter, AtomConfig(target_modules=["attn1"], **CONFIG | options))
+    config = AtomConfig(target_modules=["attn1"], **CONFIG | options)
+    atoms.update_layer(adapter, config, config.num_atoms)
     D = atoms.dictionary(adapter).dictionary.weight
     D.data.normal_(generator=torch.Generator().manual_seed(seed))
     atoms.set_adapter(list(atoms.dictionaries))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_where_attention_atoms_do_not_fit_one_sentence_names_what_does(family):
 
 @every_family
 def test_without_targets_the_preset_of_the_family_is_taken(family):
-    model = get_peft_model(family.model(), AtomConfig(num_atoms=18, density=0.2))
+    model: Any = get_peft_model(family.model(), AtomConfig(num_atoms=18, density=0.2))
     assert model.peft_config["default"].target_modules == AtomConfig.for_model(family.model()).target_modules
     layers = adapted_layers(model)
     assert {type(layer) for layer in layers} == {AttentionAtoms if family.carries_attention_atoms else LinearAtoms}
@@ -152,24 +153,28 @@ def test_fusing_projections_never_loses_the_atoms(family):
     if not hasattr(base := model.base_model.model, "fuse_qkv_projections"):
         pytest.skip("nothing to fuse")
     before = family.run(model)
-    try:
-        base.fuse_qkv_projections()
-    except UserError as error:
-        assert "cannot be fused while atoms are attached" in str(error)
+    sentence = refusal(base.fuse_qkv_projections)
+    assert sentence is None or "cannot be fused while atoms are attached" in sentence
     assert torch.equal(family.run(model), before)
 
     fused = family.model()
     fused.fuse_qkv_projections()
+    sentence = refusal(lambda: wake(attach(fused, family.linear)))
+    assert sentence is None or "its projections were fused, so it is not used" in sentence
+    if sentence is None:
+        assert_close(family.run(fused), before, atol=1e-5, rtol=0)
+
+
+def refusal(action: Callable) -> str | None:
     try:
-        model = attach(fused, family.linear)
+        action()
     except UserError as error:
-        assert "its projections were fused, so it is not used" in str(error)
-    else:
-        assert_close(family.run(wake(model)), before, atol=1e-5, rtol=0)
+        return str(error)
+    return None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend, names", [("aot_eager", ["all"]), ("inductor", ["Stable Diffusion 3", "GPT-2"])])
+@pytest.mark.parametrize("backend, names", [("aot_eager", ["all"]), ("inductor", ["GPT-2"])])
 def test_compiled_as_one_graph_a_block_is_the_same(backend, names):
     """In a process of its own: jaxtyping's checks are not what a user compiles."""
     script = Path(__file__).with_name("compiled_families.py")

@@ -45,9 +45,10 @@ class AtomModel(BaseTuner):
             f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
         )
         for name, _ in model.named_modules():
-            if not name.startswith(inside_adapters or "\0") and self._check_target_module_exists(peft_config, name):
-                if (reason := why_not(model, name)) is not None:
-                    raise UserError(f"{name} cannot carry atoms: {reason}.")
+            if name.startswith(inside_adapters or "\0") or not self._check_target_module_exists(peft_config, name):
+                continue
+            if (reason := why_not(model, name)) is not None:
+                raise UserError(f"{name} cannot carry atoms: {reason}.")
 
     def _create_and_replace(
         self,

@@ -20,7 +20,9 @@ from atomtune.adapters.attention import AttentionAtoms, why_not_attention_atoms
 from atomtune.errors import UserError
 
 TARGETS: dict[str, list[str] | str] = {
-    **dict.fromkeys(["PixArtTransformer2DModel", "DiTTransformer2DModel", "UNet2DConditionModel"], ["attn1"]),
+    "DiTTransformer2DModel": ["attn1"],
+    "PixArtTransformer2DModel": ["attn1"],
+    "UNet2DConditionModel": ["attn1"],
     # Attention of their own; attn2 looks at the text and is left alone, as in the paper.
     "CogVideoXTransformer3DModel": ["attn1.to_v"],
     "HunyuanDiT2DModel": ["attn1.to_v"],
@@ -73,8 +75,8 @@ def why_not(model: nn.Module, name: str) -> str | None:
             return None
         return reason + _instead(module, name)
     if not _is_linear(module):
-        kind = type(_unwrapped(module)).__name__
-        return f"it is a {kind}, and atoms go on diffusers' Attention, an nn.Linear or a Conv1D" + _instead(module, name)
+        kind, instead = type(_unwrapped(module)).__name__, _instead(module, name)
+        return f"it is a {kind}, and atoms go on diffusers' Attention, an nn.Linear or a Conv1D{instead}"
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weights and never calls it, so that the atoms would do nothing"
     if isinstance(parent, Attention):  # its own flag stays up after unfusing
@@ -104,13 +106,14 @@ def _advice(model: nn.Module) -> str:
         for name, module in model.named_modules()
         if isinstance(module, Attention) and why_not_attention_atoms(module) is None
     )
+    values = value_projections(model)
     if attention:
-        return f"set it to {_quoted(attention)} for attention atoms, or to {_quoted(value_projections(model))}"
-    if values := value_projections(model):
+        return f"set it to {_quoted(attention)} for attention atoms, or to {_quoted(values)} for linear atoms"
+    if values:
         return f"set it to {_quoted(values)} for linear atoms"
     if linear := [name for name, layer in model.named_modules() if _is_linear(layer)]:
         return f"set it to some of its {len(linear)} linear layers, such as {_quoted(linear[:4])}"
-    return "and it has no attention module or linear layer that could carry atoms"
+    return "it has no attention module or linear layer that could carry atoms"
 
 
 def _instead(module: nn.Module, name: str) -> str:
