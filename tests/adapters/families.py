@@ -71,6 +71,15 @@ def cast(inputs: Any, dtype: torch.dtype) -> Any:
     return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
 
 
+# Heads this wide and 16 tokens: below, the CPU's matrix product takes another kernel for the padded width of attention
+# atoms and differs in the last bit.
+WIDE: dict[str, Any] = {"attention_head_dim": 16}
+
+
+def pixart(**options: Any) -> nn.Module:
+    return diffusers.PixArtTransformer2DModel(**tiny.CONFIG | WIDE | options)
+
+
 def unet(**options: Any) -> nn.Module:
     return diffusers.UNet2DConditionModel(
         **{
@@ -120,18 +129,10 @@ def two_lengths(longest: int = 5) -> Tensor:
     return (torch.arange(longest) < torch.tensor([[longest], [longest - 2]])).long()
 
 
-# Heads this wide and 16 tokens: below, the CPU's matrix product takes another kernel for the padded width of attention
-# atoms and differs in the last bit.
-WIDE: dict[str, Any] = {"attention_head_dim": 16}
-
 FAMILIES = [
     Family(
         "PixArt-α",
-        lambda: diffusers.PixArtTransformer2DModel(
-            **tiny.CONFIG
-            | WIDE
-            | {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
-        ),
+        lambda: pixart(num_attention_heads=3, cross_attention_dim=48, use_additional_conditions=True),
         lambda noise: {
             "hidden_states": noise(2, 4, 8, 8),
             "encoder_hidden_states": noise(2, 16, 16),
@@ -145,7 +146,7 @@ FAMILIES = [
     ),
     Family(
         "PixArt-Σ",
-        lambda: diffusers.PixArtTransformer2DModel(**tiny.CONFIG | WIDE | {"cross_attention_dim": 64}),
+        lambda: pixart(cross_attention_dim=64),
         lambda noise: {
             "hidden_states": noise(2, 4, 8, 8),
             "encoder_hidden_states": noise(2, 16, 16),
@@ -474,7 +475,13 @@ FAMILIES = [
         "T5",
         lambda: transformers.T5ForConditionalGeneration(
             transformers.T5Config(
-                vocab_size=32, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3, decoder_start_token_id=0
+                vocab_size=32,
+                d_model=24,
+                d_kv=8,
+                d_ff=32,
+                num_layers=2,
+                num_heads=3,
+                decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
             )
         ),
         lambda noise: {"input_ids": noise.tokens(2, 7), "decoder_input_ids": noise.tokens(2, 4)},

@@ -64,13 +64,16 @@ class AtomConfig(PeftConfig):
 
         Attention atoms on self-attention, as in the paper, where attention is diffusers' stock one (PixArt, DiT, UNet);
         otherwise linear atoms on the value projections, of both streams where there are two; where q, k and v are one
-        product (GPT-2), on the output projection of attention.
+        product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
+        ones, as PEFT's own methods do for the models they know.
 
         Raises `UserError`, naming what this model could carry atoms on, when the family is not known.
         """
         from atomtune.adapters.targets import preset_targets  # which needs the layers, and they the config
 
-        return cls(**{"target_modules": preset_targets(model)} | overrides)
+        if "target_modules" not in overrides:
+            overrides["target_modules"] = preset_targets(model)
+        return cls(**overrides)
 
     def __post_init__(self) -> None:
         super().__post_init__()
