@@ -1,5 +1,6 @@
 """Write docs/reference/models.md from the table that the tests run through: `make models`."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,11 @@ def row(family: Family) -> str:
     cells = [
         family.name,
         code(type(model).__name__),
-        code(AtomConfig.for_model(model).target_modules),
-        code(family.attention) if family.carries_attention_atoms else f"no: {code(own_attention(family, model))}",
-        code(family.linear),
+        layers(AtomConfig.for_model(model).target_modules, model),
+        layers(family.attention, model)
+        if family.carries_attention_atoms
+        else f"no: {code(own_attention(family, model))}",
+        layers(family.linear, model),
         "same tokens" if family.generates else "",
     ]
     return f"| {' | '.join(cells)} |"
@@ -62,9 +65,16 @@ def own_attention(family: Family, model: Any) -> str:
     return type(module.processor if isinstance(module, Attention) else module).__name__
 
 
-def code(names: Any) -> str:
-    names = [names] if isinstance(names, str) else names
-    return ", ".join(f"`{name}`" for name in names).replace("|", "\\|")
+def layers(targets: Any, model: Any) -> str:
+    """What `target_modules` names; of a regular expression, what it finds: a table cannot hold its bars."""
+    if isinstance(targets, str):
+        found = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
+        targets = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in found)
+    return ", ".join(map(code, targets))
+
+
+def code(name: str) -> str:
+    return f"`{name}`"
 
 
 if __name__ == "__main__":
