@@ -147,7 +147,7 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
         given = "the weights it has now"
     refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
-    if expected is not None and not _same_weights(expected, fingerprint(model)):
+    if expected is not None and not same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
     try:
         with warnings.catch_warnings():
@@ -166,7 +166,7 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
     return model
 
 
-def _same_weights(expected: list[float], found: list[float]) -> bool:
+def same_weights(expected: list[float], found: list[float]) -> bool:
     """Equal up to half precision (weights may have been stored in fp16 or bf16)."""
     if len(expected) != len(found):
         return False
