@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from atomtune.atoms import AtomBoard, board
     from atomtune.dictionary import SparseDictionary
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
+<<<<<<< HEAD
     from atomtune.merging import merge
+=======
+    from atomtune.editing import edit
+>>>>>>> main
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
     from atomtune.tracing import trace
@@ -37,6 +41,7 @@ _HOMES = {
     "adapted_layers": "atomtune.adapters",
     "board": "atomtune.atoms",
     "customize": "atomtune.training",
+    "edit": "atomtune.editing",
     "generate": "atomtune.sampling",
     "load_adapter": "atomtune.pipelines",
     "load_base": "atomtune.pipelines",
@@ -58,6 +63,7 @@ __all__ = [
     "adapted_layers",
     "board",
     "customize",
+    "edit",
     "generate",
     "load_adapter",
     "load_base",
