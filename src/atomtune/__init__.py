@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from atomtune.atoms import AtomBoard, board
     from atomtune.dictionary import SparseDictionary
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
-<<<<<<< HEAD
-    from atomtune.merging import merge
-=======
     from atomtune.editing import edit
->>>>>>> main
+    from atomtune.merging import merge
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
     from atomtune.tracing import trace
