@@ -94,9 +94,7 @@ def overlap(
     return measure(denoiser(pipe), (lambda: run(prompts[0]), lambda: run(prompts[1])), adapters)
 
 
-def measure(
-    model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]], adapters: tuple[str, str]
-) -> Overlap:
+def measure(model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]], adapters: tuple[str, str]) -> Overlap:
     """The same for any model: `runs` call it on inputs of the first adapter, and of the second. Raises `UserError`."""
     for name in adapters:
         if not adapted_layers(model, name):

@@ -64,12 +64,10 @@ def _numbers(weights: str | None) -> list[float] | None:
     try:
         return [float(weight) for weight in weights.split(",")]
     except ValueError as error:
-        raise UserError(f"--weights must be numbers with commas between them, such as 1,0.7; got {weights!r}.") from error
+        raise UserError(f"--weights must be numbers with commas between, such as 1,0.7; got {weights!r}.") from error
 
 
-def _report(
-    adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None
-) -> None:
+def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None) -> None:
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")
     if len(files) > 2:
@@ -128,7 +126,7 @@ def _tables(overlap: "Overlap") -> "list[Table]":
         ranks, spans = map(str, each.ranks), (f"{each.span_overlap:.2f}", f"{each.chance:.2f}")
         layers.add_row(each.address, *ranks, *spans, *both, *cosines)
     layers.caption = (
-        "span: directions with 90 % of the energy; overlap: mean squared cosine of the principal angles, beside that of "
-        "random spans; both act: share of tokens (if independent); cosine: of what the two add, below 0 they cancel."
+        "span: directions with 90 % of the energy; overlap: mean squared cosine of the principal angles, beside that "
+        "of random spans; both act: share of tokens (if independent); cosine: of what the two add, below 0 they cancel."
     )
     return [whole, layers] if overlap.layers else [whole]
