@@ -200,7 +200,8 @@ def page() -> None:
     others = [value for style_name, value in o.items() if style_name not in ("auc", openmoji.STYLE)]
     parts.append(
         f"Real drawings of the {len(HELD_OUT_NAMES)} names moji does not know have an outline of "
-        f"{o[openmoji.STYLE]:.2f} as OpenMoji draws them and {min(others):.2f} to {max(others):.2f} in moji's five styles (AUC {o['auc']:.2f})."
+        f"{o[openmoji.STYLE]:.2f} as OpenMoji draws them and {min(others):.2f} to {max(others):.2f} in moji's five "
+        f"styles (AUC {o['auc']:.2f})."
     )
     for name in SUBJECTS:
         v = results[f"{name}-overlap"]

@@ -82,13 +82,9 @@ def edit(
         raise UserError(f"there is no picture {str(picture)!r}: edit takes one picture.")
     source_prompt = source_prompt or "a picture"
     base = str(options.get("base", pipelines.MOJI))
-    options = _recipe(base, options) | options
-    customize(
-        configure(
-            pictures=picture, class_name=source_prompt, caption=source_prompt, out=out, method="atoms",
-            seed=seed, **{"sample_every": 0} | options,
-        )
-    )  # fmt: skip
+    run: dict[str, Any] = {"sample_every": 0, "seed": seed} | _recipe(base, options) | options
+    run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
+    customize(configure(**run))
 
     pipe = pipelines.load_base(base)
     source = square(read_picture(picture), pipelines.native_resolution(pipe))

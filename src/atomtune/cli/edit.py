@@ -1,6 +1,7 @@
 """`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
 
 from pathlib import Path
+from typing import Any
 
 
 def edit(
@@ -37,7 +38,8 @@ def edit(
     """
     from atomtune.editing import edit
 
-    length = {name: value for name, value in {"steps": steps, "epochs": epochs}.items() if value is not None}
+    length: dict[str, Any] = {"steps": steps, "epochs": epochs}
+    length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
     result = edit(picture, prompt, out, source_prompt, removed, num, seed, base=base, **length)
     for rung in result["rungs"]:
