@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftConfig
 from safetensors import SafetensorError
@@ -25,23 +25,25 @@ from atomtune.errors import UserError
 from atomtune.files import atomic_folder
 from atomtune.pipelines import adapter_folder, adapter_info, same_weights
 
-Mode = Literal["concatenate", "add"]
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk
 
 
 def merge(
-    adapters: Sequence[str | Path], out: str | Path, mode: Mode = "concatenate", weights: Sequence[float] | None = None
+    adapters: Sequence[str | Path],
+    out: str | Path,
+    mode: str = "concatenate",
+    weights: Sequence[float | int] | None = None,
 ) -> Path:
     """Write the adapters in these folders (or finished runs) as one adapter folder `out`; return `out`.
 
         atomtune.merge(["runs/teapot", "runs/openmoji"], "runs/both", weights=[1, 0.7])
 
-    `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which adapters went in (`merged_from`):
+    `mode` is "concatenate" or "add"; `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which adapters went in (`merged_from`):
     name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is written when they do not fit, and the
     `UserError` says why.
     """
-    weights = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
+    weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
     if mode not in COMBINATION_TYPES:
         raise UserError(f"mode must be concatenate or add, got {mode!r}.")
     if len(weights) != len(adapters):

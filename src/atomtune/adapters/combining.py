@@ -18,7 +18,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +27,6 @@ from atomtune.errors import UserError
 
 Layers = dict[str, dict[str, Tensor]]
 """Name of an adapted layer → the saved tensors of its `SparseDictionary`."""
-
-CombinationType = Literal["cat", "linear"]
 
 
 @dataclass
@@ -52,7 +49,7 @@ class Part:
         return 1 + max(int(tensors["id"].max()) for tensors in self.layers.values())
 
 
-def combine(parts: Sequence[Part], combination_type: CombinationType) -> tuple[AtomConfig, Layers]:
+def combine(parts: Sequence[Part], combination_type: str) -> tuple[AtomConfig, Layers]:
     """One adapter out of several. Raises `UserError` when they cannot be one."""
     if len(parts) < 2:
         raise UserError(f"merging needs at least two adapters, got {len(parts)}.")
@@ -176,7 +173,8 @@ def _check_sigma(first: Part, other: Part) -> None:
         if one != two:
             raise UserError(
                 f"{first.name} and {other.name} cannot become one adapter, because their {dial} differs ({one!r} and "
-                f'{two!r}): load both and let them act together with model.base_model.set_adapter(["a", "b"]).'
+                f"{two!r}): load both and let them act together with "
+                'model.base_model.set_adapter(["subject", "style"]).'
             )
 
 

@@ -20,7 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from atomtune.adapters.attention import AttentionAtoms, why_not
-from atomtune.adapters.combining import CombinationType, Layers, Part, combine
+from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
 from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
 from atomtune.adapters.linear import LinearAtoms
@@ -94,9 +94,9 @@ class AtomModel(BaseTuner):
     def add_weighted_adapter(
         self,
         adapters: Sequence[str],
-        weights: Sequence[float],
+        weights: Sequence[float | int],
         adapter_name: str,
-        combination_type: CombinationType = "cat",
+        combination_type: str = "cat",
     ) -> None:
         """Make one adapter out of several that are loaded, as LoRA's method of this name does; activate it yourself.
 
@@ -110,7 +110,7 @@ class AtomModel(BaseTuner):
         if len(weights) != len(adapters):
             raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
         parts = [
-            Part(repr(name), self.peft_config[name], self._layers(name), weight)
+            Part(repr(name), self.peft_config[name], self._layers(name), float(weight))
             for name, weight in zip(adapters, weights)
         ]
         self.peft_config[adapter_name], layers = combine(parts, combination_type)

@@ -82,9 +82,9 @@ def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps:
     prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else [_own_words(path) for path in adapters]
     base = base or str(pipelines.adapter_info(adapters[0]).get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base).to(PartialState().device)
-    for name, path in zip("ab", adapters):
+    for name, path in zip(("first", "second"), adapters):
         pipelines.load_adapter(pipe, path, name)
-    measured = overlap(pipe, (prompts[0], prompts[1]), ("a", "b"), num, seed, steps)
+    measured = overlap(pipe, (prompts[0], prompts[1]), ("first", "second"), num, seed, steps)
     console = Console()
     for name, path, own in zip("AB", adapters, prompts):
         console.print(f"{name}: {path}, on {', '.join(map(repr, own))}", soft_wrap=True, highlight=False)
