@@ -9,8 +9,10 @@ On disk an atom's tensors are named after the layer it adapts, whatever holds th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -18,6 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from atomtune.adapters.attention import AttentionAtoms
+from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
 from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
 from atomtune.adapters.linear import LinearAtoms
@@ -87,6 +90,62 @@ class AtomModel(BaseTuner):
             dictionary = layer.dictionary(adapter_name)
             dtype = dictionary.encoder.weight.dtype
             dictionary.gain, dictionary.scale = dictionary.gain.to(dtype), dictionary.scale.to(dtype)
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float | int],
+        adapter_name: str,
+        combination_type: str = "cat",
+    ) -> None:
+        """Make one adapter out of several that are loaded, as LoRA's method of this name does; activate it yourself.
+
+        "cat" concatenates: exactly the weighted sum of their ΔO, scales included, whatever their sizes and layers.
+        "linear" sums W_s and D entry by entry; see `adapters.combining`. Dropped atoms stay out. Raises `UserError`.
+        """
+        if adapter_name in self.peft_config:
+            raise UserError(f"there already is an adapter {adapter_name!r}: choose another name.")
+        if unknown := [name for name in adapters if name not in self.peft_config]:
+            raise UserError(f"there is no adapter {unknown[0]!r}: expected some of {', '.join(self.peft_config)}.")
+        if len(weights) != len(adapters):
+            raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
+        parts = [
+            Part(repr(name), self.peft_config[name], self._layers(name), float(weight))
+            for name, weight in zip(adapters, weights)
+        ]
+        self.peft_config[adapter_name], layers = combine(parts, combination_type)
+        self.inject_adapter(self.model, adapter_name)
+        for name, layer in self._named_layers(adapter_name):
+            dictionary = layer.dictionary(adapter_name)
+            dictionary.load_state_dict(layers[name])
+            dictionary.requires_grad_(False)
+
+    def _named_layers(self, adapter_name: str) -> list[tuple[str, AtomLayer]]:
+        """The adapted layers by the names of what they adapt."""
+        return [
+            (re.sub(r"(\.processor|\.base_layer)+$", "", name), module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, AtomLayer) and adapter_name in module.dictionaries
+        ]
+
+    def _layers(self, adapter_name: str) -> Layers:
+        """The adapter's tensors as they act now: scaled, and without the atoms that were dropped."""
+        layers = {}
+        for name, layer in self._named_layers(adapter_name):
+            dictionary = layer.dictionary(adapter_name)
+            tensors = {key: tensor.clone() for key, tensor in dictionary.state_dict().items()}
+            tensors["dictionary.weight"] *= dictionary.scale
+            if dictionary.kept is not None:
+                kept = dictionary.kept.bool()
+                for key, tensor in tensors.items():
+                    if key not in ("k", "layer"):
+                        tensors[key] = tensor[:, kept] if key == "dictionary.weight" else tensor[kept]
+            if len(tensors["id"]):
+                layers[name] = tensors
+        if not layers:
+            raise UserError(f"the adapter {adapter_name!r} has no atoms left: bring some back with board.reset().")
+        return layers
 
     def _check_merge_allowed(self) -> None:
         raise UserError(
