@@ -37,7 +37,7 @@ from atomtune.tracing import bare_model, timesteps
 _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Atom:
     """One atom: row `index` of a layer's dictionary."""
 
@@ -73,7 +73,7 @@ class Atom:
         return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layer:
     """The atoms of one layer. Iterating gives each `Atom`."""
 
@@ -233,7 +233,7 @@ class AtomBoard:
         return dict(hook.points) if hook else {}
 
     @schedule.setter
-    def schedule(self, points: Mapping[float, float]) -> None:
+    def schedule(self, points: Mapping[int | float, int | float]) -> None:
         for key, hook in list(self._model._forward_pre_hooks.items()):
             if isinstance(hook, Schedule) and hook.adapter == self.adapter:
                 del self._model._forward_pre_hooks[key]

@@ -1,0 +1,1 @@
+"""What the atoms of an adapter do, measured."""
