@@ -1,4 +1,4 @@
-"""A first look: does moji customize? Six held-out things, four methods, one seed: `python -m experiments.moji.first_look`.
+"""A first look: does moji customize? Six held-out things, one seed: `python -m experiments.moji.first_look`.
 
 `methods` compares attention atoms in both orders, linear atoms on the value projection and LoRA on q, k, v and out, 300
 steps each, everything else the shipped recipe. `dials` moves one option of that recipe at a time on two of the things.

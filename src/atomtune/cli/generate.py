@@ -95,7 +95,7 @@ def _lines(file: Path | None) -> list[str]:
 
 def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
     """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from atomtune import pipelines
 
     kind = model.peft_config["default"].peft_type.value
     for flag, given in (("--density", density), ("--preset", preset)):
@@ -113,6 +113,4 @@ def _turn(model, density: float | None, scale: float, preset: Path | None) -> No
             raise UserError(
                 "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
             )
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_scale("default", scale)  # pyright: ignore[reportAttributeAccessIssue]
+        pipelines.set_scale(model, scale)
