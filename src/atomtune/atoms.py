@@ -234,7 +234,7 @@ class AtomBoard:
         return dict(hook.points) if hook else {}
 
     @schedule.setter
-    def schedule(self, points: Mapping[float, float]) -> None:
+    def schedule(self, points: Mapping[int | float, int | float]) -> None:
         for key, hook in list(self.model._forward_pre_hooks.items()):
             if isinstance(hook, Schedule) and hook.adapter == self.adapter:
                 del self.model._forward_pre_hooks[key]

@@ -147,7 +147,7 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
         given = "the weights it has now"
     refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
-    if expected is not None and not _same_weights(expected, fingerprint(model)):
+    if expected is not None and not same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
     try:
         with warnings.catch_warnings():
@@ -175,7 +175,7 @@ def set_scale(model: torch.nn.Module, scale: float, adapter_name: str = "default
             layer.set_scale(adapter_name, scale)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _same_weights(expected: list[float], found: list[float]) -> bool:
+def same_weights(expected: list[float], found: list[float]) -> bool:
     """Equal up to half precision (weights may have been stored in fp16 or bf16)."""
     if len(expected) != len(found):
         return False
