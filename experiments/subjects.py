@@ -1,11 +1,11 @@
 """Six things moji has never seen, what is learnt of them, and how pictures of them are scored.
 
-Three animals and three objects, as Twemoji draws them. Five pictures teach one, on five backgrounds with the sizes and places
-of the demo; two of their captions and three contexts that no picture shows are drawn to score it. Backgrounds that share
-a colour with the drawing are left out, because every method confuses those.
+Three animals and three objects, as Twemoji draws them. Five pictures teach one, on five backgrounds with the sizes and
+places of the demo; two of their captions and three contexts that no picture shows are drawn to score it. Backgrounds
+that share a colour with the drawing are left out, because every method confuses those.
 
-Adapters are trained by `atomtune.customize` with the shipped recipe and kept in the cache folder, by the base's weights and
-their options, so that experiments share them.
+Adapters are trained by `atomtune.customize` with the shipped recipe and kept in the cache folder, by the base's weights
+and their options, so that experiments share them.
 """
 
 import hashlib

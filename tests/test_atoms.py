@@ -1,14 +1,17 @@
 """AtomBoard: what it counts, and its dials."""
 
+import pickle
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
+from torch.testing import assert_close
 
 from atomtune.atoms import board
 from atomtune.errors import UserError
-from tests.adapters.tiny import atom_config, run, transformer, wake
+from tests.adapters.tiny import atom_config, inputs, run, transformer, wake
 
 
 def test_a_board_counts_atoms_and_layers_of_one_adapter():
@@ -50,3 +53,166 @@ def test_bad_densities_and_missing_adapters_are_sentences():
         board(model).density = 4.0
     with pytest.raises(UserError, match="carries no atoms under the name 'style': attach or load an adapter"):
         board(model, "style")
+
+
+def test_an_address_finds_a_layer_or_an_atom():
+    atoms = board(wake(get_peft_model(transformer(), atom_config())))
+    assert len(atoms["L1"]) == 18
+    atom = atoms["L1[5]"]
+    assert (atom.address, atom.head, atom.gain, atom.kept) == ("L1[5]", 1, 1.0, True)
+    assert torch.equal(atom.direction, atoms.dictionaries[1].dictionary.weight[:, 5])
+    assert [a.address for a in atoms][16:20] == ["L0[16]", "L0[17]", "L1[0]", "L1[1]"]
+
+
+@pytest.mark.parametrize("address", ["L2", "L0[18]", "L0[x]", "0[1]", ""])
+def test_an_address_that_is_not_there_is_a_sentence(address):
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    with pytest.raises(UserError, match="expected a layer from L0 to L1, or one of its atoms, such as L0"):
+        atoms[address]
+
+
+def deltas(model, changed):
+    """ΔO of the first layer, and the formula for it after `changed`."""
+    atoms = board(model)
+    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own = atoms.dictionaries[0].double()
+    changed(atoms)
+    return own(x)[0], x[0] @ own.encoder.weight.T, own.dictionary.weight.T
+
+
+def linear(**options):
+    return wake(get_peft_model(transformer(), atom_config(target_modules=["attn2.to_q"], **options)))
+
+
+def test_gain_zero_silences_an_atom_and_nobody_takes_its_place():
+    model, k = linear(density=0.2), 4
+    delta, C, D = deltas(model, lambda atoms: setattr(atoms["L0[7]"], "gain", 0.0))
+    S = torch.where(C.abs() >= C.abs().sort(descending=True).values[:, k - 1 : k], C, 0.0)
+    assert S[:, 7].any()
+    g = torch.ones(18, dtype=torch.float64).index_fill(0, torch.tensor(7), 0)
+    assert torch.allclose(delta, (S * g) @ D, atol=1e-12)
+
+
+def test_the_others_compete_for_the_places_of_a_dropped_atom():
+    model, k = linear(density=0.2), 4
+    delta, C, D = deltas(model, lambda atoms: atoms.drop(["L0[7]", "L0[2]"]))
+    C = C.index_fill(1, torch.tensor([7, 2]), 0)
+    S = torch.where(C.abs() >= C.abs().sort(descending=True).values[:, k - 1 : k], C, 0.0)
+    assert (S != 0).sum(1).eq(k).all()
+    assert torch.allclose(delta, S @ D, atol=1e-12)
+
+
+@pytest.mark.parametrize("targets", ["attn1", "attn2.to_q"])
+def test_keep_takes_the_largest_over_the_model_or_in_each_layer(targets):
+    atoms = board(wake(get_peft_model(transformer(), atom_config(target_modules=[targets]))))
+    scores = [torch.arange(18.0), torch.arange(18.0) + 9]
+    atoms.keep(12, by=scores)  # 26 … 18 of L1, then ties of 17: L0[17] and L1[8], 16: …
+    assert len(atoms.kept) == 12
+    assert set(atoms.kept) >= {f"L1[{i}]" for i in range(9, 18)} | {"L0[17]", "L1[8]"}
+    atoms.reset()
+    atoms.keep(2, by=scores, per_layer=True)
+    assert atoms.kept == ["L0[16]", "L0[17]", "L1[16]", "L1[17]"]
+    atoms.keep(3, by=[-score for score in scores])  # only among those that are left
+    assert atoms.kept == ["L0[16]", "L0[17]", "L1[16]"]
+
+
+def test_without_scores_keep_goes_by_the_energy_of_training():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms = board(model)
+    with pytest.raises(UserError, match="does not say how much its atoms were used in training"):
+        atoms.keep(3)
+    for dictionary in atoms.dictionaries:
+        dictionary.usage.copy_(torch.arange(18.0))
+    energies = torch.cat([d.usage * d.dictionary.weight.norm(dim=0) for d in atoms.dictionaries])
+    atoms.keep(3)
+    assert {a.address for a, e in zip(atoms, energies) if e >= energies.sort().values[-3]} == set(atoms.kept)
+
+
+def test_only_and_reset_and_a_whole_layer():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    before, atoms = run(model), board(model)
+    atoms.only(["L0[3]", "L1"])
+    assert len(atoms.kept) == 19
+    atoms["L1"].gain = 0.5
+    atoms["L0"].density = 0.06
+    atoms.schedule = {1000.0: 0.0, 0.0: 1.0}
+    assert not torch.equal(run(model), before)
+    atoms.reset()
+    assert torch.equal(run(model), before)
+    assert atoms.preset() == {}
+
+
+def test_muted_is_gain_zero_inside_the_block_only():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    before, atoms = run(model), board(model)
+    atoms["L0"].gain = 0.3
+    turned = run(model)
+    with model.disable_adapter():
+        base = run(model)
+    with atoms.muted("L0", "L1"):
+        assert_close(run(model), base)
+    with pytest.raises(ZeroDivisionError), atoms.muted("L0"):
+        raise ZeroDivisionError
+    assert torch.equal(run(model), turned)
+    assert not torch.equal(turned, before)
+
+
+def test_a_schedule_is_the_strength_at_each_timestep():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms = board(model)
+    given = inputs()
+
+    def at(t: int) -> torch.Tensor:
+        return model(**given | {"timestep": torch.tensor([t, t])}, return_dict=False)[0]
+
+    full = at(700)
+    atoms.schedule = {1000.0: 0.0, 400.0: 1.0}
+    assert board(model).schedule == {400.0: 1.0, 1000.0: 0.0}
+    for layer in atoms.layers:
+        layer.set_scale("default", 0.5)
+    at_700 = at(700)
+    copied = deepcopy(model)
+    assert torch.equal(pickle.loads(pickle.dumps(copied))(**given, return_dict=False)[0], copied(**given)[0])
+    atoms.schedule = {}
+    assert torch.equal(at(700), at_700) is False
+    for layer in atoms.layers:
+        layer.set_scale("default", 0.25)  # 0.5 of the scale times 0.5 of the schedule
+    assert torch.equal(at(700), at_700)
+    for layer in atoms.layers:
+        layer.set_scale("default", 1.0)
+    assert torch.equal(at(700), full)
+
+
+def test_a_preset_is_every_dial_and_comes_back_from_its_file(tmp_path):
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms = board(model)
+    atoms["L0[3]"].gain = -0.5
+    atoms.drop(["L1[4]"])
+    atoms["L1"].density = 0.4
+    atoms.schedule = {900.0: 1.0, 100.0: 0.0}
+    turned = run(model)
+    assert atoms.preset() == {
+        "density": {"L1": 0.4},
+        "gain": {"L0[3]": -0.5},
+        "dropped": ["L1[4]"],
+        "schedule": {"100": 0.0, "900": 1.0},
+    }
+    atoms.save_preset(tmp_path / "preset.json")
+    atoms.reset()
+    assert not torch.equal(run(model), turned)
+    atoms.apply(tmp_path / "preset.json")
+    assert torch.equal(run(model), turned)
+
+
+def test_a_preset_for_another_adapter_changes_nothing(tmp_path):
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms = board(model)
+    atoms["L0[3]"].gain = 0.5
+    with pytest.raises(UserError, match=r"there is no 'L9\[1\]' in this adapter"):
+        atoms.apply({"gain": {"L0[1]": 0.0, "L9[1]": 0.0}})
+    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, dropped and schedule"):
+        atoms.apply({"gains": {}})
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="could not be read"):
+        atoms.apply(tmp_path / "bad.json")
+    assert atoms.preset() == {"gain": {"L0[3]": 0.5}}

@@ -76,3 +76,100 @@ def test_a_trace_that_saw_nothing_says_so():
         pass
     with pytest.raises(UserError, match="the trace saw no tokens: run the model inside the block"):
         _ = t.active_per_token
+
+
+def sampling(model, steps=(900, 500, 100), guided=True, batches=1, seed=1):
+    """What a pipeline does: the model at falling timesteps, the halves of guidance in one batch."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(batches):
+        states = torch.randn(2, 4, 8, 8, generator=generator)
+        for t in steps:
+            text = torch.randn(4 if guided else 2, 5, 16, generator=generator)
+            states = states + 0.1
+            model(
+                torch.cat([states, states]) if guided else states,
+                encoder_hidden_states=text,
+                timestep=torch.tensor([t] * len(text)),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            )
+
+
+def codes_of_calls(model, layer: int) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    dictionary = adapted_layers(model)[layer].dictionary("default").dictionary
+    dictionary.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    return seen
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_timesteps_samples_and_the_halves_of_guidance_are_kept_apart(guided):
+    model = adapted()
+    seen = codes_of_calls(model, 1)
+    with trace(model, codes=True) as t:
+        sampling(model, guided=guided, batches=2)
+    layer, D = t.layers[1], adapted_layers(model)[1].dictionary("default").dictionary.weight.detach()
+    S = torch.stack(seen).unflatten(0, (2, 3))  # [batch of pictures, timestep, rows, tokens, atoms]
+    prompt, empty = S[:, :, -2:], S[:, :, :-2]
+    assert_close(layer.energy, prompt.abs().mean((0, 1, 2, 3)) * D.norm(dim=0))
+    assert torch.equal(layer.peak, prompt.abs().amax((0, 1, 2, 3)))
+    assert layer.total(unguided=True).tokens == empty[..., 0].numel()
+    assert_close(layer.total(unguided=True).magnitude, empty.abs().sum((0, 1, 2, 3)))
+    assert list(layer.energy_by_timestep) == [900.0, 500.0, 100.0]
+    assert_close(layer.energy_by_timestep[500.0], prompt[:, 1].abs().mean((0, 1, 2)) * D.norm(dim=0))
+    by_sample = prompt.transpose(1, 2).flatten(0, 1)  # [samples, timesteps, tokens, atoms]
+    assert len(layer.samples) == 4
+    assert_close(layer.energy_by_sample, by_sample.abs().mean((1, 2)) * D.norm(dim=0))
+    assert_close(layer.maps(5), by_sample[..., 5].mean(1), atol=2e-3, rtol=1e-3)  # kept in half precision
+    assert_close(layer.maps(5, timestep=100.0), by_sample[:, 2, :, 5], atol=2e-3, rtol=1e-3)
+    for atom in range(18):
+        times = [t for i, t in enumerate((900.0, 500.0, 100.0)) if prompt[:, i, ..., atom].any()]
+        assert layer.active_timesteps(atom) == ((times[0], times[-1]) if times else None)
+
+
+def test_pictures_of_different_timesteps_in_one_batch_as_in_training():
+    model = adapted()
+    seen = codes_of_calls(model, 0)
+    with trace(model) as t:
+        run(model)  # timesteps 30 and 700
+    norms = adapted_layers(model)[0].dictionary("default").dictionary.weight.norm(dim=0)
+    energies = t.layers[0].energy_by_timestep
+    assert list(energies) == [700.0, 30.0]
+    assert_close(energies[30.0], seen[0][0].abs().mean(0) * norms)
+
+
+def test_a_trace_without_codes_says_how_to_get_maps():
+    model = adapted()
+    with trace(model) as t:
+        run(model)
+    with pytest.raises(UserError, match=r"this trace kept no codes: use trace\(model, codes=True\)"):
+        t.layers[0].maps(0)
+
+
+def test_the_tokens_of_a_text_that_fire_an_atom_most():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = wake(get_peft_model(LlamaForCausalLM(config), atom_config(target_modules=["v_proj"], num_atoms=8)))
+    ids = torch.randint(50, (3, 6), generator=torch.Generator().manual_seed(0))
+    seen = codes_of_calls(model, 0)
+    with trace(model, codes=True) as t:
+        model(input_ids=ids)
+    assert torch.equal(torch.stack(t.input_ids), ids)
+    strongest = seen[0][..., 3].abs().flatten().argmax().item()
+    sample, position, value = t.top_tokens(0, 3, count=2)[0]
+    assert (sample, position) == divmod(strongest, 6)
+    assert value == pytest.approx(seen[0][sample, position, 3].item(), rel=1e-3)
+
+
+def test_statistics_of_a_long_run_take_no_more_memory_than_of_a_short_one():
+    model = adapted()
+    sizes = []
+    for calls in (1, 4):
+        with trace(model) as t:
+            for _ in range(calls):
+                sampling(model)
+        sizes.append([len(layer.by_timestep) for layer in t.layers])
+        assert not any(layer.codes for layer in t.layers)
+    assert sizes[0] == sizes[1] == [3, 3]

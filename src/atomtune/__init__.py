@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atomtune.atoms import AtomBoard, board
     from atomtune.dictionary import SparseDictionary
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
+    from atomtune.editing import edit
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
     from atomtune.tracing import trace
@@ -35,6 +36,7 @@ _HOMES = {
     "adapted_layers": "atomtune.adapters",
     "board": "atomtune.atoms",
     "customize": "atomtune.training",
+    "edit": "atomtune.editing",
     "generate": "atomtune.sampling",
     "load_adapter": "atomtune.pipelines",
     "load_base": "atomtune.pipelines",
@@ -54,6 +56,7 @@ __all__ = [
     "adapted_layers",
     "board",
     "customize",
+    "edit",
     "generate",
     "load_adapter",
     "load_base",

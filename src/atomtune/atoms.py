@@ -37,7 +37,7 @@ from atomtune.tracing import bare_model, timesteps
 _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Atom:
     """One atom: row `index` of a layer's dictionary."""
 
@@ -73,7 +73,7 @@ class Atom:
         return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layer:
     """The atoms of one layer. Iterating gives each `Atom`."""
 

@@ -3,10 +3,10 @@
     codes  S  = σ(κ ∘ x W_s)    [N, M]   data dependent: which atoms, where, how strongly
     output ΔO = (S ∘ g) D · α   [N, C_o] the atoms (rows of D) do not depend on the data
 
-W_s is `encoder`, D is `dictionary`; only these two train. What a user turns: g is `gain`, after selection (0 silences an
-atom and nobody takes its place); κ is `kept`, 0 or 1, before selection (the others compete for the places of a dropped
-one, as if it had never been); α is `scale · strength`, the whole adapter. Attention layers put the attention map between
-x W_s and σ: see `adapters.attention`.
+W_s is `encoder`, D is `dictionary`; only these two train. What a user turns: g is `gain`, after selection (0 silences
+an atom and nobody takes its place); κ is `kept`, 0 or 1, before selection (the others compete for the places of a
+dropped one, as if it had never been); α is `scale · strength`, the whole adapter. Attention layers put the attention
+map between x W_s and σ: see `adapters.attention`.
 """
 
 from collections.abc import Sequence

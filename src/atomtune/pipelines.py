@@ -166,6 +166,15 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
     return model
 
 
+def set_scale(model: torch.nn.Module, scale: float, adapter_name: str = "default") -> None:
+    """Strength of an adapter of any of PEFT's methods that have one: 0 is the base, 1 the adapter as trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_scale(adapter_name, scale)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _same_weights(expected: list[float], found: list[float]) -> bool:
     """Equal up to half precision (weights may have been stored in fp16 or bf16)."""
     if len(expected) != len(found):

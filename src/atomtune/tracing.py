@@ -8,9 +8,9 @@ Recorded is what multiplies D, after mixing and gain: the input of each layer's 
 each timestep and each sample, [M] numbers a layer; so a long run costs no more memory than a short one. `codes=True`
 also keeps every nonzero code, sparse, from which heatmaps are made. Outside the block nothing is left in the model.
 
-Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in one
-batch, first without the prompt and then with it. They are told apart because both see the same noisy picture, and their
-statistics are kept apart: GUIDED is the half with the prompt, or everything where there is no guidance.
+Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
+one batch, first without the prompt and then with it. They are told apart because both see the same noisy picture, and
+their statistics are kept apart: GUIDED is the half with the prompt, or everything where there is no guidance.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class LayerTrace:
 
 @dataclass
 class Call:
-    """One run of the model: the timesteps of its rows, whether they are two halves, and what its samples are numbered."""
+    """One run of the model: the timesteps of its rows, whether they are two halves, and its samples' first number."""
 
     timesteps: Tensor | None = None
     guided: bool = False

@@ -75,7 +75,7 @@ class AtomModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config, peft_config.num_atoms_pattern.get(key, peft_config.num_atoms))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put the atoms in, and number the layers: the L17 of L17[137]. What is loaded afterwards has numbers of its own."""
+        """Put the atoms in, and number the layers: the L17 of L17[137]. What is loaded later has its own numbers."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)

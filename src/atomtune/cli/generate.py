@@ -18,6 +18,7 @@ def generate(
     seed: int = 0,
     density: float | None = None,
     scale: float = 1.0,
+    preset: Path | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     resolution: int | None = None,
@@ -38,6 +39,7 @@ def generate(
         seed: Seed of the first picture of each prompt; the next has seed + 1. The noise depends on it alone.
         density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
+        preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
@@ -49,8 +51,9 @@ def generate(
     prompts = [*(prompt or []), *_lines(prompts_file)]
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
-    if density is not None and adapter is None:
-        raise UserError("--density needs an adapter: name a run or an adapter folder first.")
+    for flag, given in (("--density", density), ("--preset", preset)):
+        if given is not None and adapter is None:
+            raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
     import torch
     from accelerate import PartialState
@@ -62,9 +65,11 @@ def generate(
     pipe = pipelines.load_base(base, getattr(torch, dtype)).to(PartialState().device)
     if adapter:
         model = pipelines.load_adapter(pipe, adapter)
-        _turn(model, density, scale)
+        _turn(model, density, scale, preset)
     drawings = sampling.generate(pipe, prompts, num, seed, steps, guidance_scale, batch_size, resolution)
-    made_by = {"base": base} | ({"adapter": str(adapter), "density": density, "scale": scale} if adapter else {})
+    made_by: dict[str, object] = {"base": base}
+    if adapter:
+        made_by |= {"adapter": str(adapter), "density": density, "scale": scale, "preset": preset and str(preset)}
     for drawing in drawings:
         drawing.settings |= made_by
 
@@ -88,25 +93,24 @@ def _lines(file: Path | None) -> list[str]:
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
 
 
-def _turn(model, density: float | None, scale: float) -> None:
-    """Set the density and the strength of the adapter, for sampling only."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
+    """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
+    from atomtune import pipelines
 
     kind = model.peft_config["default"].peft_type.value
-    if density is not None:
-        if kind != "ATOMS":
-            raise UserError(f"--density belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
+    for flag, given in (("--density", density), ("--preset", preset)):
+        if given is not None and kind != "ATOMS":
+            raise UserError(f"{flag} belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
+    if kind == "ATOMS":
         from atomtune.atoms import board
 
-        try:
+        if preset is not None:
+            board(model).apply(preset)
+        if density is not None:
             board(model).density = density
-        except ValueError as error:
-            raise UserError(str(error)) from error
     if scale != 1.0:
         if kind == "OFT":
             raise UserError(
                 "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
             )
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_scale("default", scale)  # pyright: ignore[reportAttributeAccessIssue]
+        pipelines.set_scale(model, scale)
