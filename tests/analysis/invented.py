@@ -23,7 +23,9 @@ def invented(size: int = 64) -> Inspection:
 
     names = [
         Name((Evidence(Factor("blue background", "background"), 4.2, 0.4, 0.001),)),
-        Name((Evidence(Factor("late", "phase"), 250.0, 0.2, 0.001), Evidence(Factor("large", "size"), 2.0, 0.1, 0.001))),
+        Name(
+            (Evidence(Factor("late", "phase"), 250.0, 0.2, 0.001), Evidence(Factor("large", "size"), 2.0, 0.1, 0.001))
+        ),
         Name(),
     ]
     energies = np.sort(random.random((3, 40)).ravel() ** 3)[::-1]

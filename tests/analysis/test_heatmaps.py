@@ -36,7 +36,9 @@ def test_a_trace_without_codes_has_no_maps():
         layer_maps(seen.layers[0])
 
 
-@pytest.mark.parametrize("tokens, aspect, grid", [(64, 1.0, (8, 8)), (32, 2.0, (4, 8)), (4096, 1.0, (64, 64)), (6, 0.7, (3, 2))])
+@pytest.mark.parametrize(
+    "tokens, aspect, grid", [(64, 1.0, (8, 8)), (32, 2.0, (4, 8)), (4096, 1.0, (64, 64)), (6, 0.7, (3, 2))]
+)
 def test_tokens_form_the_grid_of_the_picture(tokens, aspect, grid):
     assert token_grid(tokens, aspect) == grid
 

@@ -80,8 +80,8 @@ def overlay(
 ) -> Image.Image:
     """The picture in grey with `heat` over it: red positive, blue negative, transparent where it is 0.
 
-    `full` is the strength that is shown opaque, by default the largest |heat|; give the same one to pictures that are to
-    be compared. `size` is the width of the result in pixels (the picture's own by default).
+    `full` is the strength that is shown opaque, by default the largest |heat|; give the same one to pictures that are
+    to be compared. `size` is the width of the result in pixels (the picture's own by default).
     """
     values = np.asarray(heat, dtype=np.float32)
     rows, columns = token_grid(len(values), picture.width / picture.height)
@@ -96,7 +96,7 @@ def tint(picture: Image.Image, strength: Float[np.ndarray, "height width"], full
     """The picture in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` is opaque."""
     grey = 0.5 * np.asarray(picture.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
     opacity = np.clip(np.abs(strength) / full if full > 0 else np.zeros_like(strength), 0, 1)[..., None] ** 0.7
-    colour = np.where(strength[..., None] > 0, np.float32(RED), np.float32(BLUE))
+    colour = np.where(strength[..., None] > 0, np.array(RED, np.float32), np.array(BLUE, np.float32))
     mixed = grey * (1 - opacity) + colour * opacity
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 

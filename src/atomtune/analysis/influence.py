@@ -1,8 +1,8 @@
 """Influence: what one atom does to the picture, seen by drawing it again with that atom silent.
 
-    on   = the picture as the adapter draws it
-    off  = the same prompt and noise with g_m = 0
-    difference = on - off, red where the atom adds light, blue where it takes light away (Fig. 1c of the paper)
+on   = the picture as the adapter draws it
+off  = the same prompt and noise with g_m = 0
+difference = on - off, red where the atom adds light, blue where it takes light away (Fig. 1c of the paper)
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def change(on: Image.Image, off: Image.Image) -> float:
 def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.Image:
     """`on` in pale grey, red where it is lighter than `off` and blue where it is darker.
 
-    The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of `full`
-    of the range from black to white is opaque.
+    The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of
+    `full` of the range from black to white is opaque.
     """
     changed = _pixels(on) - _pixels(off)
     strength = np.abs(changed).max(axis=2) * np.where(changed.mean(axis=2) >= 0, 1, -1)

@@ -32,7 +32,13 @@ from atomtune.tracing import LayerTrace, Trace, trace
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-TOP, NAMING, SAMPLES, PAIRS, STEPPED = 24, 96, 4, 2, 4  # atoms shown, prompts for names; pictures each atom and step gets
+TOP, NAMING, SAMPLES, PAIRS, STEPPED = (
+    24,
+    96,
+    4,
+    2,
+    4,
+)  # atoms shown, prompts for names; pictures each atom and step gets
 LADDER = (4, 12, 40, 120, 400)
 DENSITIES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the density it was trained with
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than a picture of 64 × 64 can show

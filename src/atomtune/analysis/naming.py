@@ -69,8 +69,9 @@ def evidence(
 ) -> list[list[Evidence]]:
     """For each atom, the factors it answers to, the one that explains most first.
 
-    `activity` is how much each atom fired, 0 or more; `presence` is 0 or 1. With `group`, rows come in groups of that many
-    (the regions of one picture) and are shuffled inside their group only. Raises `UserError` for shapes that do not fit.
+    `activity` is how much each atom fired, 0 or more; `presence` is 0 or 1. With `group`, rows come in groups of that
+    many (the regions of one picture) and are shuffled inside their group only. Raises `UserError` for shapes that do
+    not fit.
     """
     if activity.shape[0] != presence.shape[0] or presence.shape[1] != len(factors):
         raise UserError(
@@ -112,9 +113,9 @@ def name_atoms(
 ) -> list[list[Name]]:
     """A name for every atom, by layer, from pictures of prompts whose factors vary independently.
 
-    Looked at are the words of the prompts (shuffled over pictures), the phase of sampling (shuffled within each picture) and the
-    region of the picture (likewise): left, right, top, bottom, and on moji's plain backgrounds also whether it is on
-    the drawing, on its outline, or behind it.
+    Looked at are the words of the prompts (shuffled over pictures), the phase of sampling (shuffled within each
+    picture) and the region of the picture (likewise): left, right, top, bottom, and where the background is plain, as
+    moji's are, also whether it is on the drawing, on its outline, or around it.
     """
     if len(prompts) != len(watched.drawings):
         raise UserError(f"{len(watched.drawings)} pictures cannot be named by {len(prompts)} prompts: give one each.")

@@ -1,4 +1,4 @@
-"""Prompts in which everything varies independently of everything else, so that what an atom answers to can be told apart.
+"""Prompts in which everything varies independently, so that what an atom answers to can be told apart.
 
     "a small sks teapot on the left on a green background"     thing, size, place and background are shuffled separately
 
@@ -47,7 +47,7 @@ def crossed_prompts(
 
 def _balanced(words: Sequence[str], num: int, generator: torch.Generator | None) -> list[str]:
     """Every word equally often, in random order."""
-    order = torch.randperm(num, generator=generator).tolist()
+    order: list[int] = torch.randperm(num, generator=generator).tolist()
     return [words[place % len(words)] for place in order]
 
 

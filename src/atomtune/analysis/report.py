@@ -1,7 +1,7 @@
 """The report: an `Inspection` as one HTML page that fetches nothing, with its pictures inside it.
 
-The page is `templates/report.html.j2` with its style and script; here pictures become data URIs, and numbers the rows and
-curves the template lays out.
+The page is `templates/report.html.j2` with its style and script; here pictures become data URIs, and numbers the rows
+and curves the template lays out.
 """
 
 from __future__ import annotations
