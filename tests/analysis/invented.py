@@ -48,7 +48,7 @@ def invented(size: int = 64) -> Inspection:
         AtomView(
             row=row,
             heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:4]],
-            pairs=[Pair(prompt, picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]],
+            pairs=[Pair(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]],
             by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
         )
         for row in rows[:24]
@@ -63,6 +63,8 @@ def invented(size: int = 64) -> Inspection:
             "per token": 4.0,
             "hold half the energy": 20,
             "naming prompts": 96,
+            "full": 0.1,
+            "boost": 20.0,
         },
         prompts=list(PROMPTS),
         base=pictures(5),

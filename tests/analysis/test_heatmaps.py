@@ -13,6 +13,11 @@ from atomtune.tracing import trace
 from tests.analysis.tiny import adapted_pixart
 
 
+def near(pixel, colour) -> bool:
+    """The picture shows through a little."""
+    return bool(np.abs(pixel.astype(int) - np.array(colour)).max() < 40)
+
+
 def test_all_maps_of_a_layer_are_those_of_each_atom():
     pipe = adapted_pixart()
     with trace(pipe.transformer, codes=True) as seen:
@@ -53,8 +58,8 @@ def test_heat_is_red_above_zero_blue_below_and_grey_at_zero(scene):
     heat = torch.zeros(64)
     heat[0], heat[63] = 2.0, -2.0
     pixels = np.asarray(overlay(scene, heat))
-    assert tuple(pixels[0, 0]) == RED
-    assert tuple(pixels[-1, -1]) == BLUE
+    assert near(pixels[0, 0], RED)
+    assert near(pixels[-1, -1], BLUE)
     assert len(set(pixels[32, 32].tolist())) == 1
     assert overlay(scene, heat, size=128).size == (128, 128)
 
@@ -62,8 +67,8 @@ def test_heat_is_red_above_zero_blue_below_and_grey_at_zero(scene):
 def test_a_common_scale_keeps_a_weak_map_pale(scene):
     heat = torch.full((64,), 0.1)
     alone, beside = (np.asarray(overlay(scene, heat, full))[0, 0].astype(int) for full in (None, 1.0))
-    assert tuple(alone) == RED
-    assert abs(beside - np.array(RED)).max() > 60
+    assert near(alone, RED)
+    assert not near(beside, RED)
 
 
 def test_nothing_fired_is_just_grey():

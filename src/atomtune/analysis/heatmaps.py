@@ -22,6 +22,7 @@ from atomtune.errors import UserError
 from atomtune.tracing import LayerTrace
 
 RED, BLUE = (202, 0, 32), (5, 97, 196)  # positive, negative
+STRONGEST = 0.85  # opacity: the picture shows through even where an atom acts everywhere
 PHASES = ("early", "middle", "late")  # thirds of the timesteps, the noisiest first
 
 
@@ -80,8 +81,8 @@ def overlay(
 ) -> Image.Image:
     """The picture in grey with `heat` over it: red positive, blue negative, transparent where it is 0.
 
-    `full` is the strength that is shown opaque, by default the largest |heat|; give the same one to pictures that are
-    to be compared. `size` is the width of the result in pixels (the picture's own by default).
+    `full` is the strength that is shown strongest, by default the largest |heat|; give the same one to pictures that
+    are to be compared. `size` is the width of the result in pixels (the picture's own by default).
     """
     values = np.asarray(heat, dtype=np.float32)
     rows, columns = token_grid(len(values), picture.width / picture.height)
@@ -93,9 +94,10 @@ def overlay(
 
 
 def tint(picture: Image.Image, strength: Float[np.ndarray, "height width"], full: float) -> Image.Image:
-    """The picture in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` is opaque."""
+    """The picture in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` is strongest."""
     grey = 0.5 * np.asarray(picture.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
     opacity = np.clip(np.abs(strength) / full if full > 0 else np.zeros_like(strength), 0, 1)[..., None] ** 0.7
+    opacity *= STRONGEST
     colour = np.where(strength[..., None] > 0, np.array(RED, np.float32), np.array(BLUE, np.float32))
     mixed = grey * (1 - opacity) + colour * opacity
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

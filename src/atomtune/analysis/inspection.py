@@ -41,6 +41,7 @@ TOP, NAMING, SAMPLES, PAIRS, STEPPED = (
 )  # atoms shown, prompts for names; pictures each atom and step gets
 LADDER = (4, 12, 40, 120, 400)
 DENSITIES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the density it was trained with
+BOOST = 20.0
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than a picture of 64 × 64 can show
 Tell = Callable[[str, int, int], None]
 
@@ -75,12 +76,15 @@ class Heat:
 
 @dataclass
 class Pair:
-    """One picture with an atom on and off."""
+    """One picture with an atom on, off, and turned up."""
 
     prompt: str
     on: Image.Image
     off: Image.Image
+    boosted: Image.Image
+    """With its gain at `BOOST`: one atom of thousands changes little, and this shows which way."""
     difference: Image.Image
+    """on - off, on a scale that all pairs share."""
     change: float
 
 
@@ -192,13 +196,14 @@ def inspect(
     for number, row in enumerate(strongest):
         views.append(_view(row, atoms, seen, watched, draw, adapted))
         tell("influence", number + 1, len(strongest))
+    full = _one_scale([pair for view in views for pair in view.pairs])
 
     scores = [layer.energy for layer in seen.layers]
     stepped = prompts[:STEPPED]
     ladder, densities = _steps(draw, atoms, scores, stepped, _images(base)[:STEPPED], _images(adapted)[:STEPPED])
     return Inspection(
         subject=subject or class_name or "this adapter",
-        facts=_facts(atoms, seen, names) | {"naming prompts": len(crossed)},
+        facts=_facts(atoms, seen, names) | {"naming prompts": len(crossed), "full": full, "boost": BOOST},
         prompts=prompts,
         base=_images(base),
         adapted=_images(adapted),
@@ -264,14 +269,26 @@ def _view(
     place = next(i for i, layer in enumerate(seen.layers) if layer.dictionary is atom.dictionary)
     own = seen.layers[place]
     prompts = [draw.prompts[i] for i in own.energy_by_sample[:, atom.index].topk(min(PAIRS, len(adapted))).indices]
-    with atoms.muted(row.address):
+    with dials_kept(atoms):
+        atom.gain = 0.0
         without = draw.quietly(prompts)
+        atom.gain = BOOST
+        boosted = draw.quietly(prompts)
     pairs = []
-    for prompt, off in zip(prompts, without):
-        on = adapted[draw.prompts.index(prompt)].image
-        pairs.append(Pair(prompt, on, off, difference(on, off), change(on, off)))
+    for prompt, off, more in zip(prompts, without, boosted):
+        on = adapted[draw.prompts.index(prompt)].image.convert("RGB")
+        pairs.append(Pair(prompt, on, off, more, difference(on, off), change(on, off)))
     by_timestep = {t: float(energy[atom.index]) for t, energy in own.energy_by_timestep.items()}
     return AtomView(row, _heats(watched, place, atom.index), pairs, by_timestep)
+
+
+def _one_scale(pairs: list[Pair]) -> float:
+    """Draw the differences anew so that the strongest thousandth of all changes is opaque; returns that change."""
+    changes = [np.abs(np.asarray(p.on, np.float32) - np.asarray(p.off, np.float32)).max(2).ravel() for p in pairs]
+    full = max(0.01, float(np.quantile(np.concatenate(changes), 0.999)) / 255) if pairs else 1.0
+    for pair in pairs:
+        pair.difference = difference(pair.on, pair.off, full)
+    return full
 
 
 def _heats(watched: Watched, place: int, index: int) -> list[Heat]:

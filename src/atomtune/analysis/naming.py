@@ -48,12 +48,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Name:
-    """At most one factor of each kind, the one that explains most first. Empty where the evidence is weak."""
+    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty where the
+    evidence is weak."""
 
     evidence: tuple[Evidence, ...] = ()
 
     def __str__(self) -> str:
-        return ", ".join(item.factor.word for item in self.evidence)
+        return ", ".join(item.factor.word for item in self.evidence[:3])
 
     def __bool__(self) -> bool:
         return bool(self.evidence)

@@ -65,7 +65,10 @@ function show() {
       link.textContent = atom[ADDRESS];
     } else address.textContent = atom[ADDRESS];
     cell(row, atom[NAME] || "–").title = atom[EVIDENCE];
-    const share = cell(row, percent(atom[SHARE]));
+    const share = cell(row, "");
+    const text = share.appendChild(document.createElement("span"));
+    text.className = "energy";
+    text.textContent = percent(atom[SHARE]);
     const bar = document.createElement("i");
     bar.className = "share-bar";
     bar.style.setProperty("--part", (100 * atom[SHARE]) / most + "%");
