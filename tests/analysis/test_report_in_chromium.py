@@ -1,45 +1,22 @@
 """The report in a real browser: no errors, its dials turn, its table sorts and filters, and it fits both widths."""
 
-import shutil
-
 import pytest
 
 from atomtune.analysis.report import write
 from tests.analysis.invented import invented
+from tests.browser import browser_paths, chromium, set_width
 
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no browser: chromium and chromedriver are not installed"
-)
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
+pytestmark = pytest.mark.skipif(browser_paths() is None, reason="no browser: chromium and chromedriver are missing")
 WIDTHS = (1280, 400)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     page = tmp_path_factory.mktemp("report") / "report.html"
     write(invented(), page)
-    browser.get(page.as_uri())
-    yield browser
-    browser.quit()
-
-
-def wide(browser, width: int) -> None:
-    """A window narrower than a desktop's smallest needs the tools for developers."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        browser.get(page.as_uri())
+        yield browser
 
 
 def column(browser, number: int) -> list[str]:
@@ -54,7 +31,7 @@ def press(browser, selector: str) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_wider_than_the_window(browser, width):
-    wide(browser, width)
+    set_width(browser, width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     outside = browser.execute_script(
         "return [...document.querySelectorAll('main *')].filter(e => e.offsetParent && "
@@ -65,7 +42,7 @@ def test_nothing_is_wider_than_the_window(browser, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_text_is_large_enough_to_read(browser, width):
-    wide(browser, width)
+    set_width(browser, width)
     smallest = browser.execute_script(
         "return Math.min(...[...document.querySelectorAll('body *')].filter(e => e.offsetParent && "
         "[...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))"
@@ -109,7 +86,7 @@ def test_one_choice_turns_the_heatmaps_of_all_cards(browser):
 
 
 def test_the_table_sorts(browser):
-    wide(browser, 1280)
+    set_width(browser, 1280)
     assert column(browser, 1)[:3] == ["1", "2", "3"]
     press(browser, "th[data-column='1'] button")
     assert column(browser, 2)[:3] == ["L0[0]", "L0[1]", "L0[2]"]  # as numbers: L0[10] comes after L0[9]
@@ -143,7 +120,7 @@ def test_the_table_filters_and_grows(browser):
 
 
 def test_pressing_the_map_finds_the_atom(browser):
-    wide(browser, 1280)
+    set_width(browser, 1280)
     browser.execute_script(
         "const row = document.querySelector('.maprow img[data-layer=\"2\"]'), box = row.getBoundingClientRect();"
         "const at = {clientX: box.left + box.width * 7.5 / 40, clientY: box.top + 5, bubbles: true};"
