@@ -22,7 +22,7 @@ def test_the_training_loop_of_the_documentation_runs(tmp_path, monkeypatch):
     assert scope["codes"].active_per_token == 10
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/customize.md", "docs/how-to/own-training-loop.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/customize.md", "docs/how-to/inspect.md", "docs/how-to/own-training-loop.md"])
 def test_examples_name_what_exists(page):
     import atomtune
 

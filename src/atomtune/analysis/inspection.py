@@ -340,7 +340,7 @@ def _steps(
                 atoms.density = density
             used = sum(int(d.k.sum()) for d in dictionaries) / len(dictionaries)
             images = full if density == own else draw.quietly(prompts)
-        label = f"{used:g} atoms a token and layer"
+        label = f"{used:.3g} atom{'s' * (used != 1)} a token and layer"
         reach = 1.0 if density == own else _reach(images, base, full)
         densities.append(Step(density, label, images, reach, density == own))
         draw.tell("density", number + 1, len(wanted))

@@ -108,7 +108,7 @@ def _table_row(rank: int, row: AtomRow) -> list[Any]:
     """What the script needs of an atom; short numbers, so that thousands of them stay small."""
     first, last = row.active or (None, None)
     evidence = "; ".join(str(item) for item in row.name.evidence)
-    numbers = [float(f"{value:.3g}") for value in (row.share, row.energy, row.rate, row.peak)]
+    numbers = [float(f"{value:.4g}") for value in (row.share, row.energy, row.rate, row.peak)]
     return [rank, row.address, str(row.name), *numbers, first, last, evidence]
 
 

@@ -4,7 +4,7 @@ const atoms = JSON.parse(document.getElementById("atoms-data").textContent);
 const [RANK, ADDRESS, NAME, SHARE, , RATE, PEAK, FIRST, LAST, EVIDENCE] = Array(10).keys();
 const PAGE = 50;
 const element = (id) => document.getElementById(id);
-const percent = (share) => (share === 0 ? "0" : (100 * share).toPrecision(2) + " %");
+const percent = (share) => (share === 0 ? "0" : (100 * share).toPrecision(2) + "\u00a0%");
 const anchor = (address) => address.replace("[", "-").replace("]", "");
 
 // Heatmaps: one choice of phase for all cards.
