@@ -37,7 +37,7 @@ def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
     assert scope["layer"].maps(139).shape == (4, 64)
 
 
-PAGES = ["README.md", *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "own-training-loop"))]
+PAGES = ["README.md", *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "inspect", "own-training-loop"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
