@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"cli", "studio"},
     {"editing"},
-    {"training", "analysis", "merging", "sampling", "pipelines", "metrics", "moji"},
+    {"training", "analysis", "conversion", "merging", "pruning", "sampling", "pipelines", "metrics", "moji"},
     {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},
     {"dictionary"},
