@@ -59,7 +59,7 @@ def inspect(
     from atomtune import pipelines
     from atomtune.analysis import inspection, report
     from atomtune.analysis.prompts import crossed_prompts
-    from atomtune.cli.generate import _lines
+    from atomtune.cli.generate import read_prompts
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
@@ -70,7 +70,7 @@ def inspect(
     ours = info.get("auto_mapping") or {}
     token, class_name = ours.get("token"), ours.get("class_name")
     subject = f"{token} {class_name}" if token and class_name else token
-    wanted = _lines(prompts)
+    wanted = read_prompts(prompts)
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     if not wanted:
