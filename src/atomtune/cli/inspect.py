@@ -70,7 +70,7 @@ def inspect(
     ours = info.get("auto_mapping") or {}
     token, class_name = ours.get("token"), ours.get("class_name")
     subject = f"{token} {class_name}" if token and class_name else token
-    wanted = read_prompts(prompts)
+    wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     if not wanted:
