@@ -125,7 +125,7 @@ def claims(out: Path = HERE) -> list[Claim]:
         )
     ]
     return rows + [
-        Claim(f"the same: {SETTINGS[name][0]}", told(name), RULE, grade(met(cells[name])))
+        Claim(f"the same, {SETTINGS[name][0].removeprefix('control: ')}", told(name), RULE, grade(met(cells[name])))
         for name in SETTINGS
         if name in cells
     ]
