@@ -1,7 +1,8 @@
-"""Rebuild moji from nothing, stage by stage: `python -m pretraining [--images N]`.
+"""Go on with moji, or rebuild it, stage by stage: `python -m pretraining [--images N] [--from-nothing]`.
 
-Every stage resumes after a kill and skips what is done. Stages run as processes of their own, with the memory and
-thread settings that were measured to matter on a CPU: freed memory is kept (page faults took half of the time
+Every stage resumes after a kill and skips what is done. The transformer goes on from its checkpoint, or else from the
+committed weights; to start from nothing, move those away first. Stages run as processes of their own, with the memory
+and thread settings that were measured to matter on a CPU: freed memory is kept (page faults took half of the time
 otherwise), in huge pages, and waiting threads sleep.
 """
 
@@ -24,11 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="1500000", help="images the transformer sees in all")
     cores = 2 if (os.cpu_count() or 1) > 1 else 1
-    images = parser.parse_args().images
+    parser.add_argument("--from-nothing", action="store_true", help="train autoencoder and judge again, too")
+    options = parser.parse_args()
+    images = options.images
     for stage in (
         ["drawings"],
-        ["autoencoder"],
-        ["judge"],
+        # The transformer's latents are those of this autoencoder: another one would make its weights worthless.
+        *([["autoencoder"], ["judge"]] if options.from_nothing else []),
         ["transformer", "--images", images],
         ["transformer", "--export"],
         ["evaluate"],

@@ -22,13 +22,13 @@ from pretraining import CACHE
 VERSIONS = {"twemoji": "1.2.5", "noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "noto-v1": "1.2.5"}
 
 
-def icon_set(icons: str) -> dict:
+def icon_set(icons: str, version: str | None = None) -> dict:
     """The JSON of one icon set, fetched with `npm pack` when it is not in the cache."""
-    folder = CACHE / "npm"
-    archive = folder / f"iconify-json-{icons}-{VERSIONS[icons]}.tgz"
+    folder, version = CACHE / "npm", version or VERSIONS[icons]
+    archive = folder / f"iconify-json-{icons}-{version}.tgz"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{icons}@{VERSIONS[icons]}"], cwd=folder, check=True)
+        subprocess.run(["npm", "pack", "--silent", f"@iconify-json/{icons}@{version}"], cwd=folder, check=True)
     with tarfile.open(archive) as files:
         return json.load(files.extractfile("package/icons.json"))  # pyright: ignore[reportArgumentType]
 

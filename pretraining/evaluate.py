@@ -3,7 +3,8 @@
 Draws prompts of seen names with fixed seeds and lets the judge name them (its score on the real drawings of the same
 scenes stands beside every number), reads background, size and place off the pixels, rebuilds held-out drawings with
 the autoencoder, and compares scenes that pretraining kept out (name × style × background × place) with seen ones.
-Also writes 64 samples in a fixed order, never chosen, and each sample's nearest training drawing.
+Also writes 64 samples in a fixed order, never chosen, and each sample's nearest training drawing. What earlier weights
+scored stays in the file, as `history`.
 """
 
 import argparse
@@ -101,6 +102,10 @@ def main() -> None:
             f"p{share}": float(np.percentile(nearest(drawn_seen, seen, drawings), share)) for share in (5, 50, 95)
         },
     }
+    before = json.loads(options.json.read_text()) if options.json.exists() else {}
+    point = {"images_seen": result["images_seen"], **result["base"]}
+    history = [past for past in before.get("history", []) if past["images_seen"] != point["images_seen"]]
+    result["history"] = sorted([*history, point], key=lambda past: past["images_seen"])
     with atomic_file(options.json) as file:
         Path(file).write_text(json.dumps(result, indent=1) + "\n")
     rows = [drawn_seen[start : start + 8] for start in range(0, 64, 8)]

@@ -4,8 +4,9 @@ Run `torchrun --nproc-per-node 2 -m pretraining.transformer --images 1500000` (a
 on a busy CPU that beats two threads, which wait for each other at every operation). It goes on from its checkpoint,
 or else from the committed weights with a fresh optimizer and a short warm-up. Latents and text embeddings are
 computed when first met and kept in memory, so that a step is the transformer's alone. Every draw depends on the
-step's number and the process's rank, so a resumed run repeats a straight one. `--export` writes the running average
-of the weights, in fp16, into the package.
+step's number and the process's rank, so a resumed run repeats a straight one. Over the last 100,000 of the images asked
+for, the learning rate falls to zero; with more images asked for later it goes on from there. `--export` writes the
+running average of the weights, in fp16, into the package.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from pretraining import CACHE, autoencoder, state
 from pretraining.drawings import Drawings
 
 BATCH, LEARNING_RATE, WARMUP, AVERAGE, DROPPED_CAPTIONS = 32, 1e-3, 500, 0.999, 0.1
+COOLDOWN = 100_000  # images
 CHECKPOINT, LOG = CACHE / "transformer.pt", CACHE / "transformer.jsonl"
 PROMPTS = [
     *(
@@ -126,12 +128,12 @@ def trained_autoencoder() -> AutoencoderTiny:
 class Pretraining:
     """The model, its running average and optimizer, and how many images they have seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: int) -> None:
         torch.manual_seed(0)
-        self.vae, self.images, self.restarted_at = trained_autoencoder(), 0, 0
+        self.vae, self.images, self.restarted_at, self.last = trained_autoencoder(), 0, 0, last
         self.model = PixArtTransformer2DModel(**TRANSFORMER)
-        last, committed = state.load(CHECKPOINT), WEIGHTS / "training.json"
-        if last is None and committed.exists():
+        saved, committed = state.load(CHECKPOINT), WEIGHTS / "training.json"
+        if saved is None and committed.exists():
             self.model = PixArtTransformer2DModel.from_pretrained(
                 WEIGHTS / "transformer", torch_dtype=torch.float32, variant="fp16"
             )
@@ -141,11 +143,11 @@ class Pretraining:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        if last:
-            self.model.load_state_dict(last["model"])
-            self.average.load_state_dict(last["average"])
-            self.optimizer.load_state_dict(last["optimizer"])
-            self.images, self.restarted_at = last["images"], last["restarted_at"]
+        if saved:
+            self.model.load_state_dict(saved["model"])
+            self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.images, self.restarted_at = saved["images"], saved["restarted_at"]
         self.model.set_attn_processor(AttnProcessor())  # compiled, for 64 tokens: 1.6 times as fast as flash attention
         for block in self.model.transformer_blocks:
             block.compile()  # in place: the weights keep their names
@@ -154,6 +156,11 @@ class Pretraining:
         drawings = Drawings()
         self.drawings, self.latents, self.captions = drawings, Latents(self.vae, drawings), Captions()
         self.noise_schedule: Any = DDPMScheduler(**SCHEDULER)
+
+    def learning_rate(self) -> float:
+        """It rises from zero after a start without an optimizer's state, and falls to zero over the last images."""
+        risen = (self.images - self.restarted_at + BATCH) / (WARMUP * BATCH)
+        return LEARNING_RATE * min(1.0, risen, (self.last - self.images) / COOLDOWN)
 
     def step(self) -> float:
         """One batch: ‖v - v̂(x_t, t, caption)‖², v-prediction; returns this process's loss."""
@@ -172,7 +179,7 @@ class Pretraining:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (self.images - self.restarted_at + BATCH) / (WARMUP * BATCH))
+            group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
@@ -206,10 +213,10 @@ class Pretraining:
             file.chmod(0o644)
         (WEIGHTS / "training.json").write_text(json.dumps({"images": self.images}) + "\n")
 
-    def run(self, images: int) -> None:
-        """Train until `images` have been seen, saving every 32,000 or so."""
+    def run(self) -> None:
+        """Train until the last image has been seen, saving every 16,000."""
         losses, clock = [], time.time()
-        while self.images < images:
+        while self.images < self.last:
             losses.append(self.step())
             if self.rank:
                 continue
@@ -236,8 +243,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
-    pretraining = Pretraining()
+    pretraining = Pretraining(options.images)
     if options.export:
         pretraining.export()
     else:
-        pretraining.run(options.images)
+        pretraining.run()

@@ -13,7 +13,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A piece may import pieces of lower layers and of its own; `errors` and `files` may be imported from anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"training", "analysis", "merging", "sampling", "pipelines", "metrics", "moji"},
+    {"editing"},
+    {"training", "analysis", "conversion", "merging", "pruning", "sampling", "pipelines", "metrics", "moji"},
     {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},
     {"dictionary"},

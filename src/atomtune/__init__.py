@@ -16,9 +16,12 @@ from atomtune.errors import UserError
 
 if TYPE_CHECKING:
     from atomtune.adapters import AtomConfig, AtomModel, adapted_layers
+    from atomtune.analysis.overlap import overlap
     from atomtune.atoms import AtomBoard, board
     from atomtune.dictionary import SparseDictionary
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
+    from atomtune.editing import edit
+    from atomtune.merging import merge
     from atomtune.pipelines import load_adapter, load_base, save_adapter
     from atomtune.sampling import generate
     from atomtune.tracing import trace
@@ -35,9 +38,12 @@ _HOMES = {
     "adapted_layers": "atomtune.adapters",
     "board": "atomtune.atoms",
     "customize": "atomtune.training",
+    "edit": "atomtune.editing",
     "generate": "atomtune.sampling",
     "load_adapter": "atomtune.pipelines",
     "load_base": "atomtune.pipelines",
+    "merge": "atomtune.merging",
+    "overlap": "atomtune.analysis.overlap",
     "save_adapter": "atomtune.pipelines",
     "trace": "atomtune.tracing",
 }
@@ -54,9 +60,12 @@ __all__ = [
     "adapted_layers",
     "board",
     "customize",
+    "edit",
     "generate",
     "load_adapter",
     "load_base",
+    "merge",
+    "overlap",
     "save_adapter",
     "trace",
 ]

@@ -131,7 +131,9 @@ def adapter_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
 
 
-def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default") -> PeftModel:
+def load_adapter(
+    pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default", trainable: bool = False
+) -> PeftModel:
     """Attach the adapter at `path` to the pipeline's denoiser and return the adapted denoiser.
 
     Raises `UserError` if it was trained on another base, naming both.
@@ -147,15 +149,15 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
         given = "the weights it has now"
     refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
-    if expected is not None and not _same_weights(expected, fingerprint(model)):
+    if expected is not None and not same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), adapter_name)
+                model.load_adapter(str(folder), adapter_name, is_trainable=trainable)
             else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name)
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=trainable)
     except UserError:
         raise
     except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit
@@ -166,7 +168,16 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
     return model
 
 
-def _same_weights(expected: list[float], found: list[float]) -> bool:
+def set_scale(model: torch.nn.Module, scale: float, adapter_name: str = "default") -> None:
+    """Strength of an adapter of any of PEFT's methods that have one: 0 is the base, 1 the adapter as trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_scale(adapter_name, scale)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def same_weights(expected: list[float], found: list[float]) -> bool:
     """Equal up to half precision (weights may have been stored in fp16 or bf16)."""
     if len(expected) != len(found):
         return False

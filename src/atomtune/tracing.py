@@ -278,6 +278,11 @@ class Trace:
             self.input_ids += ids.detach().cpu().unbind()
 
     @property
+    def guided(self) -> bool:
+        """Whether the call that runs now has two halves in its batch, first without the prompt and then with it."""
+        return self._call.guided
+
+    @property
     def active_per_token(self) -> float:
         """Mean number of atoms that one token uses in one layer."""
         return self._fired / self._tokens

@@ -106,5 +106,5 @@ def test_broken_yaml_is_refused(tmp_path, text):
 
 
 def test_a_missing_configuration_lists_the_recipes():
-    with pytest.raises(UserError, match="one of the recipes moji, pixart-sigma"):
+    with pytest.raises(UserError, match="one of the recipes moji, moji-one-image, pixart-sigma"):
         load_recipe("nowhere.yaml")

@@ -9,18 +9,22 @@ On disk an atom's tensors are named after the layer it adapts, whatever holds th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+import torch
+from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from atomtune.adapters.attention import AttentionAtoms, why_not
+from atomtune.adapters.attention import AttentionAtoms
+from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
 from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
 from atomtune.adapters.linear import LinearAtoms
+from atomtune.adapters.targets import TARGETS, preset_targets, why_not
 from atomtune.errors import UserError
 
 
@@ -29,13 +33,13 @@ class AtomModel(BaseTuner):
 
     prefix = "atoms_"
     tuner_layer_cls = AtomLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # no targets are guessed
+    target_module_mapping: ClassVar[dict[str, list[str] | str]] = TARGETS
 
     def _prepare_adapter_config(self, peft_config: AtomConfig, model_config: dict) -> AtomConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Without targets, those of the model's family, as PEFT's own methods do."""
         if peft_config.target_modules is None:
-            raise UserError(
-                'target_modules is not set: name the attention modules ("attn1") or linear layers ("to_v") to adapt.'
-            )
+            peft_config.target_modules = preset_targets(self.model)
+            peft_config.__post_init__()  # layers_to_transform does not go with every preset
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
@@ -43,11 +47,11 @@ class AtomModel(BaseTuner):
         inside_adapters = tuple(
             f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
         )
-        for name, module in model.named_modules():
-            if not name.startswith(inside_adapters or "\0") and self._check_target_module_exists(peft_config, name):
-                parent = model.get_submodule(name.rpartition(".")[0])
-                if (reason := _why_not(parent, module)) is not None:
-                    raise UserError(f"{name} cannot carry atoms: {reason}.")
+        for name, _ in model.named_modules():
+            if name.startswith(inside_adapters or "\0") or not self._check_target_module_exists(peft_config, name):
+                continue
+            if (reason := why_not(model, name)) is not None:
+                raise UserError(f"{name} cannot carry atoms: {reason}.")
 
     def _create_and_replace(
         self,
@@ -86,6 +90,62 @@ class AtomModel(BaseTuner):
             dictionary = layer.dictionary(adapter_name)
             dtype = dictionary.encoder.weight.dtype
             dictionary.gain, dictionary.scale = dictionary.gain.to(dtype), dictionary.scale.to(dtype)
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float | int],
+        adapter_name: str,
+        combination_type: str = "cat",
+    ) -> None:
+        """Make one adapter out of several that are loaded, as LoRA's method of this name does; activate it yourself.
+
+        "cat" concatenates: exactly the weighted sum of their ΔO, scales included, whatever their sizes and layers.
+        "linear" sums W_s and D entry by entry; see `adapters.combining`. Dropped atoms stay out. Raises `UserError`.
+        """
+        if adapter_name in self.peft_config:
+            raise UserError(f"there already is an adapter {adapter_name!r}: choose another name.")
+        if unknown := [name for name in adapters if name not in self.peft_config]:
+            raise UserError(f"there is no adapter {unknown[0]!r}: expected some of {', '.join(self.peft_config)}.")
+        if len(weights) != len(adapters):
+            raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
+        parts = [
+            Part(repr(name), self.peft_config[name], self._layers(name), float(weight))
+            for name, weight in zip(adapters, weights)
+        ]
+        self.peft_config[adapter_name], layers = combine(parts, combination_type)
+        self.inject_adapter(self.model, adapter_name)
+        for name, layer in self._named_layers(adapter_name):
+            dictionary = layer.dictionary(adapter_name)
+            dictionary.load_state_dict(layers[name])
+            dictionary.requires_grad_(False)
+
+    def _named_layers(self, adapter_name: str) -> list[tuple[str, AtomLayer]]:
+        """The adapted layers by the names of what they adapt."""
+        return [
+            (re.sub(r"(\.processor|\.base_layer)+$", "", name), module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, AtomLayer) and adapter_name in module.dictionaries
+        ]
+
+    def _layers(self, adapter_name: str) -> Layers:
+        """The adapter's tensors as they act now: scaled, and without the atoms that were dropped."""
+        layers = {}
+        for name, layer in self._named_layers(adapter_name):
+            dictionary = layer.dictionary(adapter_name)
+            tensors = {key: tensor.clone() for key, tensor in dictionary.state_dict().items()}
+            tensors["dictionary.weight"] *= dictionary.scale
+            if dictionary.kept is not None:
+                kept = dictionary.kept.bool()
+                for key, tensor in tensors.items():
+                    if key not in ("k", "layer"):
+                        tensors[key] = tensor[:, kept] if key == "dictionary.weight" else tensor[kept]
+            if len(tensors["id"]):
+                layers[name] = tensors
+        if not layers:
+            raise UserError(f"the adapter {adapter_name!r} has no atoms left: bring some back with board.reset().")
+        return layers
 
     def _check_merge_allowed(self) -> None:
         raise UserError(
@@ -136,22 +196,3 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
-
-
-def _why_not(parent: nn.Module, module: nn.Module) -> str | None:
-    """The reason `module` cannot carry atoms, or None."""
-    if isinstance(module, Attention):
-        if isinstance(module.processor, AttentionAtoms) or (reason := why_not(module)) is None:
-            return None
-        return f'{reason}; target its value projection ("to_v") for linear atoms instead'
-    while isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    if not isinstance(module, nn.Linear):
-        return f"it is a {type(module).__name__}, and atoms go on diffusers' Attention or on an nn.Linear"
-    if isinstance(parent, Attention):  # its own flag stays up after unfusing
-        fused = isinstance(parent.processor, FusedAttnProcessor2_0)
-    else:
-        fused = getattr(parent, "fused_projections", False)
-    if fused:
-        return "its projections were fused, so it is not used; call unfuse_qkv_projections() first"
-    return None

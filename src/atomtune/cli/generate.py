@@ -48,7 +48,7 @@ def generate(
         dtype: Precision of the weights.
         out: Folder for the pictures ("generated" in the run by default).
     """
-    prompts = [*(prompt or []), *_lines(prompts_file)]
+    prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
     for flag, given in (("--density", density), ("--preset", preset)):
@@ -83,9 +83,8 @@ def generate(
     print(f"{len(drawings)} pictures and grid.png are in {out}")
 
 
-def _lines(file: Path | None) -> list[str]:
-    if file is None:
-        return []
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line. Raises `UserError`."""
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -95,7 +94,7 @@ def _lines(file: Path | None) -> list[str]:
 
 def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
     """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from atomtune import pipelines
 
     kind = model.peft_config["default"].peft_type.value
     for flag, given in (("--density", density), ("--preset", preset)):
@@ -113,6 +112,4 @@ def _turn(model, density: float | None, scale: float, preset: Path | None) -> No
             raise UserError(
                 "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
             )
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_scale("default", scale)  # pyright: ignore[reportAttributeAccessIssue]
+        pipelines.set_scale(model, scale)

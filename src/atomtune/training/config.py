@@ -34,6 +34,11 @@ class CustomizeConfig:
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: str = "sks"
     """The word that will mean this very thing, as in "a sks teapot"."""
+    init_adapter: Path | None = None
+    """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
+    over those of the adapter below."""
+    caption: str | None = None
+    """Caption of pictures that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False
     """Start over where `out` already holds a run, instead of continuing it."""
 
@@ -130,13 +135,13 @@ class CustomizeConfig:
             raise UserError(
                 "token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'."
             )
-        for text in (self.token, self.class_name, *self.sample_prompts, self.class_prompt or ""):
+        for text in (self.token, self.class_name, self.caption or "", *self.sample_prompts, self.class_prompt or ""):
             refuse_angle_brackets(text)
 
     @property
     def instance_prompt(self) -> str:
-        """The caption of pictures that have none of their own: "a sks teapot"."""
-        return f"a {self.token} {self.class_name}"
+        """The caption of pictures that have none of their own: `caption`, or "a sks teapot"."""
+        return self.caption or f"a {self.token} {self.class_name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""

@@ -1,0 +1,161 @@
+"""Ten edits of one picture, with atoms and with LoRA: `python -m experiments.steering.edit`.
+
+Things moji has never seen; backgrounds, places, sizes, styles and a whole scene are changed. Both methods train for the
+same steps on the same picture. Each has its own dial after training: atoms the two ladders of `atomtune.edit`, LoRA its
+scale; the best rung of each is the best of a choice, and stands beside the adapter as trained. Whether what was asked
+for is there is also read off: background, place and size by pixels, style by the judge.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import atomtune
+from atomtune import metrics, pipelines, sampling
+from atomtune.editing import Rung, edit
+from atomtune.moji.scenes import Scene, caption
+from atomtune.training.config import load_recipe
+from experiments import subjects
+from experiments.cells import cell, read
+from pretraining.drawings import Drawings
+
+HERE = Path(__file__).parent / "results" / "edit"
+NUM, SCALES = 4, (1.0, 0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture, what its prompt becomes, and the words for both."""
+
+    scene: Scene
+    change: dict[str, str]
+
+    @property
+    def wanted(self) -> Scene:
+        return replace(self.scene, **self.change)
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """What the picture shows, and what it should become."""
+        return caption(self.scene), caption(self.wanted)
+
+
+CASES = {
+    "background-teapot": Case(Scene("teapot", "twemoji", "green"), {"background": "red"}),
+    "background-octopus": Case(Scene("octopus", "twemoji", "yellow"), {"background": "black"}),
+    "background-guitar": Case(Scene("guitar", "twemoji", "gray"), {"background": "blue"}),
+    "place-turtle": Case(Scene("turtle", "twemoji", "pink"), {"place": "left"}),
+    "place-helicopter": Case(Scene("helicopter", "twemoji", "green"), {"place": "top"}),
+    "size-flamingo": Case(Scene("flamingo", "twemoji", "white"), {"size": "small"}),
+    "size-teapot": Case(Scene("teapot", "twemoji", "yellow"), {"size": "large"}),
+    "style-octopus": Case(Scene("octopus", "twemoji", "green"), {"style": "noto"}),
+    "style-guitar": Case(Scene("guitar", "twemoji", "yellow"), {"style": "fluent"}),
+    "scene-turtle": Case(
+        Scene("turtle", "twemoji", "yellow"), {"size": "small", "place": "bottom", "background": "purple"}
+    ),
+}
+
+
+def obeyed(images: list[Image.Image], case: Case) -> float:
+    """Share of the pictures in which all that was changed is as asked."""
+    styles = metrics.load_judge().style(images)
+    right = []
+    for image, style in zip(images, styles):
+        place = metrics.place_and_size(image) or (None, None)
+        found = {"background": metrics.background_colour(image), "place": place[0], "size": place[1], "style": style}
+        right.append(all(found[key] == value for key, value in case.change.items()))
+    return float(np.mean(right))
+
+
+def measure(name: str, case: Case) -> dict[str, Any]:
+    """Both methods on one case; its pictures go to the cache."""
+    folder = subjects.CACHE / subjects.weights_digest() / f"edit-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = Drawings().picture(case.scene)
+    picture.save(folder / "picture.png")
+    source, prompt = case.prompts
+    judge = metrics.load_judge()
+
+    result = edit(folder / "picture.png", prompt, folder / "atoms", source, num=NUM, report_to="none")
+    drawn = {"the picture": [picture]}
+    for label in ("base", "all atoms", result["best"]):
+        files = sorted((folder / "atoms" / "edit" / label.replace(" ", "-")).glob("*.png"))
+        drawn["best of atoms" if label == result["best"] else label] = [_open(file) for file in files]
+    drawn.setdefault("all atoms", drawn["best of atoms"])
+
+    recipe = {key: value for key, value in load_recipe("moji-one-image").items() if key in ("steps", "batch_size")}
+    atomtune.customize(
+        folder / "picture.png", class_name=source, caption=source, out=folder / "lora", method="lora", rank=16,
+        sample_every=0, report_to="none", **recipe,
+    )  # fmt: skip
+    pipe = atomtune.load_base("moji")
+    model = atomtune.load_adapter(pipe, folder / "lora")
+    rungs = []
+    for scale in SCALES:
+        pipelines.set_scale(model, scale)
+        images = [drawing.image for drawing in atomtune.generate(pipe, prompt, NUM)]
+        scores = (judge.alignment(images, [prompt] * NUM).mean(), judge.fidelity(images, [picture]).mean())
+        rungs.append(Rung(f"scale {scale:g}", {}, *map(float, scores)))
+        drawn[rungs[-1].label] = images
+    best = max(rungs, key=lambda rung: rung.trade_off)
+    drawn = {"best of atoms": drawn["best of atoms"], "LoRA": drawn["scale 1"], "best of LoRA": drawn[best.label]} | {
+        key: drawn[key] for key in ("the picture", "base", "all atoms")
+    }
+    for label, images in drawn.items():
+        images[0].save(folder / f"{label}.png")
+    everything = {rung["label"]: rung for rung in result["rungs"]} | {rung.label: vars(rung) for rung in rungs}
+    chosen = {"all atoms": "all atoms", "best of atoms": result["best"], "LoRA": "scale 1", "best of LoRA": best.label}
+    return {
+        label: {"rung": rung, "obeyed": obeyed(drawn[label], case)}
+        | {key: everything[rung][key] for key in ("alignment", "fidelity")}
+        for label, rung in chosen.items()
+    }
+
+
+def _open(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+COLUMNS = ("the picture", "base", "all atoms", "best of atoms", "LoRA", "best of LoRA")
+
+
+def sheet() -> Image.Image:
+    """A row a case: the picture, and the first picture of each column."""
+    folder = subjects.CACHE / subjects.weights_digest()
+    rows = [[_open(folder / f"edit-{name}" / f"{column}.png") for column in COLUMNS] for name in CASES]
+    return sampling.grid(rows, [f"→ {case.prompts[1]}" for case in CASES.values()], COLUMNS)
+
+
+def table() -> str:
+    """Markdown: for each case and each choice the rung, whether the prompt was obeyed, alignment and fidelity."""
+    cells, columns = read(HERE), COLUMNS[2:]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    means: dict[str, list[tuple[float, float, float]]] = {column: [] for column in columns}
+    for name in CASES:
+        row = []
+        for column in columns:
+            one = cells[name][column]
+            means[column].append((one["obeyed"], one["alignment"], one["fidelity"]))
+            row.append(f"{one['rung']}: {one['obeyed']:.0%}, {one['alignment']:.2f}, {one['fidelity']:.2f}")
+        lines.append(f"| {name.replace('-', ', ')} | {' | '.join(row)} |")
+    mean = [np.mean(values, axis=0) for values in means.values()]
+    lines.append(f"| mean | {' | '.join(f'{o:.0%}, {a:.2f}, {f:.2f}' for o, a, f in mean)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then the sheet."""
+    for name, case in CASES.items():
+        settings = {"base": subjects.weights_digest(), "case": json.loads(json.dumps(vars(case), default=vars))}
+        cell(HERE / f"{name}.json", settings | {"pictures": NUM}, lambda: measure(name, case))  # noqa: B023
+    sampling.save_png(sheet(), Path("docs/how-to/edit.png"))
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What an adapter learned: measured, drawn and named."""

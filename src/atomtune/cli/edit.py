@@ -1,0 +1,50 @@
+"""`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
+
+from pathlib import Path
+from typing import Any
+
+
+def edit(
+    picture: Path,
+    /,
+    *,
+    prompt: str,
+    out: Path,
+    source_prompt: str | None = None,
+    remove: str | None = None,
+    num: int = 2,
+    seed: int = 0,
+    base: str = "moji",
+    steps: int | None = None,
+    epochs: int | None = None,
+) -> None:
+    """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
+
+    Each rung is scored by alignment to the prompt and fidelity to the picture; the best trade-off is marked in
+    OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`. The same command with
+    another --prompt does not train again.
+
+    Args:
+        picture: The picture.
+        prompt: What it should become.
+        out: Folder for the run, the pictures and the preset.
+        source_prompt: What it is now.
+        remove: Atoms, such as L17[137],L3[139], without which the best rung is drawn once more.
+        num: Pictures of each rung.
+        seed: Seed of the training and of the first picture.
+        base: Base model: "moji", a folder, or a hub name. Scores need moji; with another base the strip has none.
+        steps: Training steps (the shipped recipe's by default).
+        epochs: Times that the picture is seen, instead of steps.
+    """
+    from atomtune.editing import edit
+
+    length: dict[str, Any] = {"steps": steps, "epochs": epochs}
+    length = {name: value for name, value in length.items() if value is not None}
+    removed = [address.strip() for address in remove.split(",")] if remove else []
+    result = edit(picture, prompt, out, source_prompt, removed, num, seed, base=base, **length)
+    for rung in result["rungs"]:
+        line = f"{rung['label']:>20}"
+        if rung["alignment"] is not None:
+            line += f"  prompt {rung['alignment']:.3f}  picture {rung['fidelity']:.3f}"
+        print(line + ("   best" if rung["label"] == result["best"] else ""))
+    print(f"Look at {out / 'edit.png'}" + (f"; the best rung is {out / 'preset.json'}" if result["best"] else ""))

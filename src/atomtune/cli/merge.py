@@ -1,0 +1,132 @@
+"""`atomtune merge`: several adapters into one, or (`--report`) how far two of them overlap."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from atomtune.cli.generate import read_prompts
+from atomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from atomtune.analysis.overlap import Overlap
+
+
+def merge(
+    adapters: Annotated[list[Path], Parameter(name="RUN-OR-ADAPTER")],
+    /,
+    *,
+    mode: Literal["concatenate", "add"] = "concatenate",
+    weights: str | None = None,
+    out: Path | None = None,
+    report: bool = False,
+    prompts_file: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    num: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    base: str | None = None,
+) -> None:
+    """Make one adapter out of several, or say how far two of them overlap.
+
+    Args:
+        adapters: Folders of runs or adapters, two or more.
+        mode: concatenate: the union of the atoms, exactly the sum of what the adapters add; add: W_s and D summed entry
+            by entry, for adapters of the same shape.
+        weights: A weight for each adapter, with commas between them: 1,0.7 (all 1 by default).
+        out: Folder for the merged adapter.
+        report: Write nothing; draw with both adapters on prompts of each, and say where they meet.
+        prompts_file: For the report: text file with one prompt a line, once for both adapters or one file for each.
+            By default the words each was trained with ("a sks teapot").
+        num: For the report: pictures of each prompt.
+        seed: For the report: seed of the first picture of each prompt.
+        steps: For the report: denoising steps (the base's own number by default).
+        base: For the report: base model, when not the one the adapters name.
+    """
+    if report:
+        _report(adapters, prompts_file or [], num, seed, steps, base)
+        return
+    if out is None:
+        raise UserError("--out is missing: name a folder for the merged adapter, or ask for a --report.")
+
+    from atomtune.merging import merge, parts_of
+
+    merge(adapters, out, mode, _numbers(weights))
+    for part in parts_of(out):
+        print(f"{part['adapter']}  weight {part['weight']:g}, ids from {part['first_id']}")
+    print(f"The merged adapter is in {out}")
+
+
+def _numbers(weights: str | None) -> list[float] | None:
+    if weights is None:
+        return None
+    try:
+        return [float(weight) for weight in weights.split(",")]
+    except ValueError as error:
+        raise UserError(f"--weights must be numbers with commas between, such as 1,0.7; got {weights!r}.") from error
+
+
+def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None) -> None:
+    if len(adapters) != 2:
+        raise UserError(f"--report compares two adapters, got {len(adapters)}.")
+    if len(files) > 2:
+        raise UserError(f"--prompts-file goes once for both adapters or twice, one for each, got {len(files)}.")
+
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from atomtune import pipelines
+    from atomtune.analysis.overlap import overlap
+
+    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else [_own_words(path) for path in adapters]
+    base = base or str(pipelines.adapter_info(adapters[0]).get("base_model_name_or_path", pipelines.MOJI))
+    pipe = pipelines.load_base(base).to(PartialState().device)
+    for name, path in zip(("first", "second"), adapters):
+        pipelines.load_adapter(pipe, path, name)
+    measured = overlap(pipe, (prompts[0], prompts[1]), ("first", "second"), num, seed, steps)
+    console = Console()
+    for name, path, own in zip("AB", adapters, prompts):
+        console.print(f"{name}: {path}, on {', '.join(map(repr, own))}", soft_wrap=True, highlight=False)
+    for table in _tables(measured):
+        console.print(table)
+
+
+def _own_words(path: Path) -> list[str]:
+    """What an adapter was trained to be called; of a merged one, what each that went in was."""
+    from atomtune import pipelines
+
+    mapping = pipelines.adapter_info(path).get("auto_mapping") or {}
+    sources = mapping.get("merged_from") or [mapping]
+    words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]
+    if not words:
+        raise UserError(f"{path} does not say which words it was trained on: give --prompts-file.")
+    return words
+
+
+def _tables(overlap: "Overlap") -> "list[Table]":
+    from rich.table import Column, Table
+
+    whole = Table("", *(Column(name, justify="right") for name in "AB"), title="The adapters")
+    on_a, on_b = zip(*overlap.alive)
+    for label, pair in {
+        "atoms": overlap.atoms,
+        "alive on prompts of A": on_a,
+        "alive on prompts of B": on_b,
+        "alive on both": overlap.alive_in_both,
+    }.items():
+        whole.add_row(label, *(f"{count:,}" for count in pair))
+    whole.add_row("strength on the other's prompts, of its own", *(f"{share:.0%}" for share in overlap.strength))
+
+    heads = ("layer", "span A", "span B", "overlap", "chance", "both act, on A", "on B", "cosine, on A", "on B")
+    layers = Table(*(Column(head, justify="right") for head in heads), title="The layers that both adapt")
+    for each in overlap.layers:
+        both = [f"{share:.0%} ({chance:.0%})" for share, chance in zip(each.both, each.independent)]
+        cosines = [f"{cosine:+.2f}" for cosine in each.cosine]
+        ranks, spans = map(str, each.ranks), (f"{each.span_overlap:.2f}", f"{each.chance:.2f}")
+        layers.add_row(each.address, *ranks, *spans, *both, *cosines)
+    layers.caption = (
+        "span: directions with 90 % of the energy; overlap: mean squared cosine of the principal angles, beside that "
+        "of random spans; both act: share of tokens (if independent); cosine: of what the two add, below 0 they cancel."
+    )
+    return [whole, layers] if overlap.layers else [whole]

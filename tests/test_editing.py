@@ -1,0 +1,67 @@
+"""edit: two ladders, the trade-off, and what it leaves on disk."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atomtune.editing import Rung, edit
+from atomtune.errors import UserError
+from tests.tiny_pixart import save_tiny_pixart
+
+TRAINING = {"steps": 2, "num_atoms": 16, "density": 0.5, "report_to": "none", "learning_rate": 0.01}
+
+
+class Scores:
+    """Prefers fewer atoms: what is asked of the ladder here is that its best rung is marked and saved."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def alignment(self, images, prompts):
+        self.asked += 1
+        return np.full(len(images), self.asked / 10)
+
+    def fidelity(self, images, references):
+        return np.full(len(images), 0.5)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_pixart(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "it.png")
+    return tmp_path / "it.png"
+
+
+def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, picture, tmp_path):
+    out = tmp_path / "run"
+    result = edit(
+        picture, "a red dog", out, "a blue dog", ["L0[3]"], num=1, scorer=Scores(), base=str(base), **TRAINING
+    )
+    labels = [rung["label"] for rung in result["rungs"]]
+    assert labels == ["all atoms", "4 a token", "2 a token", "1 a token", "12 atoms", "12 atoms without L0[3]"]
+    assert result["best"] == "12 atoms"
+    assert json.loads((out / "edit.json").read_text()) == result
+    assert len(json.loads((out / "preset.json").read_text())["dropped"]) == 32 - 12
+    assert len(list((out / "edit").rglob("*.png"))) == 8  # the picture, the base, five rungs, one without
+    with Image.open(out / "edit.png") as strip:
+        assert strip.width > 8 * 128
+    again = edit(picture, "a green dog", out, "a blue dog", num=1, base=str(base), **TRAINING)  # trains no second time
+    assert again["best"] is None and again["rungs"][0]["alignment"] is None
+
+
+def test_a_trade_off_is_the_harmonic_mean_and_nothing_below_zero():
+    assert Rung("", {}, 0.3, 0.6).trade_off == pytest.approx(0.4)
+    assert Rung("", {}, -0.3, 0.6).trade_off == Rung("", {}).trade_off == 0
+
+
+def test_atoms_and_pictures_that_are_not_there_are_sentences(base, picture, tmp_path):
+    with pytest.raises(UserError, match="edit takes one picture"):
+        edit(tmp_path, "a dog", tmp_path / "run", base=str(base))
+    with pytest.raises(UserError, match=r"there is no 'L7\[3\]' in this adapter"):
+        edit(picture, "a dog", tmp_path / "run", "a cat", ["L7[3]"], num=1, base=str(base), **TRAINING)

@@ -1,0 +1,95 @@
+"""merge: adapter folders into one, without their base."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.testing import assert_close
+
+from atomtune import pipelines
+from atomtune.atoms import board
+from atomtune.errors import UserError
+from atomtune.merging import merge, parts_of
+from tests.adapters.test_combining import OTHERS, pair
+from tests.adapters.tiny import run, transformer
+
+
+@pytest.fixture
+def folders(tmp_path):
+    def saved(first: dict[str, Any] | None = None, other: dict[str, Any] | None = None) -> tuple[Any, list]:
+        model = pair(first, other)
+        for name, token in (("one", "sks"), ("two", "openmoji")):
+            pipelines.save_adapter(
+                model, tmp_path / name, base="tiny", adapter_name=name, token=token, class_name="drawing"
+            )
+        return model, [tmp_path / "one", tmp_path / "two"]
+
+    return saved
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("mode, combination_type", [("concatenate", "cat"), ("add", "linear")])
+def test_folders_merge_as_loaded_adapters_do(folders, tmp_path, other, mode, combination_type):
+    if mode == "add" and other != "same shape":
+        pytest.skip("add is for equal shapes")
+    model, both = folders(other=OTHERS[other])
+    model.add_weighted_adapter(["one", "two"], [1, 0.7], "c", combination_type=combination_type)
+    model.set_adapter("c")
+    again: Any = PeftModel.from_pretrained(transformer(), str(merge(both, tmp_path / "c", mode, [1, 0.7])))
+    assert_close(run(again), run(model), atol=1e-6, rtol=1e-6)
+    assert [atom.address for atom in board(again)] == [atom.address for atom in board(model, "c")]
+    assert not torch.allclose(run(again), run(transformer()))
+
+
+def test_the_folder_says_what_went_in(folders, tmp_path):
+    _, both = folders(other=OTHERS["another size"])
+    merge(both, tmp_path / "c", weights=[1, 0.7])
+    assert parts_of(tmp_path / "c") == [
+        {"adapter": str(both[0]), "weight": 1.0, "first_id": 0, "token": "sks", "class_name": "drawing"},
+        {"adapter": str(both[1]), "weight": 0.7, "first_id": 18, "token": "openmoji", "class_name": "drawing"},
+    ]
+    assert parts_of(both[0]) == []
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "import atomtune" in card and f"| `{both[1]}` | 0.7 | 18 |" in card
+    assert pipelines.adapter_info(tmp_path / "c")["base_model_name_or_path"] == "tiny"
+    merge([tmp_path / "c", both[0]], tmp_path / "d")
+    assert parts_of(tmp_path / "d")[0]["merged_from"] == parts_of(tmp_path / "c")
+    assert parts_of(tmp_path / "d")[1]["first_id"] == 25
+
+
+def test_refusals_are_sentences_and_write_nothing(folders, tmp_path):
+    _, both = folders(other={"activation": "soft"})
+    with pytest.raises(UserError, match="cannot become one adapter, because their activation differs"):
+        merge(both, tmp_path / "c")
+    with pytest.raises(UserError, match="one weight for each adapter, got 3 for 2"):
+        merge(both, tmp_path / "c", weights=[1, 2, 3])
+    with pytest.raises(UserError, match="mode must be concatenate or add, got 'cat'"):
+        merge(both, tmp_path / "c", mode="cat")
+    with pytest.raises(UserError, match="at least two adapters"):
+        merge(both[:1], tmp_path / "c")
+    with pytest.raises(UserError, match="there is no adapter in"):
+        merge([both[0], tmp_path / "nothing"], tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_adapters_of_different_bases_are_refused(folders, tmp_path):
+    _, both = folders()
+    file = both[1] / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["auto_mapping"]["base_fingerprint"] = [1.0] * len(config["auto_mapping"]["base_fingerprint"])
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="were trained on different bases"):
+        merge(both, tmp_path / "c")
+
+
+def test_adapters_of_other_methods_and_whole_modules_are_refused(folders, tmp_path):
+    _, both = folders()
+    get_peft_model(transformer(), LoraConfig(r=2, target_modules=["to_v"])).save_pretrained(str(tmp_path / "lora"))
+    with pytest.raises(UserError, match="holds a LORA adapter, not atoms: merge it with PEFT's own"):
+        merge([both[0], tmp_path / "lora"], tmp_path / "c")
+    model = pair({"modules_to_save": ["proj_out"]})
+    pipelines.save_adapter(model, tmp_path / "whole", base="tiny", adapter_name="one")
+    with pytest.raises(UserError, match=r"carries whole modules \(proj_out\), which cannot be merged"):
+        merge([tmp_path / "whole", both[1]], tmp_path / "c")
