@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.cells import read, run_cells
 from experiments.report import ROOT, fill, verdicts, write_page
 
-NAMES = ("fig8", "fig9", "fig2", "fig1", "a1", "orders")
+NAMES = ("fig1", "fig2", "fig8", "fig9", "a1", "orders")
 
 
 def main(

@@ -195,7 +195,7 @@ def grid(quick: bool = False) -> dict[str, Config]:
     if quick:  # too short to learn much, long enough to see that it runs
         return {
             f"s0-{name}": Config(0, replace(ADAPTERS[name], epochs=1), QUICK, draws=1, more_epochs=1, judge_epochs=2)
-            for name in ("k2", "lora")
+            for name in ("k2", "twelve", "lora")
         }
     return {f"s{seed}-{name}": Config(seed, adapter) for seed in SEEDS for name, adapter in ADAPTERS.items()}
 

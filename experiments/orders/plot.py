@@ -28,6 +28,8 @@ def plot(out: Path = HERE, file: Path = FIGURES / "orders.png") -> None:
     axis.set(xscale="log", yscale="log", xlabel="atoms a token uses, of 100", ylabel="error (NMSE)", title="signals")
     axis.set_xticks([1, 3, 9, 20, 40], labels=["1", "3", "9", "20", "40"])
     axis.set_xticks([], minor=True)
+    axis.set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], labels=["0.02", "0.05", "0.1", "0.2", "0.4"])
+    axis.set_yticks([], minor=True)
     axis.legend(loc="upper right")
     axis = axes[1]
     for place, (order, found) in enumerate(digits.items()):
@@ -36,8 +38,8 @@ def plot(out: Path = HERE, file: Path = FIGURES / "orders.png") -> None:
         axis.annotate(
             f"{active:.0f} atoms\n{rate:.0%} read as 3", (place, active), ha="center", va="bottom", fontsize=SMALL
         )
-    axis.set_xticks(range(len(digits)), [f"σ {label(order).replace(', ', chr(10))}" for order in digits])
-    axis.set(ylabel="atoms a token uses, of 100", title="digits")
+    axis.set_xticks(range(len(digits)), [label(order).replace(" the map, ", "\n") for order in digits])
+    axis.set(xlabel="σ before or after the map", ylabel="atoms a token uses, of 100", title="digits")
     axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
     save(figure, file)
 

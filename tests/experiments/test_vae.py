@@ -6,7 +6,7 @@ from peft import inject_adapter_in_model
 from torch.testing import assert_close
 
 from atomtune import AtomConfig, adapted_layers
-from experiments.a1.run import nonlinearity, slope
+from experiments.a1.run import nonlinearity
 from experiments.vae import VAE, VAEConfig, best, codes, dictionaries, energies, keep
 
 SMALL = VAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=2, latents=4)
@@ -77,8 +77,3 @@ def test_the_first_order_of_an_effect_is_its_derivative(vae):
     expected = (full - first_order).norm() / full.norm()
     assert expected > 0.001
     assert nonlinearity(vae, latents, 0, [3])["nonlinearity"] == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_slope_is_minus_one_when_every_layer_is_more_linear_than_the_one_before():
-    assert slope([0.5, 0.3, 0.1]) == pytest.approx(-1)
-    assert slope([0.1, 0.2]) == pytest.approx(1)
