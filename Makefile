@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs readme experiments experiments-quick
+.PHONY: help demo test lint docs readme models experiments experiments-quick
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,9 +26,13 @@ lint: .venv/installed  ## ruff and pyright
 docs: .venv/installed  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-readme: .venv/installed  ## run the demo with LoRA beside it and copy its grid and table into the README
+readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid and table into the README, inspect its adapter
 	$(BIN)/atomtune demo --compare
 	$(BIN)/python docs/readme.py runs/demo
+	$(BIN)/python docs/screenshots.py
+
+models: .venv/installed  ## write docs/reference/models.md from the families that the tests run through
+	$(BIN)/python -m tests.adapters.models_page
 
 experiments: .venv/installed  ## the paper's small experiments: what is missing is run, then figures and pages
 	$(BIN)/python -m experiments

@@ -1,4 +1,4 @@
-"""Copy the demo's grid and table into the README: `make readme`. No number in it is typed by hand."""
+"""Copy the demo's grid and table into the README, and inspect its adapter: `make readme`. No number is typed by hand."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from atomtune import cli
 from atomtune.cli.demo import HEADS, table
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,9 @@ def markdown(summary: dict) -> str:
 def main(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     shutil.copyfile(run / "grid.png", ROOT / "docs" / "demo.png")
+    prompts = run / "prompts.txt"
+    prompts.write_text("\n".join(summary["prompts"]), encoding="utf-8")
+    cli.main(["inspect", str(run), "--prompts", str(prompts), "--out", str(ROOT / "docs" / "report.html")])
     readme = ROOT / "README.md"
     marked = re.compile("(?<=<!-- demo -->\n).*?(?=<!-- /demo -->)", re.DOTALL)
     readme.write_text(

@@ -24,7 +24,7 @@ def main(
 ) -> None:
     out = out or (ROOT / "runs" / "experiments-quick" if quick else ROOT / "experiments")
     page = page or (out / "paper.md" if quick else ROOT / "docs" / "results" / "paper.md")
-    claims = []
+    claims, titles = {}, {}
     for name in NAMES:
         source, folder = ROOT / "experiments" / name, out / name
         run = importlib.import_module(f"experiments.{name}.run")
@@ -37,11 +37,11 @@ def main(
         if quick:
             shutil.copy(source / "README.md", folder)
         if name in only:
-            importlib.import_module(f"experiments.{name}.plot").plot(folder)
-        mine = run.claims(folder)
-        fill(folder / "README.md", f"{run.results(folder)}\n\n{verdicts(mine)}")
-        claims += mine
-    write_page(page, claims)
+            importlib.import_module(f"experiments.{name}.plot").plot(folder, page.parent / "figures" / f"{name}.png")
+        claims[name] = run.claims(folder)
+        titles[name] = (source / "README.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        fill(folder / "README.md", f"{run.results(folder)}\n\n{verdicts(claims[name])}")
+    write_page(page, claims, titles)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from atomtune.files import write_text
@@ -32,9 +33,17 @@ def cell(file: Path, settings: Mapping[str, Any], compute: Callable[[], Mapping[
 
 
 def run_cells(folder: Path, grid: Mapping[str, Any], measure: Callable[[Any], Mapping[str, Any]]) -> None:
-    """Run the cells of a grid of configurations (dataclasses) that are not in `folder` yet."""
-    for name, config in grid.items():
-        cell(folder / f"{name}.json", asdict(config), lambda config=config: measure(config))
+    """Run the cells of a grid of configurations (dataclasses) that are not in `folder` yet.
+
+    On one thread: problems this small gain nothing from more, and their sums do not depend on the machine's cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, config in grid.items():
+            cell(folder / f"{name}.json", asdict(config), lambda config=config: measure(config))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -62,3 +71,8 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     values = list(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def number(values: Sequence[float]) -> str:
+    """As `spread`; of an error that three digits would show as zero, its order of magnitude."""
+    return f"{statistics.fmean(values):.0e}" if statistics.fmean(values) < 5e-4 else spread(values)

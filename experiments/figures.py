@@ -11,8 +11,19 @@ from matplotlib.figure import Figure
 from atomtune.files import atomic_file
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #777777".split()
+SMALL = 11  # points; the least that is readable when a figure is shown at half its size
 plt.rcParams.update(
-    {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    {
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 13,
+        "axes.titlesize": 13,
+        "figure.titlesize": 13,
+        "figure.labelsize": 13,
+        "legend.fontsize": SMALL,
+        "legend.frameon": False,
+    }
 )
 
 

@@ -114,7 +114,7 @@ class BatchTopK(SparseDictionary):
 
     def activate(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         flat = coefficients.flatten()
-        return top_k(flat, self.k_max * (flat.numel() // self.num_atoms)).view_as(coefficients)
+        return top_k(flat, self.k_max[0] * (flat.numel() // self.num_atoms)).view_as(coefficients)
 
 
 class Coded(nn.Module):

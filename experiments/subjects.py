@@ -113,9 +113,9 @@ class Score:
     """Vendi score of the pictures of one prompt, from 1 to their number."""
 
 
-def draw(pipe: Any, name: str, num: int = 4, seed: int = 0) -> list[Image.Image]:
+def draw(pipe: Any, name: str, num: int = 4, seed: int = 0, steps: int | None = None) -> list[Image.Image]:
     """`num` pictures of each prompt of a subject, prompt by prompt."""
-    return [d.image for d in atomtune.generate(pipe, task(name).prompts, num, seed, batch_size=10)]
+    return [d.image for d in atomtune.generate(pipe, task(name).prompts, num, seed, steps, batch_size=10)]
 
 
 def score(images: list[Image.Image], name: str) -> dict[str, float]:

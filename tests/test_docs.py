@@ -22,7 +22,25 @@ def test_the_training_loop_of_the_documentation_runs(tmp_path, monkeypatch):
     assert scope["codes"].active_per_token == 10
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/customize.md", "docs/how-to/own-training-loop.md"])
+@pytest.mark.slow
+def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
+    """On an adapter of two steps, and with pictures of two."""
+    import atomtune
+
+    monkeypatch.chdir(tmp_path)
+    pictures = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+    atomtune.customize(pictures, class_name="teapot", out="runs/teapot", steps=2, sample_every=0, measure_every=1)
+    scope: dict = {}
+    for block in blocks("docs/how-to/steer.md"):
+        exec(re.sub(r"generate\((.*)\)", r"generate(\1, steps=2)", block), scope)
+    assert set(scope["board"].preset()) == {"density", "gain", "dropped", "schedule"}
+    assert scope["layer"].maps(139).shape == (4, 64)
+
+
+PAGES = ["README.md", *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "inspect", "own-training-loop"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_name_what_exists(page):
     import atomtune
 

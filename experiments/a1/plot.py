@@ -6,13 +6,14 @@ from statistics import fmean
 from experiments.a1.run import DEPTHS, by_layer
 from experiments.cells import read
 from experiments.figures import BLUE, GREEN, ORANGE, plt, save
+from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 
 
-def plot(out: Path = HERE) -> None:
+def plot(out: Path = HERE, file: Path = FIGURES / "a1.png") -> None:
     cells = read(out / "results")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, sharey=True)
     for axis, what, title in zip(
         axes, ("atom", "layer"), ("one atom (mean of the 6 largest)", "all atoms of the layer")
     ):
@@ -21,12 +22,12 @@ def plot(out: Path = HERE) -> None:
                 places = [layer / (len(found) - 1) for layer in range(len(found))]
                 axis.plot(places, [fmean(each) for each in found], color=colour, marker=mark, label=f"{layers} layers")
                 axis.vlines(places, [min(each) for each in found], [max(each) for each in found], color=colour)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("place of the layer in the decoder (0: first, 1: last)")
+        axis.set_title(title)
+        axis.set_xlabel("place of the layer (0: first, 1: last)")
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("‖full − first-order‖ / ‖full‖")
-    axes[0].legend(frameon=False)
-    save(figure, out / "figure.png")
+    axes[0].legend(title="decoder of")
+    save(figure, file)
 
 
 if __name__ == "__main__":

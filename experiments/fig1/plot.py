@@ -1,4 +1,4 @@
-"""Figure 1, drawn: (a) latents that decode to 3, (b) 8s that turn into 3s, (c) what each of 12 atoms does to one."""
+"""Figure 1, drawn: 8s that turn into 3s, how many do, and what each of 12 atoms does to one."""
 
 from pathlib import Path
 from statistics import fmean
@@ -6,58 +6,69 @@ from statistics import fmean
 import torch
 
 from experiments.cells import read
-from experiments.fig1.run import scores
-from experiments.figures import BLUE, GREY, ORANGE, RED, SKY, plt, save
+from experiments.fig1.run import SHOWN, scores
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY, SMALL, plt, save
+from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 BARS = (
     ("before", "k2", "before", GREY),
-    ("all atoms", "k2", "all", SKY),
+    ("all atoms", "k2", "all, trained on", SKY),
     ("best 12", "k2", "best 12", BLUE),
     ("random 12", "k2", "random 12", ORANGE),
-    ("best 12,\ntrained on", "k2", "best 12, trained on", BLUE),
-    ("random 12,\ntrained on", "k2", "random 12, trained on", ORANGE),
-    ("LoRA,\nsame size", "lora", "all", RED),
+    ("best 12, +5 epochs", "k2", "best 12, trained on", BLUE),
+    ("random 12, +5 epochs", "k2", "random 12, trained on", ORANGE),
+    ("12 from the start", "twelve", "all, trained on", GREEN),
+    ("LoRA, same size", "lora", "all, trained on", RED),
 )
 
 
-def plot(out: Path = HERE) -> None:
+def plot(out: Path = HERE, file: Path = FIGURES / "fig1.png") -> None:
     cells = read(out / "results")
-    figure = plt.figure(figsize=(13, 8))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))  # pyright: ignore[reportGeneralTypeIssues]
-    panels = (
-        ("threes", "(a) latents of unseen 3s that decode to 3"),
-        ("flips", "(b) of those that decoded to 8, how many flip to 3"),
-        ("eights", "latents of real 8s that become 3"),
-    )
-    for axis, (what, title) in zip(top.subplots(1, 3, sharey=True), panels):
-        for place, (_, adapter, when, colour) in enumerate(BARS):
-            found = scores(cells, adapter, when, what)
-            axis.bar(place, fmean(found), color=colour, width=0.7, alpha=0.85)
-            axis.plot([place] * len(found), found, "o", color="black", markersize=3)
-        axis.set_xticks(range(len(BARS)), [bar[0] for bar in BARS], rotation=40, ha="right", fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.set_ylim(0, 1)
-    top.axes[0].set_ylabel("share read as 3 (dots: seeds)")
+    figure = plt.figure(figsize=(11, 13))
+    pictures, rates, maps = figure.subfigures(3, 1, height_ratios=(1.1, 1.5, 1.75))  # pyright: ignore[reportGeneralTypeIssues]
 
     shown = cells["s0-k2"]["influence"]
-    maps = torch.tensor(shown["maps"])
     before, after = torch.tensor(shown["before"]), torch.tensor(shown["after"])
-    limit = maps.abs().max().item()
-    pictures = [(before, "before"), (after, "12 atoms"), (after - before, "change"), (maps.sum(0), "sum of maps")]
-    pictures += list(zip(maps, shown["addresses"]))
-    for place, (axis, (picture, title)) in enumerate(zip(bottom.subplots(2, 8).flat, pictures)):
+    for row, (axes, found) in enumerate(zip(pictures.subplots(2, SHOWN), (before, after))):
+        for axis, picture in zip(axes, found):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axes[0].set_ylabel(("before", "12 atoms")[row])
+    pictures.suptitle("(a) latents of unseen 3s: the frozen decoder draws 8s, with 12 atoms it draws 3s")
+
+    panels = (
+        ("threes", "latents of unseen 3s"),
+        ("flips", "those that were 8s (flips)"),
+        ("eights", "latents of real 8s"),
+    )
+    for axis, (what, title) in zip(rates.subplots(1, 3, sharey=True), panels):
+        for place, (_, adapter, when, colour) in enumerate(BARS):
+            if found := scores(cells, adapter, when, what):
+                axis.barh(place, fmean(found), color=colour, height=0.7)
+                axis.plot(found, [place] * len(found), "o", color="black", markersize=3.5)
+        axis.set_yticks(range(len(BARS)), [bar[0] for bar in BARS])
+        axis.set(title=title, xlim=(0, 1), xlabel="share read as 3")
+    rates.axes[0].invert_yaxis()
+    rates.suptitle("(b) how many become 3s (dots: seeds; real 8s should not)")
+
+    each = torch.tensor(shown["maps"])
+    change = after[0] - before[0]
+    drawn = [(before[0], "before"), (after[0], "12 atoms"), (change, "change"), (each.sum(0), "sum of maps")]
+    drawn += list(zip(each, shown["addresses"]))
+    limit = max(each.abs().max().item(), change.abs().max().item())
+    for place, (axis, (picture, title)) in enumerate(zip(maps.subplots(2, 8).flat, drawn)):
         if place < 2:
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         else:
-            bound = 1.0 if place < 4 else limit
-            drawn = axis.imshow(picture, cmap="RdBu_r", vmin=-bound, vmax=bound)
-        axis.set_title(title, fontsize=9)
+            colours = axis.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set_title(title, fontsize=SMALL)
+    maps.colorbar(colours, ax=maps.axes, shrink=0.7, location="bottom", label="brightness added (red) or taken (blue)")
+    maps.suptitle("(c) the first of these 8s, and the influence map of each of the 12 atoms on it")
+    for axis in (*pictures.axes, *maps.axes[:16]):
         axis.set_xticks([])
         axis.set_yticks([])
-    bottom.colorbar(drawn, ax=bottom.axes, shrink=0.7, label="brightness an atom adds (red) or takes (blue)")
-    bottom.suptitle("(c) an 8 that becomes a 3, and the influence map of each of the 12 atoms", fontsize=10)
-    save(figure, out / "figure.png")
+        axis.spines[:].set(visible=True, color=GREY, linewidth=0.5)
+    save(figure, file)
 
 
 if __name__ == "__main__":

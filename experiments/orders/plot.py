@@ -1,44 +1,45 @@
-"""How many atoms a token uses when σ comes after the attention map, and when it comes before."""
+"""Error against atoms a token, when σ comes before the attention map and when it comes after; the same on digits."""
 
 from pathlib import Path
 from statistics import fmean
 
 from experiments.cells import read
-from experiments.figures import BLUE, ORANGE, plt, save
-from experiments.orders.run import on_digits
+from experiments.figures import BLUE, GREEN, ORANGE, SMALL, plt, save
+from experiments.orders.run import label, on_digits
+from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 
 
-def plot(out: Path = HERE) -> None:
+def plot(out: Path = HERE, file: Path = FIGURES / "orders.png") -> None:
     cells, digits = read(out / "results"), on_digits(out)
-    groups = []
-    for ground, label in (("clean", "signals,\nproportional channels"), ("noisy", "signals,\nnoisy channels")):
-        pair = [cells.get(f"signals-{ground}-{order}-9") for order in ("after", "before")]
-        if all(pair):
-            groups.append((label, 9, [(v["active"], f"NMSE {fmean(v['nmse']):.3f}") for v in pair if v]))
-    if digits["before"]:
-        pair = [
-            (
-                [v["atoms a token"] for v in digits[order]],
-                f"read as 3: {fmean(v['all']['threes'] for v in digits[order]):.2f}",
-            )
-            for order in ("after", "before")
-        ]
-        groups.append(("digits", 2, pair))
-    figure, axis = plt.subplots(figsize=(7, 4))
-    for place, (_, k, pair) in enumerate(groups):
-        for shift, (active, told), colour in zip((-0.2, 0.2), pair, (BLUE, ORANGE)):
-            axis.bar(place + shift, fmean(active), 0.36, color=colour)
-            axis.annotate(told, (place + shift, max(active)), ha="center", va="bottom", fontsize=8)
-        axis.plot([place - 0.42, place + 0.42], [k, k], color="black", linewidth=1, linestyle=":")
-    axis.set_xticks(range(len(groups)), [group[0] for group in groups])
-    axis.set_ylabel("atoms a token uses, of 100 (dotted: k)")
-    axis.bar(0, 0, color=BLUE, label="σ(A X W_s) D: σ after the map")
-    axis.bar(0, 0, color=ORANGE, label="A σ(X W_s) D: σ before it")
-    axis.legend(frameon=False, loc="upper left", fontsize=9)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), width_ratios=(1.5, 1))
+    axis = axes[0]
+    for ground, colour, mark in (("noisy", ORANGE, "o"), ("clean", GREEN, "D")):
+        mine = {name: v for name, v in cells.items() if f"-{ground}-" in name}
+        before = sorted((fmean(v["active"]), fmean(v["nmse"])) for name, v in mine.items() if "before" in name)
+        if not before:
+            continue
+        told = "noisy channels" if ground == "noisy" else "proportional channels"
+        axis.plot(*zip(*before), color=colour, marker=mark, label=f"σ before the map, {told}")
+        after = mine[f"signals-{ground}-after-9"]
+        style = {"marker": mark, "markersize": 11, "markeredgewidth": 2, "markerfacecolor": "none", "linestyle": "none"}
+        axis.plot(fmean(after["active"]), fmean(after["nmse"]), color=BLUE, label=f"σ after it, k = 9, {told}", **style)
+    axis.set(xscale="log", yscale="log", xlabel="atoms a token uses, of 100", ylabel="error (NMSE)", title="signals")
+    axis.set_xticks([1, 3, 9, 20, 40], labels=["1", "3", "9", "20", "40"])
+    axis.set_xticks([], minor=True)
+    axis.legend(loc="upper right")
+    axis = axes[1]
+    for place, (order, found) in enumerate(digits.items()):
+        active, rate = fmean(v["atoms a token"] for v in found), fmean(v["all"]["threes"] for v in found)
+        axis.bar(place, active, 0.7, color=BLUE if order.startswith("after") else ORANGE)
+        axis.annotate(
+            f"{active:.0f} atoms\n{rate:.0%} read as 3", (place, active), ha="center", va="bottom", fontsize=SMALL
+        )
+    axis.set_xticks(range(len(digits)), [f"σ {label(order).replace(', ', chr(10))}" for order in digits])
+    axis.set(ylabel="atoms a token uses, of 100", title="digits")
     axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
-    save(figure, out / "figure.png")
+    save(figure, file)
 
 
 if __name__ == "__main__":

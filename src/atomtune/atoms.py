@@ -117,7 +117,8 @@ class AtomBoard:
 
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         self.adapter = adapter
-        self._model = bare_model(model)
+        self.model = bare_model(model)
+        """What the adapter sits in, without PEFT's wrapping."""
         self.layers: list[AtomLayer] = adapted_layers(model, adapter)
         """In the order of their addresses: L0, L1, ..."""
         if not self.layers:
@@ -233,19 +234,19 @@ class AtomBoard:
         return dict(hook.points) if hook else {}
 
     @schedule.setter
-    def schedule(self, points: Mapping[float, float]) -> None:
-        for key, hook in list(self._model._forward_pre_hooks.items()):
+    def schedule(self, points: Mapping[int | float, int | float]) -> None:
+        for key, hook in list(self.model._forward_pre_hooks.items()):
             if isinstance(hook, Schedule) and hook.adapter == self.adapter:
-                del self._model._forward_pre_hooks[key]
-                self._model._forward_pre_hooks_with_kwargs.pop(key, None)
+                del self.model._forward_pre_hooks[key]
+                self.model._forward_pre_hooks_with_kwargs.pop(key, None)
         for dictionary in self.dictionaries:
             dictionary.strength.fill_(1.0)
         if points:
             ordered = {float(t): float(points[t]) for t in sorted(points)}
-            self._model.register_forward_pre_hook(Schedule(self.adapter, ordered), with_kwargs=True)
+            self.model.register_forward_pre_hook(Schedule(self.adapter, ordered), with_kwargs=True)
 
     def _hook(self) -> Schedule | None:
-        hooks = self._model._forward_pre_hooks.values()
+        hooks = self.model._forward_pre_hooks.values()
         return next((h for h in hooks if isinstance(h, Schedule) and h.adapter == self.adapter), None)
 
     def reset(self) -> None:

@@ -153,6 +153,21 @@ class SparseDictionary(nn.Module):
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
         self.kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
 
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Take the atoms that κ leaves out from the tensors. The output stays, and every other atom's id, head and group."""
+        if self.kept is None:
+            return
+        rows = self.kept.nonzero().flatten()
+        self.num_atoms, self.kept = len(rows), None
+        for name in ("gain", "id", "head", "group", "usage"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.encoder.weight = nn.Parameter(self.encoder.weight[rows], self.encoder.weight.requires_grad)
+        weight = self.dictionary.weight
+        self.dictionary.weight = nn.Parameter(weight[:, rows].contiguous(), weight.requires_grad)
+        self.encoder.out_features = self.dictionary.in_features = len(rows)
+        self.settle()
+
     @property
     def energy(self) -> Float[Tensor, " atoms"]:
         """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""
@@ -194,7 +209,9 @@ class SparseDictionary(nn.Module):
         self._seat(self.head.tolist())
         self.group_sizes = torch.bincount(self.group, minlength=len(self.k)).tolist()
         k = self.k.minimum(torch.tensor(self.group_sizes, device=self.k.device))
+        self.k_max = [min(most, size) for most, size in zip(self.k_max, self.group_sizes)]
         if k.tolist() != self._k_own:
             self.k.copy_(k)
             self.k_max = self._k_own = k.tolist()
-            self.density = self._density_own = sum(self.k_max) / self.num_atoms
+        if self._k_own != [min(size, atoms_per_token(size, self.density)) for size in self.group_sizes]:
+            self.density = self._density_own = sum(self._k_own) / self.num_atoms

@@ -131,7 +131,9 @@ def adapter_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
 
 
-def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default") -> PeftModel:
+def load_adapter(
+    pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default", trainable: bool = False
+) -> PeftModel:
     """Attach the adapter at `path` to the pipeline's denoiser and return the adapted denoiser.
 
     Raises `UserError` if it was trained on another base, naming both.
@@ -153,9 +155,9 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), adapter_name)
+                model.load_adapter(str(folder), adapter_name, is_trainable=trainable)
             else:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name)
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=trainable)
     except UserError:
         raise
     except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit

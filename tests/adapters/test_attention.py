@@ -5,21 +5,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from torch import Tensor
 from torch.testing import assert_close
 
 from atomtune.adapters import AtomConfig, AttentionAtoms, LinearAtoms
-from atomtune.coding import relu_threshold, soft_threshold, top_k
 from atomtune.errors import UserError
+from tests.adapters import plain
 
 WIDTH, HEADS, TEXT_WIDTH = 24, 4, 10
 CONFIG: dict[str, Any] = {"density": 0.25, "threshold": 0.3}
-
-
-def sigma(activation: str, coefficients: Tensor) -> Tensor:
-    if activation == "topk":
-        return top_k(coefficients, max(1, round(CONFIG["density"] * coefficients.shape[-1])))
-    return {"soft": soft_threshold, "relu": relu_threshold}[activation](coefficients, CONFIG["threshold"])
 
 
 def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options) -> Any:
@@ -38,35 +31,12 @@ def attention(cross: bool = False, heads: int = HEADS, seed: int = 0, **options)
 def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> AttentionAtoms:
     """Attach atoms that are not zero."""
     atoms = attn.processor if isinstance(attn.processor, AttentionAtoms) else AttentionAtoms.attach(attn)
-    atoms.update_layer(adapter, AtomConfig(target_modules=["attn1"], **CONFIG | options))
+    config = AtomConfig(target_modules=["attn1"], **CONFIG | options)
+    atoms.update_layer(adapter, config, config.num_atoms)
     D = atoms.dictionary(adapter).dictionary.weight
     D.data.normal_(generator=torch.Generator().manual_seed(seed))
     atoms.set_adapter(list(atoms.dictionaries))
     return atoms
-
-
-def attention_maps(attn: Any, hidden: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-    """A, one map per head: softmax(Q Kᵀ/√d + mask). [batch, heads, queries, keys]"""
-    d = WIDTH // attn.heads
-    Q = attn.to_q(hidden).unflatten(-1, (attn.heads, d)).transpose(1, 2)
-    K = attn.to_k(context).unflatten(-1, (attn.heads, d)).transpose(1, 2)
-    scores = Q @ K.transpose(-1, -2) / d**0.5
-    return (scores if mask is None else scores + mask).softmax(-1)
-
-
-def plain(attn: Any, hidden: Tensor, context: Tensor | None, mask: Tensor | None, activation: str, mix_first: bool):
-    """O + σ(A X W_s) D or O + A σ(X W_s) D, atom by atom: atom m is mixed by the map of its own head."""
-    X = hidden if context is None else context
-    A = attention_maps(attn, hidden, X, None if mask is None else mask[:, None])
-    V = attn.to_v(X).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-    O = attn.to_out[0]((A @ V).transpose(1, 2).flatten(2))  # noqa: E741
-
-    dictionary = attn.processor.dictionary("default")
-    W_s, D = dictionary.encoder.weight.T, dictionary.dictionary.weight.T
-    M = dictionary.num_atoms
-    C = X @ W_s if mix_first else sigma(activation, X @ W_s)
-    S = torch.stack([A[:, m * attn.heads // M] @ C[..., m, None] for m in range(M)], dim=-1).squeeze(-2)
-    return O + (sigma(activation, S) if mix_first else S) @ D
 
 
 @pytest.mark.parametrize("num_atoms", [20, 18, 3], ids=["divisible", "not-divisible", "fewer-than-heads"])
@@ -84,7 +54,7 @@ def test_attention_atoms_follow_equations_8_and_9(activation, mix_first, masked,
     if masked:  # additive, [batch, 1, keys]: the second sample does not see the last two keys
         mask = torch.zeros(2, 1, 5 if cross else 7, dtype=torch.float64)
         mask[1, :, -2:] = -10_000
-    expected = plain(attn, hidden, context, mask, activation, mix_first)
+    expected = plain.attention(attn, hidden, context, mask)
     output = attn(hidden, context, attention_mask=mask)
     assert_close(output, expected, atol=1e-10, rtol=0)
     atoms.enable_adapters(False)
@@ -156,7 +126,7 @@ def test_gradients_equal_those_of_the_plain_formula(mix_first):
     weights = [dictionary.encoder.weight, dictionary.dictionary.weight]
     X, upstream = torch.randn(2, 2, 7, WIDTH, dtype=torch.float64)
     ours = torch.autograd.grad((attn(X) * upstream).sum(), weights)
-    theirs = torch.autograd.grad((plain(attn, X, None, None, "topk", mix_first) * upstream).sum(), weights)
+    theirs = torch.autograd.grad((plain.attention(attn, X) * upstream).sum(), weights)
     for our, their in zip(ours, theirs):
         assert_close(our, their, atol=1e-10, rtol=0)
 

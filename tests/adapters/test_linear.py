@@ -1,37 +1,33 @@
 """Linear atoms against y + σ(x W_s) D written out, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
 
 from atomtune.adapters import AtomConfig, LinearAtoms
-from atomtune.coding import relu_threshold, soft_threshold, top_k
-
-SIGMA = {
-    "topk": lambda c: top_k(c, 4),
-    "soft": lambda c: soft_threshold(c, 0.3),
-    "relu": lambda c: relu_threshold(c, 0.3),
-}
+from tests.adapters import plain
 
 
-def linear_atoms(dtype: torch.dtype = torch.float64, **options) -> LinearAtoms:
+def linear_atoms(dtype: torch.dtype = torch.float64, base: Any = None, **options) -> LinearAtoms:
     torch.manual_seed(0)
-    layer = LinearAtoms(nn.Linear(6, 7).to(dtype).requires_grad_(False))
-    layer.update_layer(
-        "default", AtomConfig(target_modules=["v"], num_atoms=16, density=0.25, threshold=0.3, **options)
-    )
+    layer = LinearAtoms((base or nn.Linear(6, 7)).to(dtype).requires_grad_(False))
+    config = AtomConfig(target_modules=["v"], num_atoms=16, density=0.25, threshold=0.3, **options)
+    layer.update_layer("default", config, config.num_atoms)
     return layer
 
 
-@pytest.mark.parametrize("activation", SIGMA)
-def test_linear_atoms_add_sigma_of_x_W_s_times_D(activation):
-    layer = linear_atoms(activation=activation)
-    dictionary = layer.dictionary("default")
-    nn.init.normal_(dictionary.dictionary.weight)
-    W_s, D = dictionary.encoder.weight.T, dictionary.dictionary.weight.T
+@pytest.mark.parametrize("base", [nn.Linear(6, 7), Conv1D(7, 6)], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize("activation", ["topk", "soft", "relu"])
+def test_linear_atoms_add_sigma_of_x_W_s_times_D(activation, base):
+    layer = linear_atoms(base=base, activation=activation)
+    nn.init.normal_(layer.dictionary("default").dictionary.weight)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    assert_close(layer(x), layer.base_layer(x) + SIGMA[activation](x @ W_s) @ D, atol=1e-10, rtol=0)
+    assert_close(layer(x), plain.linear(layer, x), atol=1e-10, rtol=0)
+    assert not torch.allclose(layer(x), base(x))
 
 
 def test_with_zero_atoms_the_layer_is_the_base_layer():

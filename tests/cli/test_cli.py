@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from atomtune.cli import app, main
 from atomtune.sampling import read_settings
@@ -129,6 +130,28 @@ def test_scale_and_density_act_while_sampling(run, base, tmp_path):
     assert (draw("fewer", run, "--scale", 300, "--density", 0.125) != loud).any()
 
 
+def test_prune_and_train_on(run, tmp_path, capsys):
+    def numbers(folder):
+        return {name: tensor.clone() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+
+    main(["prune", str(run), "--keep", "3", "--out", str(tmp_path / "small")])
+    printed = capsys.readouterr().out
+    assert "3 of 16 atoms" in printed and "= 96 numbers; the paper's C_i·M + ρ·C_o·M = 304" in printed
+    small, full = numbers(tmp_path / "small" / "adapter"), numbers(run / "adapter")
+    assert sum(tensor.numel() for name, tensor in small.items() if "weight" in name) == 96
+    assert "Pruned to 3 of 16 atoms, by energy" in (tmp_path / "small" / "adapter" / "README.md").read_text()
+    for name in (name for name in small if name.endswith("atoms_id")):  # the same atoms under the same numbers
+        D = name.replace("atoms_id", "atoms_dictionary.weight")
+        assert (small[D] == full[D][:, small[name]]).all()
+    main(["prune", str(run), "--keep-per-layer", "2", "--finetune-steps", "2", "--out", str(tmp_path / "tuned")])
+    before, after = (numbers(tmp_path / "tuned" / name) for name in ("pruned", "adapter"))
+    assert before.keys() == after.keys() and len(before["base_model.model.transformer_blocks.0.attn1.atoms_id"]) == 2
+    assert all((before[name] != after[name]).any() for name in before if "weight" in name)
+    assert yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())["seed"] == 3  # the run's own settings
+    main(["generate", str(tmp_path / "tuned"), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
+    assert "already" in said(capsys, "prune", run, "--keep", "3", "--out", tmp_path / "small")
+
+
 RUN = ("--class-name", "x", "--out", "{empty}/out")
 WRONG = {
     "unknown option": (["generate", "--promt", "x"], "--promt"),
@@ -140,6 +163,17 @@ WRONG = {
     "no pictures": (["generate", "{run}", "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
     "prompts file": (["generate", "{run}", "--prompts-file", "{empty}/none.txt"], "none.txt could not be read"),
     "unknown base": (["generate", "--base", "{empty}", "--prompt", "x"], "there is no base model '{empty}'"),
+    "prune nothing": (["prune", "{run}", "--out", "{empty}/out"], "give one of --keep and --keep-per-layer"),
+    "prune to none": (["prune", "{run}", "--keep", "0", "--out", "{empty}/out"], "must be at least 1, got 0"),
+    "prune with what": (["prune", "{run}", "--keep", "3", "--by", "luck", "--out", "{empty}/out"], "luck"),
+    "init of nothing": (
+        ["customize", "{pictures}", *RUN, "--init-adapter", "{empty}", "--base", "{base}"],
+        "there is no adapter in '{empty}'",
+    ),
+    "init of another method": (
+        ["customize", "{pictures}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
+        "is ATOMS, and the run is of method lora: give its method",
+    ),
     "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
     "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
     "missing class": (["customize", "{pictures}", "--out", "{empty}/out"], "--class-name"),
@@ -151,11 +185,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_clear_sentence(case, capsys, tmp_path, run, pictures):
+def test_one_clear_sentence(case, capsys, tmp_path, run, pictures, base):
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "typo.yaml").write_text("stpes: 3\nclass_name: x\nout: y")
-    places = {"empty": empty, "run": run, "pictures": pictures}
+    places = {"empty": empty, "run": run, "pictures": pictures, "base": base}
     arguments, expected = WRONG[case]
     assert expected.format(**places) in said(capsys, *(argument.format(**places) for argument in arguments))
     assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written

@@ -1,7 +1,10 @@
 """The experiments: their pieces against plain formulas, and the quick slice of all of them from run to page."""
 
+import importlib
 import json
+import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib, of 
 
 from experiments.__main__ import NAMES, main
 from experiments.cells import cell, plain, spread
-from experiments.report import ROOT, Claim, fill, write_page
+from experiments.fig9.run import at_error
+from experiments.report import CONDITIONS, HOLDS, NOT_HERE, ROOT, Claim, everywhere_less, fill, grade, write_page
 from experiments.signals import LOW, BatchTopK, Layer, Replicas, Signals, build, fourier_bases
 
 
@@ -47,8 +51,24 @@ def test_pages_are_filled_in_place(tmp_path):
     for _ in range(2):
         fill(readme, "| new |")
     assert readme.read_text() == "before\n<!-- results -->\n\n| new |\n\n<!-- /results -->\nafter\n"
-    write_page(tmp_path / "paper.md", [Claim("2", "atoms carry it", "", "0.1 ± 0.0", "holds", "python")])
-    assert "| 2 | atoms carry it | – | 0.1 ± 0.0 | **holds** | `python` |" in (tmp_path / "paper.md").read_text()
+    write_page(
+        tmp_path / "paper.md", {"fig2": [Claim("atoms carry it", "0.1 ± 0.0", "< 1", "holds")]}, {"fig2": "Figure 2"}
+    )
+    page = (tmp_path / "paper.md").read_text()
+    assert "| atoms carry it | – | 0.1 ± 0.0 | < 1 | **holds** | `python -m experiments.fig2.run` |" in page
+    assert "## Figure 2\n" in page
+
+
+def test_a_verdict_is_what_the_settings_say():
+    assert [grade(True, True), grade(True, False), grade(False)] == [HOLDS, CONDITIONS, NOT_HERE]
+    assert everywhere_less([1, 2], [2, 3])
+    assert not everywhere_less([1, 3], [2, 3])
+
+
+def test_atoms_at_an_error_are_read_off_the_curve():
+    """Halfway between two settings of the dial on logarithmic axes; the fewest when these already do; else never."""
+    cells = [{"active": [4.0] * 3, "nmse": [0.1, 0.01, 0.5]}, {"active": [16.0] * 3, "nmse": [0.001, 0.001, 0.4]}]
+    assert at_error(cells, {"nmse": [0.01, 0.02, 0.3]}) == pytest.approx([8.0, 4.0, float("inf")])
 
 
 def test_the_bases_are_the_cosines():
@@ -128,18 +148,29 @@ def test_the_quick_slice_writes_results_figures_and_pages(tmp_path, only, monkey
     main(quick=True, only=only, out=tmp_path)
     for name in only:
         assert list((tmp_path / name / "results").glob("*.json"))
-        assert (tmp_path / name / "figure.png").stat().st_size > 10_000
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
         assert "\n| --- |" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
     page = (tmp_path / "paper.md").read_text(encoding="utf-8")
     assert all(f"experiments.{name}.run" in page for name in only)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_results_are_those_of_the_settings(name):
+    """No cell is missing, left over, or of settings that have changed since."""
+    grid = importlib.import_module(f"experiments.{name}.run").grid()
+    stored = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments" / name / "results").iterdir()}
+    assert {cell: record["settings"] for cell, record in stored.items()} == {
+        cell: json.loads(json.dumps(asdict(config))) for cell, config in grid.items()
+    }
+
+
 def test_the_committed_pages_are_those_of_the_committed_results(tmp_path):
     """`docs/results/paper.md` and the tables say what the JSON says."""
-    names = [name for name in NAMES if (ROOT / "experiments" / name / "results").is_dir()]
-    for name in names:
+    for name in NAMES:
         shutil.copytree(ROOT / "experiments" / name, tmp_path / name)
     main(only=(), train=False, out=tmp_path, page=tmp_path / "paper.md")
-    for page in ("paper.md", *(f"{name}/README.md" for name in names)):
+    for page in ("paper.md", *(f"{name}/README.md" for name in NAMES)):
         committed = Path("docs/results/paper.md") if page == "paper.md" else Path("experiments") / page
         assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / committed).read_text(encoding="utf-8")
+        for figure in re.findall(r"!\[.*]\((.*)\)", (ROOT / committed).read_text(encoding="utf-8")):
+            assert ((ROOT / committed).parent / figure).is_file()

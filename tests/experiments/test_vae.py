@@ -62,6 +62,23 @@ def test_an_effect_that_is_linear_has_no_nonlinearity(vae):
     assert len(adapted_layers(vae)) == 2
 
 
+def test_the_first_order_of_an_effect_is_its_derivative(vae):
+    """∂f/∂g by `jvp` through both layers against a difference in float64, so small that no later top-k chooses anew."""
+    vae, latents, h = vae.double(), torch.randn(3, 4, dtype=torch.float64), 1e-7
+    gain = dictionaries(vae)[0].gain
+
+    def output(g: float) -> torch.Tensor:
+        gain[3] = g
+        return vae.decoder(latents)
+
+    with torch.no_grad():
+        full, first_order = output(1) - output(0), (output(h) - output(-h)) / (2 * h)
+    gain[3] = 1
+    expected = (full - first_order).norm() / full.norm()
+    assert expected > 0.001
+    assert nonlinearity(vae, latents, 0, [3])["nonlinearity"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_slope_is_minus_one_when_every_layer_is_more_linear_than_the_one_before():
     assert slope([0.5, 0.3, 0.1]) == pytest.approx(-1)
     assert slope([0.1, 0.2]) == pytest.approx(1)

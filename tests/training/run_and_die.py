@@ -56,7 +56,8 @@ def arrange(moment: str) -> None:
         fingerprint = pipelines.fingerprint
 
         def printing(model):
-            if sys._getframe(2).f_locals["folder"].parent.name == "run":
+            folder = sys._getframe(2).f_locals.get("folder")  # none when an adapter is opened, not written
+            if folder is not None and folder.parent.name == "run":
                 die()
             return fingerprint(model)
 

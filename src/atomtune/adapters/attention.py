@@ -172,7 +172,7 @@ class _KeepProcessor:
             )
 
 
-def why_not(attn: Attention) -> str | None:
+def why_not_attention_atoms(attn: Attention) -> str | None:
     """The reason this attention layer cannot carry attention atoms, or None."""
     if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
         return f"its processor is {type(attn.processor).__name__}, not diffusers' stock AttnProcessor2_0"

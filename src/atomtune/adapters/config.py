@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig, PeftType
+from torch import nn
 
 from atomtune.coding import atoms_per_token
 from atomtune.dictionary import ACTIVATIONS
@@ -22,7 +24,7 @@ class AtomConfig(PeftConfig):
 
     target_modules: list[str] | str | None = None
     """Names (or one regular expression) of the modules to adapt. An attention module ("attn1") gets attention atoms,
-    an `nn.Linear` ("to_v", "v_proj") gets linear atoms."""
+    an `nn.Linear` ("to_v", "v_proj") gets linear atoms. Default: what `for_model` picks for the model it is put on."""
 
     num_atoms: int = 256
     """M, the number of atoms in each adapted layer."""
@@ -55,6 +57,23 @@ class AtomConfig(PeftConfig):
 
     modules_to_save: list[str] | None = None
     """Modules outside the adapter that are trained in full and saved with it."""
+
+    @classmethod
+    def for_model(cls, model: nn.Module, **overrides: Any) -> AtomConfig:
+        """The targets that suit the family of `model`; `overrides` are any other dials.
+
+        Attention atoms on self-attention, as in the paper, where attention is diffusers' stock one (PixArt, DiT, UNet);
+        otherwise linear atoms on the value projections, of both streams where there are two; where q, k and v are one
+        product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
+        ones, as PEFT's own methods do for the models they know.
+
+        Raises `UserError`, naming what this model could carry atoms on, when the family is not known.
+        """
+        from atomtune.adapters.targets import preset_targets  # which needs the layers, and they the config
+
+        if "target_modules" not in overrides:
+            overrides["target_modules"] = preset_targets(model)
+        return cls(**overrides)
 
     def __post_init__(self) -> None:
         super().__post_init__()

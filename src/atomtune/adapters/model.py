@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from atomtune.adapters.attention import AttentionAtoms, why_not
+from atomtune.adapters.attention import AttentionAtoms
 from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
 from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
 from atomtune.adapters.linear import LinearAtoms
+from atomtune.adapters.targets import TARGETS, preset_targets, why_not
 from atomtune.errors import UserError
 
 
@@ -32,13 +33,13 @@ class AtomModel(BaseTuner):
 
     prefix = "atoms_"
     tuner_layer_cls = AtomLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # no targets are guessed
+    target_module_mapping: ClassVar[dict[str, list[str] | str]] = TARGETS
 
     def _prepare_adapter_config(self, peft_config: AtomConfig, model_config: dict) -> AtomConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Without targets, those of the model's family, as PEFT's own methods do."""
         if peft_config.target_modules is None:
-            raise UserError(
-                'target_modules is not set: name the attention modules ("attn1") or linear layers ("to_v") to adapt.'
-            )
+            peft_config.target_modules = preset_targets(self.model)
+            peft_config.__post_init__()  # layers_to_transform does not go with every preset
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
@@ -46,11 +47,11 @@ class AtomModel(BaseTuner):
         inside_adapters = tuple(
             f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
         )
-        for name, module in model.named_modules():
-            if not name.startswith(inside_adapters or "\0") and self._check_target_module_exists(peft_config, name):
-                parent = model.get_submodule(name.rpartition(".")[0])
-                if (reason := _why_not(parent, module)) is not None:
-                    raise UserError(f"{name} cannot carry atoms: {reason}.")
+        for name, _ in model.named_modules():
+            if name.startswith(inside_adapters or "\0") or not self._check_target_module_exists(peft_config, name):
+                continue
+            if (reason := why_not(model, name)) is not None:
+                raise UserError(f"{name} cannot carry atoms: {reason}.")
 
     def _create_and_replace(
         self,
@@ -195,22 +196,3 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
-
-
-def _why_not(parent: nn.Module, module: nn.Module) -> str | None:
-    """The reason `module` cannot carry atoms, or None."""
-    if isinstance(module, Attention):
-        if isinstance(module.processor, AttentionAtoms) or (reason := why_not(module)) is None:
-            return None
-        return f'{reason}; target its value projection ("to_v") for linear atoms instead'
-    while isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    if not isinstance(module, nn.Linear):
-        return f"it is a {type(module).__name__}, and atoms go on diffusers' Attention or on an nn.Linear"
-    if isinstance(parent, Attention):  # its own flag stays up after unfusing
-        fused = isinstance(parent.processor, FusedAttnProcessor2_0)
-    else:
-        fused = getattr(parent, "fused_projections", False)
-    if fused:
-        return "its projections were fused, so it is not used; call unfuse_qkv_projections() first"
-    return None

@@ -1,1 +1,1 @@
-"""What the atoms of an adapter do, measured."""
+"""What an adapter learned: measured, drawn and named."""

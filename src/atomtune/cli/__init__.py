@@ -16,6 +16,8 @@ from atomtune.errors import UserError
 app = App(name="atomtune", help="Fine-tune frozen transformers with sparse dictionaries of feature atoms.")
 app.command("atomtune.cli.customize:customize", help="Learn a thing from a few pictures.")
 app.command("atomtune.cli.generate:generate", help="Draw pictures, with or without an adapter.")
+app.command("atomtune.cli.prune:prune", help="Keep the few atoms that matter.")
+app.command("atomtune.cli.inspect:inspect", help="Show what an adapter learned, on one page.")
 app.command("atomtune.cli.edit:edit", help="Learn one picture and draw what it should become, with fewer atoms.")
 app.command("atomtune.cli.merge:merge", help="Make one adapter out of several, or say how far two overlap.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pictures and draw it elsewhere.")

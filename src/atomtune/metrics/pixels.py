@@ -39,6 +39,13 @@ def background_colour(picture: Picture) -> str | None:
     return name if distances[name] < NEAR else None
 
 
+def drawn_pixels(picture: Picture) -> np.ndarray | None:
+    """Which of the 64 × 64 pixels differ from the background; None when it is not plain."""
+    pixels = as_array(picture)
+    colour = _background(pixels)
+    return None if colour is None else np.linalg.norm(pixels - colour, axis=2) > SAME
+
+
 def place_and_size(picture: Picture) -> tuple[str, str] | None:
     """Where the drawing is ("center", "left", "right", "top", "bottom") and how large ("small", "normal", "large").
 
@@ -46,12 +53,8 @@ def place_and_size(picture: Picture) -> tuple[str, str] | None:
     drawing that leaves much of its own canvas empty (a pen, a worm) may count as smaller or lower than it was asked
     for: of 2,000 random scenes 98 % of the sizes and 97 % of the places are read as asked.
     """
-    pixels = as_array(picture)
-    colour = _background(pixels)
-    if colour is None:
-        return None
-    different = np.linalg.norm(pixels - colour, axis=2) > SAME
-    if not different.any():
+    different = drawn_pixels(picture)
+    if different is None or not different.any():
         return None
     (top, bottom), (left, right) = (np.flatnonzero(different.any(axis))[[0, -1]] for axis in (1, 0))
     extent = max(bottom - top, right - left) + 1

@@ -34,6 +34,9 @@ class CustomizeConfig:
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: str = "sks"
     """The word that will mean this very thing, as in "a sks teapot"."""
+    init_adapter: Path | None = None
+    """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
+    over those of the adapter below."""
     caption: str | None = None
     """Caption of pictures that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False

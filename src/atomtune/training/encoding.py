@@ -20,6 +20,7 @@ from torch import Tensor
 from atomtune import sampling
 from atomtune.errors import UserError
 from atomtune.pipelines import call_options, denoiser
+from atomtune.tracing import bare_model
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_picture, square, to_tensor
 
@@ -75,7 +76,8 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
         arguments.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
         raise _Reached
 
-    handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True)
+    model = bare_model(denoiser(pipe))  # PEFT's wrapping hides the names of the arguments
+    handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         draw: Any = pipe
         draw(prompt, num_inference_steps=1, **call_options(pipe, resolution), **options)
@@ -85,7 +87,7 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
         handle.remove()
     sample_name, *others = arguments
     sample = arguments[sample_name]
-    if sample.ndim != 4 or sample.shape[1] != denoiser(pipe).config.in_channels:
+    if sample.ndim != 4 or sample.shape[1] != model.config.in_channels:
         raise UserError(
             f"{type(pipe).__name__} gives its denoiser {tuple(sample.shape)} and not latents [batch, channels, height, "
             "width]: bases that pack their latents are not supported."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from atomtune import pipelines
 from atomtune.errors import UserError
 from atomtune.training.config import CustomizeConfig
 
@@ -25,6 +27,14 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
             raise UserError(
                 f"{config.method} does not fit {', '.join(config.target_modules)} of this base: {error}"
             ) from error
+
+
+def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
+    """Raise `UserError` if the adapter in `start` is of another method than the run's."""
+    kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
+    kind = pipelines.adapter_info(start)["peft_type"]
+    if config.method not in kinds.get(kind, ()):
+        raise UserError(f"the adapter in {start} is {kind}, and the run is of method {config.method}: give its method.")
 
 
 def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfig:

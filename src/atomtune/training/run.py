@@ -15,6 +15,7 @@ from atomtune.errors import UserError
 from atomtune.files import remove_folder, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
+from atomtune.training.methods import refuse_other_method
 from atomtune.training.trainer import PRECISIONS, Trainer
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
 
 
 def _customize(config: CustomizeConfig) -> dict[str, Any]:
+    if config.init_adapter is not None:
+        refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
     examples = data.find_examples(config.pictures, config.instance_prompt)
     with accelerator.main_process_first():

@@ -65,18 +65,24 @@ class Trainer:
         base = pipelines.denoiser(pipe)
         if config.gradient_checkpointing:
             base.enable_gradient_checkpointing()
-        self.model: Any = adapt(base, config)
-        pipelines.set_denoiser(pipe, self.model)
+        resumed = checkpoints.newest_checkpoint(self.folder)
+        self.model: Any = self._adapted(base, resumed / "adapter" if resumed else config.init_adapter)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
-        if resumed := checkpoints.newest_checkpoint(self.folder):
-            self._load_weights(resumed)  # before accelerate wraps the model
         optimizer = self._optimizer()
         self.wrapped, self.optimizer, self.schedule = accelerator.prepare(
             self.model, optimizer, self._schedule(optimizer)
         )
         if resumed:
             self._load_state(resumed)
+
+    def _adapted(self, base: torch.nn.Module, start: Path | None) -> Any:
+        """The base with a fresh adapter, or with the one in `start`."""
+        if start is None:
+            model = adapt(base, self.config)
+            pipelines.set_denoiser(self.pipe, model)
+            return model
+        return pipelines.load_adapter(self.pipe, start, trainable=True)
 
     @cached_property
     def steps(self) -> int:
@@ -293,11 +299,6 @@ class Trainer:
                 self.folder, self.step, state, self._write_adapter, self.config.checkpoints_total_limit
             )
         self.accelerator.wait_for_everyone()
-
-    def _load_weights(self, checkpoint: Path) -> None:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint / "adapter"), device="cpu"))
 
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)

@@ -1,0 +1,100 @@
+"""What the steering experiments share: adapters of the six things, opened on moji, and the examples they are weighed on.
+
+A cell is one thing and one method; its settings hold a digest of the base's weights, so that other weights run it again.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import atomtune
+from atomtune.analysis.examples import Examples, training_examples
+from atomtune.atoms import AtomBoard
+from atomtune.conversion import lora_to_atoms
+from atomtune.pipelines import set_denoiser
+from experiments import subjects
+from experiments.cells import cell, read
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parent.parent.parent / "docs" / "results"
+METHODS = {"atoms": "atoms", "lora": "LoRA", "principal": "LoRA, singular directions"}
+"""`principal` is the same LoRA, its product BA split along its singular directions (`atomtune.conversion`)."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is opened, on how much it is weighed. `QUICK` is a slice that shows only that everything works."""
+
+    names: tuple[str, ...] = subjects.SUBJECTS
+    draws: int = 2
+    """Noise and timestep draws of each of the five pictures, for importance and stability."""
+    ablated: int = 12
+    """Atoms of each layer that are left out one by one."""
+    timesteps: int = 2
+    """Calls (one picture, different noise and timesteps) on which influence is measured."""
+    counts: tuple[int, ...] = (4, 12, 40, 120)
+    num: int = 2
+    """Pictures of each of the five prompts, when fidelity is measured."""
+    steps: int = 10
+    """Sampling steps for them."""
+    train: tuple[tuple[str, Any], ...] = ()
+    """Further options of training."""
+
+
+FULL = Setup()
+QUICK = Setup(("teapot",), 1, 2, 1, (4,), 1, 2, (("steps", 3), ("num_atoms", 32), ("rank", 2)))
+
+
+@dataclass
+class Opened:
+    """A pipeline with an adapter in it."""
+
+    pipe: Any
+    board: AtomBoard
+    run: Path
+    name: str
+
+    def examples(self, draws: int) -> Examples:
+        """All five pictures."""
+        return training_examples(self.pipe, self.run.parent / "pictures", f"a {subjects.TOKEN} {self.name}", draws)
+
+    def one_picture(self, draws: int) -> Examples:
+        """The first picture alone, with `draws` noises and timesteps."""
+        picture = self.run.parent / "pictures" / "0.png"
+        return training_examples(self.pipe, picture, f"a {subjects.TOKEN} {self.name}", draws)
+
+    def score(self, setup: Setup) -> dict[str, float]:
+        """Draw with the dials as they are, and judge."""
+        return subjects.score(subjects.draw(self.pipe, self.name, setup.num, steps=setup.steps), self.name)
+
+
+def opened(setup: Setup, name: str, method: str = "atoms", seed: int = 0) -> Opened:
+    """Train (or find) the adapter and open it; a LoRA comes as atoms."""
+    lora = {} if method == "atoms" else {"method": "lora"}
+    run, _ = subjects.train(name, seed=seed, **lora, **dict(setup.train))
+    pipe = atomtune.load_base("moji")
+    model = atomtune.load_adapter(pipe, run)
+    if lora:
+        set_denoiser(pipe, lora_to_atoms(model, principal=method == "principal"))
+    return Opened(pipe, atomtune.board(pipe), run, name)
+
+
+def run_cell(
+    setup: Setup, experiment: str, label: str, used: tuple[str, ...], compute: Callable[[], Mapping[str, Any]]
+) -> None:
+    """One JSON file in results/EXPERIMENT, for these weights and the fields of the setup that it uses."""
+    settings = {key: value for key, value in asdict(setup).items() if key in (*used, "train")}
+    folder = results(setup) / experiment
+    cell(folder / f"{label}.json", {"base": subjects.weights_digest(), "cell": label} | settings, compute)
+
+
+def results(setup: Setup) -> Path:
+    """Where the cells of a setup are."""
+    return RESULTS if setup == FULL else subjects.CACHE / "steering-quick" / "results"
+
+
+def cells(folder: Path, experiment: str) -> dict[str, dict[str, Any]]:
+    """The cells of one experiment, by label; none when it has not run."""
+    return read(folder / experiment)
+

@@ -1,0 +1,70 @@
+"""Noised training pictures that stay the same from call to call: what atoms of an image model are weighed on.
+
+    examples = training_examples(pipe, "photos/teapot", "a sks teapot")
+    importance(pipe, by="gradient", loss=examples.losses)
+    influence(pipe, "L3", examples.outputs)
+
+The rest of `analysis` takes any callable, so a text model is weighed in the same way with a loss of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atomtune import pipelines
+from atomtune.training import data, encoding
+from atomtune.training.objectives import Noised, objective_for, prediction_loss
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+@dataclass(eq=False)
+class Examples:
+    """A batch on which the denoiser is run again and again, with its atoms as they are at the moment."""
+
+    pipe: DiffusionPipeline
+    noised: Noised
+    conditioning: dict[str, Any]
+
+    def outputs(self) -> Float[Tensor, "examples channels height width"]:
+        """What the denoiser answers."""
+        denoiser = pipelines.denoiser(self.pipe)
+        noisy = self.noised.noisy.to(denoiser.dtype)
+        return denoiser(noisy, timestep=self.noised.timesteps, **self.conditioning, return_dict=False)[0]
+
+    def losses(self) -> Float[Tensor, " examples"]:
+        """The training loss of each example."""
+        return prediction_loss(self.outputs(), self.noised)
+
+
+@torch.no_grad()
+def training_examples(
+    pipe: DiffusionPipeline,
+    pictures: str | Path,
+    caption: str,
+    draws: int = 4,
+    seed: int = 0,
+    resolution: int | None = None,
+) -> Examples:
+    """Every picture of a folder, `draws` times, each with noise and a timestep of its own.
+
+    `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
+    and its autoencoder. Raises `UserError` for a folder without pictures.
+    """
+    found = data.find_examples(Path(pictures), caption)
+    size = resolution or pipelines.native_resolution(pipe)
+    latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
+    known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = latents.draw(list(range(len(found))) * draws, generator)
+    noised = objective_for(pipe.scheduler).add_noise(drawn, generator)
+    denoiser = pipelines.denoiser(pipe)
+    conditioning = encoding.cast(encoding.collate([known[words] for words in found.values()] * draws), denoiser.dtype)
+    return Examples(pipe, noised.to(denoiser.device), conditioning)

@@ -1,0 +1,103 @@
+"""Importance: one score for each atom, for ranking, pruning and keeping. Four atoms of a thousand, or forty, by what?
+
+    energy      mean |s_m| · ‖d_m‖          how much the atom adds to its layer's output; free, from training or a trace
+    gradient    Σ_i |g_m ∂L_i/∂g_m|          how much the loss of each example hangs on its gain, to first order
+    ablation    L(without m) − L             what the loss is without it, others competing for its places; slow, and true
+
+Within one example contributions cancel as they do in the loss; over examples their sizes are added, because a trained
+atom's gradient is near zero in total: the gain scales d_m, and training has moved d_m to where that does not help.
+All atoms of all layers share one backward pass an example. An atom that never fires has gradient and ablation 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from atomtune.atoms import AtomBoard, board
+from atomtune.dictionary import SparseDictionary
+from atomtune.errors import UserError
+from atomtune.tracing import Trace, trace
+
+Losses = Callable[[], Float[Tensor, "*examples"]]
+"""Runs the model on the same examples every time it is called; returns the loss of each."""
+
+
+def importance(
+    model: Any,
+    by: str = "energy",
+    *,
+    loss: Losses | None = None,
+    traced: Trace | None = None,
+    among: Sequence[Bool[Tensor, " atoms"]] | None = None,
+    adapter: str = "default",
+) -> list[Float[Tensor, " atoms"]]:
+    """A score for every atom, one tensor a layer, the larger the more important: what `AtomBoard.keep(by=)` takes.
+
+    `model` is an adapted model, a pipeline, or a board. Energy comes from `traced`, or as it was measured in training.
+    Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion model. Ablation runs it
+    once for each atom that fires, or for those in `among` (the others score 0). Raises `UserError`.
+    """
+    atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
+    if by == "energy":
+        return atoms.energy() if traced is None else [layer.energy for layer in traced.layers]
+    if by not in ("gradient", "ablation"):
+        raise UserError(f"importance is by energy, gradient or ablation, got {by!r}.")
+    if loss is None:
+        raise UserError(f"importance by {by} needs a loss: give loss=training_examples(...).losses or one of yours.")
+    return _gradient(atoms, loss) if by == "gradient" else _ablation(atoms, loss, among)
+
+
+@contextmanager
+def replaced_gains(dictionaries: Sequence[SparseDictionary], gains: Sequence[Tensor]) -> Iterator[None]:
+    """Other gains in the block: tensors that gradients flow to, or that `torch.func` looks into."""
+    before = [dictionary.gain for dictionary in dictionaries]
+    try:
+        for dictionary, gain in zip(dictionaries, gains):
+            dictionary.gain = gain
+        yield
+    finally:
+        for dictionary, gain in zip(dictionaries, before):
+            dictionary.gain = gain
+
+
+def _gradient(atoms: AtomBoard, loss: Losses) -> list[Tensor]:
+    gains = [dictionary.gain.detach().clone().requires_grad_() for dictionary in atoms.dictionaries]
+    scores = [torch.zeros_like(gain, dtype=torch.float32) for gain in gains]
+    with replaced_gains(atoms.dictionaries, gains), torch.enable_grad():
+        losses = loss().flatten()
+        for number, each in enumerate(losses, 1):
+            found = torch.autograd.grad(each, gains, retain_graph=number < len(losses), allow_unused=True)
+            for score, gain, slope in zip(scores, gains, found):
+                if slope is not None:
+                    score += (gain.detach() * slope).abs().float() / len(losses)
+    return scores
+
+
+@torch.no_grad()
+def _ablation(atoms: AtomBoard, loss: Losses, among: Sequence[Tensor] | None) -> list[Tensor]:
+    with trace(atoms.model, atoms.adapter) as seen:
+        whole = loss().double().mean()
+    scores = []
+    for number, dictionary in enumerate(atoms.dictionaries):
+        score = torch.zeros_like(dictionary.gain, dtype=torch.float32)
+        # What is never selected changes nothing; a silent atom may be selected, and keep another from its place.
+        wanted = (seen.layers[number].fired > 0) | (dictionary.gain == 0)
+        kept = dictionary.kept
+        present = torch.ones_like(score, dtype=torch.bool) if kept is None else kept.bool()
+        wanted &= present if among is None else present & among[number].to(present.device)
+        try:
+            for index in wanted.nonzero().flatten().tolist():
+                mask = present.clone()
+                mask[index] = False
+                dictionary.keep_only(mask)
+                score[index] = loss().double().mean() - whole
+        finally:
+            dictionary.kept = kept
+        scores.append(score)
+    return scores

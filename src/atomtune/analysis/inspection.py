@@ -1,0 +1,411 @@
+"""`inspect`: everything the report shows of one adapter, drawn and measured.
+
+Prompts of the user are drawn without and with the adapter; energies, and with them the order of the atoms, are measured
+there. Names are proposed from other prompts, in which everything varies independently (`prompts`). Then the strongest
+atoms are silenced one by one, all but the best are dropped, and the density is turned, each time from the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from atomtune.analysis.heatmaps import overlay
+from atomtune.analysis.influence import change, difference
+from atomtune.analysis.naming import Name, name_atoms
+from atomtune.analysis.prompts import crossed_prompts
+from atomtune.analysis.watching import Watched, watch
+from atomtune.atoms import AtomBoard, board
+from atomtune.dictionary import SparseDictionary
+from atomtune.pipelines import denoiser
+from atomtune.sampling import Drawing, generate
+from atomtune.tracing import LayerTrace, Trace, trace
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TOP, NAMING, SAMPLES, PAIRS, STEPPED = (
+    24,
+    96,
+    4,
+    2,
+    4,
+)  # atoms shown, prompts for names; pictures each atom and step gets
+LADDER = (4, 12, 40, 120, 400)
+DENSITIES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the density it was trained with
+BOOST = 20.0
+HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than a picture of 64 × 64 can show
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass
+class AtomRow:
+    """One atom, as the table says it."""
+
+    address: str
+    layer: int
+    id: int
+    name: Name
+    energy: float
+    """Mean over tokens of |s_m| · ‖d_m‖."""
+    share: float
+    """Of the energy of all atoms of all layers."""
+    rate: float
+    """Share of the tokens in which it fired."""
+    peak: float
+    """Largest |s_m|."""
+    active: tuple[float, float] | None
+    """First (noisiest) and last timestep at which it fired."""
+
+
+@dataclass
+class Heat:
+    """Where one atom acts in one picture: on average ("all") and in each phase."""
+
+    prompt: str
+    images: dict[str, Image.Image]
+
+
+@dataclass
+class Pair:
+    """One picture with an atom on, off, and turned up."""
+
+    prompt: str
+    on: Image.Image
+    off: Image.Image
+    boosted: Image.Image
+    """With its gain at `BOOST`: one atom of thousands changes little, and this shows which way."""
+    difference: Image.Image
+    """on - off, on a scale that all pairs share."""
+    change: float
+
+
+@dataclass
+class AtomView:
+    """One of the strongest atoms, looked at closely."""
+
+    row: AtomRow
+    heats: list[Heat]
+    pairs: list[Pair]
+    by_timestep: dict[float, float]
+    """Energy at each timestep, the noisiest first."""
+
+
+@dataclass
+class Step:
+    """The same prompts with one dial at one place."""
+
+    value: float
+    """Atoms kept, or the density."""
+    label: str
+    images: list[Image.Image]
+    reach: float
+    """How far the pictures are from the base's towards the adapter's: 0 the base, 1 the adapter as trained."""
+    trained: bool = False
+
+
+@dataclass
+class LayerOverlap:
+    """How alike the atoms of two adapters are in one layer."""
+
+    address: str
+    atoms: tuple[int, int]
+    closest: float
+    """For an atom of the first, weighted by energy, the largest |cosine| to an atom of the second."""
+    chance: float
+    """The same for random directions."""
+
+
+@dataclass
+class Inspection:
+    """What `report.render` turns into a page."""
+
+    subject: str
+    facts: dict[str, Any]
+    prompts: list[str]
+    base: list[Image.Image]
+    adapted: list[Image.Image]
+    rows: list[AtomRow]
+    """The strongest first."""
+    views: list[AtomView]
+    phases: list[str]
+    stepped: list[str]
+    """The prompts of `ladder` and `densities`."""
+    ladder: list[Step] = field(default_factory=list)
+    densities: list[Step] = field(default_factory=list)
+    overlap: list[LayerOverlap] = field(default_factory=list)
+    against: str = ""
+
+
+@torch.no_grad()
+def inspect(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    subject: str | None = None,
+    class_name: str | None = None,
+    adapter: str = "default",
+    against: str | None = None,
+    top: int = TOP,
+    naming_prompts: int = NAMING,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
+    batch_size: int = 8,
+    tell: Tell = lambda stage, done, total: None,
+) -> Inspection:
+    """Draw and measure all of it. The board's dials are left as they were.
+
+    `subject` is what was learnt, with its token ("sks teapot"); `against` the name of another adapter on the model.
+    `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the pictures for names take half the
+    steps. `tell(stage, done, total)` is called as pictures are drawn.
+    """
+    model, atoms, prompts = denoiser(pipe), board(pipe, adapter), list(dict.fromkeys(prompts))
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "resolution": resolution}
+    draw = Draw(pipe, prompts, seed, {**options, "steps": steps, "batch_size": batch_size}, tell)
+
+    with model.disable_adapter():
+        base = draw("base", prompts)
+    with trace(model, adapter) as seen:
+        adapted = draw("adapter", prompts)
+
+    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed))
+    half = max(3, (base[0].settings["steps"] + 1) // 2)
+    drawn = 0
+
+    def advance(more: int) -> None:
+        nonlocal drawn
+        drawn += more
+        tell("names", drawn, len(crossed))
+
+    texts = [prompt.text for prompt in crossed]
+    watched = watch(pipe, texts, adapter, seed, half, **options, batch_size=2 * batch_size, advance=advance)
+    names = name_atoms(watched, crossed, torch.Generator().manual_seed(seed))
+    rows = _rows(atoms, seen, names)
+    strongest = [row for row in rows[:top] if row.energy > 0]
+    views = []
+    for number, row in enumerate(strongest):
+        views.append(_view(row, atoms, seen, watched, draw, adapted))
+        tell("influence", number + 1, len(strongest))
+    full = _one_scale([pair for view in views for pair in view.pairs])
+
+    scores = [layer.energy for layer in seen.layers]
+    stepped = prompts[:STEPPED]
+    ladder, densities = _steps(draw, atoms, scores, stepped, _images(base)[:STEPPED], _images(adapted)[:STEPPED])
+    return Inspection(
+        subject=subject or class_name or "this adapter",
+        facts=_facts(atoms, seen, names) | {"naming prompts": len(crossed), "full": full, "boost": BOOST},
+        prompts=prompts,
+        base=_images(base),
+        adapted=_images(adapted),
+        rows=rows,
+        views=views,
+        phases=watched.phases,
+        stepped=stepped,
+        ladder=ladder,
+        densities=densities,
+        overlap=overlap(seen.layers, board(pipe, against)) if against else [],
+    )
+
+
+@dataclass
+class Draw:
+    """Draws prompts, every picture from the noise of the same seed, and tells of it."""
+
+    pipe: DiffusionPipeline
+    prompts: list[str]
+    seed: int
+    options: dict[str, Any]
+    tell: Tell
+
+    def __call__(self, stage: str, prompts: Sequence[str]) -> list[Drawing]:
+        drawings = []
+        for start in range(0, len(prompts), size := self.options["batch_size"]):
+            drawings += generate(self.pipe, prompts[start : start + size], 1, self.seed, **self.options)
+            self.tell(stage, len(drawings), len(prompts))
+        return drawings
+
+    def quietly(self, prompts: Sequence[str]) -> list[Image.Image]:
+        return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
+
+
+def _rows(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
+    total = sum(float(layer.energy.sum()) for layer in seen.layers)
+    rows = []
+    for layer, proposed in zip(seen.layers, names):
+        energy, rate, peak = (values.tolist() for values in (layer.energy, layer.firing_rate, layer.peak))
+        number = int(layer.dictionary.layer)
+        for index, id in enumerate(layer.dictionary.id.tolist()):
+            rows.append(
+                AtomRow(
+                    address=f"L{number}[{id}]",
+                    layer=number,
+                    id=id,
+                    name=proposed[index],
+                    energy=energy[index],
+                    share=energy[index] / total,
+                    rate=rate[index],
+                    peak=peak[index],
+                    active=layer.active_timesteps(index),
+                )
+            )
+    return sorted(rows, key=lambda row: -row.energy)
+
+
+def _view(
+    row: AtomRow, atoms: AtomBoard, seen: Trace, watched: Watched, draw: Draw, adapted: list[Drawing]
+) -> AtomView:
+    """Its maps in the pictures where it acts most, and two pictures with and without it."""
+    atom = atoms[row.address]
+    place = next(i for i, layer in enumerate(seen.layers) if layer.dictionary is atom.dictionary)
+    own = seen.layers[place]
+    prompts = [draw.prompts[i] for i in own.energy_by_sample[:, atom.index].topk(min(PAIRS, len(adapted))).indices]
+    with dials_kept(atoms):
+        atom.gain = 0.0
+        without = draw.quietly(prompts)
+        atom.gain = BOOST
+        boosted = draw.quietly(prompts)
+    pairs = []
+    for prompt, off, more in zip(prompts, without, boosted):
+        on = adapted[draw.prompts.index(prompt)].image.convert("RGB")
+        pairs.append(Pair(prompt, on, off, more, difference(on, off), change(on, off)))
+    by_timestep = {t: float(energy[atom.index]) for t, energy in own.energy_by_timestep.items()}
+    return AtomView(row, _heats(watched, place, atom.index), pairs, by_timestep)
+
+
+def _one_scale(pairs: list[Pair]) -> float:
+    """Draw the differences anew so that the strongest thousandth of all changes is opaque; returns that change."""
+    changes = [np.abs(np.asarray(p.on, np.float32) - np.asarray(p.off, np.float32)).max(2).ravel() for p in pairs]
+    full = max(0.01, float(np.quantile(np.concatenate(changes), 0.999)) / 255) if pairs else 1.0
+    for pair in pairs:
+        pair.difference = difference(pair.on, pair.off, full)
+    return full
+
+
+def _heats(watched: Watched, place: int, index: int) -> list[Heat]:
+    """The pictures in which it acts most, each with its map; all of them on one scale."""
+    layer = watched.layers[place]
+    if not layer.grid:
+        return []
+    top = layer.by_phase[:, :, index].mean(1).topk(min(SAMPLES, len(watched.drawings))).indices.tolist()
+    full = float(layer.maps[top, :, :, index].abs().amax())
+    heats = []
+    for sample in top:
+        picture = watched.drawings[sample].image
+        width = max(HEAT_WIDTH, min(picture.width, 2 * HEAT_WIDTH))
+        images = {"all": overlay(picture, layer.heat(index, sample), full, width)}
+        for number, phase in enumerate(watched.phases):
+            images[phase] = overlay(picture, layer.heat(index, sample, number), full, width)
+        heats.append(Heat(watched.drawings[sample].settings["prompt"], images))
+    return heats
+
+
+def _steps(
+    draw: Draw,
+    atoms: AtomBoard,
+    scores: list[Tensor],
+    prompts: list[str],
+    base: list[Image.Image],
+    full: list[Image.Image],
+) -> tuple[list[Step], list[Step]]:
+    """The ladder of kept atoms, and the steps of density."""
+    alive = sum(int((score > 0).sum()) for score in scores)
+    counts = [count for count in LADDER if count < alive]
+    ladder, densities = [Step(0.0, "none: the base", base, 0.0)], []
+    for number, count in enumerate(counts):
+        with dials_kept(atoms):
+            atoms.keep(count, by=scores)
+            images = draw.quietly(prompts)
+        ladder.append(Step(float(count), f"{count:,}", images, _reach(images, base, full)))
+        draw.tell("ladder", number + 1, len(counts))
+    ladder.append(Step(float(len(atoms)), f"all {len(atoms):,}", full, 1.0, trained=True))
+
+    dictionaries = atoms.dictionaries
+    if any(dictionary.activation != "topk" for dictionary in dictionaries):
+        return ladder, []  # soft thresholds have no density to turn
+    own = atoms.density
+    wanted = _densities(own, dictionaries)
+    for number, density in enumerate(wanted):
+        with dials_kept(atoms):
+            if density != own:
+                atoms.density = density
+            used = sum(int(d.k.sum()) for d in dictionaries) / len(dictionaries)
+            images = full if density == own else draw.quietly(prompts)
+        label = f"{used:.3g} atom{'s' * (used != 1)} a token and layer"
+        reach = 1.0 if density == own else _reach(images, base, full)
+        densities.append(Step(density, label, images, reach, density == own))
+        draw.tell("density", number + 1, len(wanted))
+    return ladder, densities
+
+
+def _densities(own: float, dictionaries: list[SparseDictionary]) -> list[float]:
+    """Densities around the trained one that give different numbers of atoms a token."""
+    size = max(dictionary.num_atoms for dictionary in dictionaries)
+    by_k = {max(1, round(own * size)): own}
+    for factor in DENSITIES:
+        by_k.setdefault(max(1, round(min(1.0, own * factor) * size)), min(1.0, own * factor))
+    return sorted(by_k.values())
+
+
+@contextmanager
+def dials_kept(atoms: AtomBoard) -> Iterator[None]:
+    """Whatever is turned inside the block is as before after it."""
+    preset = atoms.preset()
+    try:
+        yield
+    finally:
+        atoms.apply(preset)
+
+
+def _reach(images: list[Image.Image], base: list[Image.Image], full: list[Image.Image]) -> float:
+    """1 - ‖picture - adapter's‖ / ‖base's - adapter's‖ by mean absolute difference, over all pictures."""
+    left = sum(change(image, wanted) for image, wanted in zip(images, full))
+    whole = sum(change(image, wanted) for image, wanted in zip(base, full))
+    return 1 - left / whole if whole else 1.0
+
+
+def overlap(layers: Sequence[LayerTrace], other: AtomBoard) -> list[LayerOverlap]:
+    """Where the atoms of two adapters point the same way, layer by layer: those that both adapt, by address."""
+    theirs = {int(dictionary.layer): dictionary for dictionary in other.dictionaries}
+    rows = []
+    for layer in layers:
+        mine, number = layer.dictionary, int(layer.dictionary.layer)
+        if number not in theirs or theirs[number].dictionary.out_features != mine.dictionary.out_features:
+            continue
+        a, b = (_unit(d.dictionary.weight.detach().float().T) for d in (mine, theirs[number]))
+        weight = layer.energy / layer.energy.sum().clamp(min=1e-12)
+        random = _unit(torch.randn(b.shape, generator=torch.Generator().manual_seed(0)).to(b))
+        closest, chance = (float((weight * (a @ c.T).abs().amax(1)).sum()) for c in (b, random))
+        rows.append(LayerOverlap(f"L{number}", (len(a), len(b)), closest, chance))
+    return rows
+
+
+def _unit(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _images(drawings: Sequence[Drawing]) -> list[Image.Image]:
+    return [drawing.image.convert("RGB") for drawing in drawings]
+
+
+def _facts(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> dict[str, Any]:
+    """Numbers at the head of the page."""
+    energies = np.sort(torch.cat([layer.energy for layer in seen.layers]).cpu().numpy())[::-1]
+    half = int(np.searchsorted(energies.cumsum(), energies.sum() / 2)) + 1
+    return {
+        "atoms": len(atoms),
+        "layers": len(atoms.layers),
+        "alive": seen.alive,
+        "named": sum(bool(name) for layer in names for name in layer),
+        "per token": seen.active_per_token,
+        "hold half the energy": half,
+    }

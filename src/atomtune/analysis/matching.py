@@ -1,0 +1,50 @@
+"""Matching: are the atoms of one run found again in another?
+
+What atom m adds to its layer's output over the tokens of some inputs is the matrix s_m d_mᵀ. The likeness of two atoms is
+the cosine between these matrices, which is a product:
+
+    likeness(a, b) = cos(s_a, s_b) · cos(d_a, d_b)         the same places and the same direction: 1
+
+so turning the sign of both code and direction changes nothing. Each atom of the smaller side is given one of the other,
+none twice, so that the sum of likenesses is the largest (Hungarian assignment). Both adapters must be run on the same
+inputs; "by chance" is what shuffled directions get: likeness with d_b in another order.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from atomtune.errors import UserError
+from atomtune.tracing import LayerTrace
+
+
+def likeness(
+    codes_a: Float[Tensor, "tokens a"],
+    directions_a: Float[Tensor, "a out"],
+    codes_b: Float[Tensor, "tokens b"],
+    directions_b: Float[Tensor, "b out"],
+) -> Float[Tensor, "a b"]:
+    """cos(s_a, s_b) · cos(d_a, d_b) of every pair, in [-1, 1]; 0 for an atom that never fires."""
+    places = normalize(codes_a, dim=0).T @ normalize(codes_b, dim=0)
+    return places * (normalize(directions_a, dim=1) @ normalize(directions_b, dim=1).T)
+
+
+def match(likenesses: Float[Tensor, "a b"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """Rows and columns of the pairs whose likenesses have the largest sum, every row and column in one pair at most."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(likenesses.double().cpu().numpy(), maximize=True)
+    return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+def dense_codes(layer: LayerTrace) -> Float[Tensor, "tokens atoms"]:
+    """The codes a trace kept, every token of every call a row. Raises `UserError` when it kept none."""
+    if not layer.codes:
+        raise UserError("this trace kept no codes: use trace(model, codes=True).")
+    parts = []
+    for call in layer.codes:
+        part = torch.zeros(call.shape)
+        part.view(-1)[call.indices.long().cpu()] = call.values.float().cpu()
+        parts.append(part.flatten(0, -2))
+    return torch.cat(parts)

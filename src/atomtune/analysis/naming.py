@@ -1,0 +1,189 @@
+"""A name for each atom, proposed, with its evidence; no name where the evidence is weak.
+
+Rows are observations: a picture, or one phase or one region of it. p is what share of everything that fired there was
+this atom; f is whether a factor (a word of the prompt, a phase, a region) was present. An atom answers to a factor when
+
+    lift      = E[p | f present] / E[p | f absent]  how many times as much, measured against all other atoms
+    explained = corr(p, f)²                         the share of the ups and downs of p that the factor accounts for
+    chance    = share of shuffles of the rows whose best factor does as well as this one
+
+are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. A shuffle compares with the best of all factors, so testing
+many of them does not make names easier to get; about one unnameable atom in 500 gets a name by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from atomtune.analysis.prompts import CrossedPrompt, Factor
+from atomtune.analysis.watching import LayerActivity, Watched
+from atomtune.errors import UserError
+from atomtune.metrics.pixels import drawn_pixels
+
+LIFT, EXPLAINED, CHANCE = 1.5, 0.1, 0.002
+SHUFFLES, AT_ONCE = 1000, 25
+PARTS = [Factor(part, "part") for part in ("on the drawing", "outline of the drawing", "around the drawing")]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One factor that an atom answers to."""
+
+    factor: Factor
+    lift: float
+    explained: float
+    chance: float
+
+    def __str__(self) -> str:
+        times = f"{self.lift:.1f}× as much" if self.lift < 100 else "hardly ever without"
+        return f"{self.factor.word}: {times}, explains {self.explained:.0%}"
+
+
+@dataclass(frozen=True)
+class Name:
+    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty where the
+    evidence is weak."""
+
+    evidence: tuple[Evidence, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(item.factor.word for item in self.evidence[:3])
+
+    def __bool__(self) -> bool:
+        return bool(self.evidence)
+
+
+def evidence(
+    activity: Float[Tensor, "rows atoms"],
+    presence: Float[Tensor, "rows factors"],
+    factors: Sequence[Factor],
+    generator: torch.Generator | None = None,
+    group: int | None = None,
+    shuffles: int = SHUFFLES,
+) -> list[list[Evidence]]:
+    """For each atom, the factors it answers to, the one that explains most first.
+
+    `activity` is how much each atom fired, 0 or more; `presence` is 0 or 1. With `group`, rows come in groups of that
+    many (the regions of one picture) and are shuffled inside their group only. Raises `UserError` for shapes that do
+    not fit.
+    """
+    if activity.shape[0] != presence.shape[0] or presence.shape[1] != len(factors):
+        raise UserError(
+            f"activity {tuple(activity.shape)} and presence {tuple(presence.shape)} must have one row for each "
+            f"observation, presence one column for each of the {len(factors)} factors."
+        )
+    share = activity / activity.sum(1, keepdim=True).clamp(min=torch.finfo(activity.dtype).tiny)
+    present, absent = presence.sum(0).clamp(min=1), (1 - presence).sum(0).clamp(min=1)
+    without = share.T @ (1 - presence) / absent
+    lift = share.T @ presence / present / without.clamp(min=1e-9)
+    p, f = _standardized(share), _standardized(presence)
+    correlation = p.T @ f / len(p)  # [atoms, factors]
+    beaten = torch.zeros_like(correlation)
+    for start in range(0, shuffles, AT_ONCE):  # many shuffles in one product
+        orders = [_shuffle(len(p), group, generator) for _ in range(min(AT_ONCE, shuffles - start))]
+        null = p.T @ torch.cat([f[order] for order in orders], 1) / len(p)
+        for best in null.unflatten(1, (len(orders), -1)).amax(2).unbind(1):
+            beaten += best[:, None] >= correlation
+    chance = (beaten + 1) / (shuffles + 1)
+    explained = correlation.square()
+    told = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
+    found: list[list[Evidence]] = [[] for _ in range(activity.shape[1])]
+    for atom, factor in told.nonzero().tolist():
+        numbers = (float(value[atom, factor]) for value in (lift, explained, chance))
+        found[atom].append(Evidence(factors[factor], *numbers))
+    return [sorted(items, key=lambda item: -item.explained) for items in found]
+
+
+def name(items: Sequence[Evidence]) -> Name:
+    """The best factor of each kind."""
+    best: dict[str, Evidence] = {}
+    for item in sorted(items, key=lambda item: -item.explained):
+        best.setdefault(item.factor.kind, item)
+    return Name(tuple(best.values()))
+
+
+def name_atoms(
+    watched: Watched, prompts: Sequence[CrossedPrompt], generator: torch.Generator | None = None
+) -> list[list[Name]]:
+    """A name for every atom, by layer, from pictures of prompts whose factors vary independently.
+
+    Looked at are the words of the prompts (shuffled over pictures), the phase of sampling (shuffled within each
+    picture) and the region of the picture (likewise): left, right, top, bottom, and where the background is plain, as
+    moji's are, also whether it is on the drawing, on its outline, or around it.
+    """
+    if len(prompts) != len(watched.drawings):
+        raise UserError(f"{len(watched.drawings)} pictures cannot be named by {len(prompts)} prompts: give one each.")
+    words = sorted({factor for prompt in prompts for factor in prompt.factors}, key=lambda f: (f.kind, f.word))
+    said = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
+    return [_name_layer(layer, watched, words, said, generator) for layer in watched.layers]
+
+
+def _name_layer(
+    layer: LayerActivity, watched: Watched, words: list[Factor], said: Tensor, generator: torch.Generator | None
+) -> list[Name]:
+    by_phase = layer.by_phase
+    samples, phases, _ = by_phase.shape
+    found = [evidence(by_phase.mean(1), said, words, generator)]
+    if phases > 1:
+        when = [Factor(phase, "phase") for phase in watched.phases]
+        found.append(evidence(by_phase.flatten(0, 1), torch.eye(phases).repeat(samples, 1), when, generator, phases))
+    if layer.region_grid:
+        images = [drawing.image for drawing in watched.drawings]
+        presence, where = region_factors(images, layer.region_grid)
+        size = presence.shape[1]
+        # Thousands of rows: chance is not what decides here, so fewer shuffles than would show 0.002.
+        found.append(evidence(layer.by_region.flatten(0, 1), presence.flatten(0, 1), where, generator, size, 500))
+    return [name([item for items in atom for item in items]) for atom in zip(*found)]
+
+
+def region_factors(
+    images: Sequence[Image.Image], grid: tuple[int, int]
+) -> tuple[Float[Tensor, "samples regions factors"], list[Factor]]:
+    """For each region of each picture, which factors it has. Parts of a picture whose background is not plain: none."""
+    rows, columns = grid
+    y, x = ((torch.arange(n) + 0.5) / n for n in grid)
+    sides = {
+        "left": (x < 1 / 3).expand(rows, columns),
+        "right": (x > 2 / 3).expand(rows, columns),
+        "top": (y < 1 / 3)[:, None].expand(rows, columns),
+        "bottom": (y > 2 / 3)[:, None].expand(rows, columns),
+    }
+    place = torch.stack([side.flatten().float() for side in sides.values()], 1)  # [regions, 4]
+    parts = torch.stack([_parts(image, grid) for image in images])
+    presence = torch.cat([place.expand(len(images), -1, -1), parts], 2)
+    return presence, [*(Factor(f"{side} side", "side") for side in sides), *PARTS]
+
+
+def _parts(image: Image.Image, grid: tuple[int, int]) -> Float[Tensor, "regions 3"]:
+    """On the drawing, its outline, or behind it, by how much of the region is drawn."""
+    drawn = drawn_pixels(image)
+    if drawn is None or not drawn.any():
+        return torch.zeros(grid[0] * grid[1], 3)
+    cover = _cover(drawn, grid)
+    return torch.stack([cover > 0.85, (cover >= 0.15) & (cover <= 0.85), cover < 0.15], 1).float()
+
+
+def _cover(drawn: Bool[np.ndarray, "height width"], grid: tuple[int, int]) -> Float[Tensor, " regions"]:
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(drawn).float()[None], grid).flatten()
+
+
+def _standardized(columns: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Mean 0 and standard deviation 1 down each column; a constant column is 0."""
+    centred = columns - columns.mean(0)
+    deviation = centred.square().mean(0).sqrt()
+    return torch.where(deviation > 1e-12, centred / deviation.clamp(min=1e-12), 0.0)
+
+
+def _shuffle(rows: int, group: int | None, generator: torch.Generator | None) -> Tensor:
+    """A random order of the rows, or of the rows inside each group."""
+    if group is None:
+        return torch.randperm(rows, generator=generator)
+    inside = torch.rand(rows // group, group, generator=generator).argsort(1)
+    return (inside + torch.arange(0, rows, group)[:, None]).flatten()

@@ -1,0 +1,62 @@
+"""Prompts in which everything varies independently, so that what an atom answers to can be told apart.
+
+    "a small sks teapot on the left on a green background"     thing, size, place and background are shuffled separately
+
+Each kind of word is balanced over the set and shuffled with its own draw. Half of the things are the one that was
+learnt, under its token; the others are its class without the token, and things every base knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+OTHERS = ("cat", "fish", "car", "house", "rose")
+BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "gray", "black")
+SIZES = ("", "small", "large")
+PLACES = ("", "on the left", "on the right", "at the top", "at the bottom")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Something that may be present: `word` as it is shown, and the `kind` of thing it is."""
+
+    word: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class CrossedPrompt:
+    """A prompt and what is present in it."""
+
+    text: str
+    factors: frozenset[Factor]
+
+
+def crossed_prompts(
+    subject: str | None, class_name: str | None = None, num: int = 96, generator: torch.Generator | None = None
+) -> list[CrossedPrompt]:
+    """`num` prompts. `subject` is what was learnt, with its token ("sks teapot"); None for an adapter without one."""
+    others = [*OTHERS] + ([class_name] if class_name and class_name != subject else [])
+    things = others if subject is None else [thing for other in others for thing in (subject, other)]
+    shuffled = [_balanced(words, num, generator) for words in (things, BACKGROUNDS, SIZES, PLACES)]
+    return [_prompt(*words) for words in zip(*shuffled)]
+
+
+def _balanced(words: Sequence[str], num: int, generator: torch.Generator | None) -> list[str]:
+    """Every word equally often, in random order."""
+    order: list[int] = torch.randperm(num, generator=generator).tolist()
+    return [words[place % len(words)] for place in order]
+
+
+def _prompt(thing: str, background: str, size: str, place: str) -> CrossedPrompt:
+    article = "an" if background[0] in "aeiou" else "a"
+    words = ["a", size, thing, place, f"on {article} {background} background"]
+    factors = {Factor(thing, "thing"), Factor(f"{background} background", "background")}
+    if size:
+        factors.add(Factor(size, "size"))
+    if place:
+        factors.add(Factor(place, "place"))
+    return CrossedPrompt(" ".join(word for word in words if word), frozenset(factors))

@@ -1,0 +1,123 @@
+"""The report: an `Inspection` as one HTML page that fetches nothing, with its pictures inside it.
+
+The page is `templates/report.html.j2` with its style and script; here pictures become data URIs, and numbers the rows
+and curves the template lays out.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
+from atomtune.files import write_text
+
+LARGEST = 8_000_000  # bytes of a page
+QUALITIES = ((256, 90), (192, 75), (128, 60), (96, 40))  # width in pixels and WebP quality, tried until the page fits
+ENERGY_COLOUR = (16, 138, 130)
+SPARK = (120, 24)  # width and height of the curve over timesteps, in its own units
+
+
+def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
+    """Write the page, whole or not at all, under 8 MB; returns its size in bytes. `made_by` is shown at its foot."""
+    page = ""
+    for width, quality in QUALITIES:
+        page = render(inspection, made_by, width, quality)
+        if len(page.encode()) < LARGEST:
+            break
+    write_text(file, page)
+    return len(page.encode())
+
+
+def render(
+    inspection: Inspection, made_by: dict[str, Any] | None = None, width: int = QUALITIES[0][0], quality: int = 90
+) -> str:
+    """The page as text. Pictures are at most `width` pixels wide."""
+    environment = Environment(
+        loader=PackageLoader("atomtune.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"picture": _pictures(width, quality), "anchor": _anchor, "spark": _spark}
+    return environment.get_template("report.html.j2").render(
+        it=inspection,
+        made_by=made_by or {},
+        map=_energy_map(inspection.rows),
+        table=[_table_row(rank, row) for rank, row in enumerate(inspection.rows, 1)],
+        spark_size=SPARK,
+    )
+
+
+def _pictures(width: int, quality: int) -> Callable[[Image.Image], str]:
+    """A filter from pictures to data URIs; a picture used twice is encoded once."""
+    known: dict[int, str] = {}
+
+    def picture(image: Image.Image) -> str:
+        if id(image) not in known:
+            known[id(image)] = _webp(image, width, quality)
+        return known[id(image)]
+
+    return picture
+
+
+def _webp(image: Image.Image, width: int, quality: int) -> str:
+    if image.width > width:
+        image = image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _anchor(address: str) -> str:
+    """`L3[139]` as an id in the page: L3-139."""
+    return address.replace("[", "-").rstrip("]")
+
+
+def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
+    """For each layer a picture one pixel high: an atom a pixel, by id, opaque by the square root of its energy."""
+    columns = max(row.id for row in rows) + 1
+    most = max(row.energy for row in rows) or 1.0
+    layers = {}
+    for number in sorted({row.layer for row in rows}):
+        pixels = np.zeros((1, columns, 4), np.uint8)
+        pixels[..., :3] = ENERGY_COLOUR
+        own = [row for row in rows if row.layer == number]
+        for row in own:
+            pixels[0, row.id, 3] = round(255 * (row.energy / most) ** 0.5)
+        share = sum(row.share for row in own)
+        layers[number] = {"src": _png(pixels), "share": share, "atoms": len(own)}
+    return {"columns": columns, "most": most, "layers": layers}
+
+
+def _table_row(rank: int, row: AtomRow) -> list[Any]:
+    """What the script needs of an atom; short numbers, so that thousands of them stay small."""
+    first, last = row.active or (None, None)
+    evidence = "; ".join(str(item) for item in row.name.evidence)
+    numbers = [float(f"{value:.4g}") for value in (row.share, row.energy, row.rate, row.peak)]
+    return [rank, row.address, str(row.name), *numbers, first, last, evidence]
+
+
+def _spark(view: AtomView) -> str:
+    """The energy at each timestep as an SVG path of bars, sampling from left to right."""
+    values = list(view.by_timestep.values())
+    most, step = max(values) or 1.0, SPARK[0] / len(values)
+    bars = []
+    for place, value in enumerate(values):
+        height = SPARK[1] * value / most
+        bars.append(f"M{place * step:.2f} {SPARK[1]}v{-height:.2f}h{0.8 * step:.2f}v{height:.2f}z")
+    return "".join(bars)

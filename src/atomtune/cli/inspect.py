@@ -1,0 +1,112 @@
+"""`atomtune inspect`: one page that shows what an adapter learned."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atomtune.errors import UserError
+
+STAGES = {
+    "base": "drawing without the adapter",
+    "adapter": "drawing with it",
+    "names": "looking for names",
+    "influence": "silencing atom by atom",
+    "ladder": "keeping only the best",
+    "density": "turning the density",
+}
+
+
+def inspect(
+    adapter: Annotated[Path, Parameter(name="RUN-OR-ADAPTER")],
+    /,
+    *,
+    prompts: Path | None = None,
+    out: Path | None = None,
+    against: Path | None = None,
+    top: int = 24,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
+    naming_prompts: int = 96,
+    batch_size: int = 8,
+    base: str | None = None,
+) -> None:
+    """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
+
+    The page is a single HTML file that fetches nothing. Energies are measured on the prompts; names are proposed from
+    other prompts, in which things, sizes, places and backgrounds vary independently.
+
+    Args:
+        adapter: Folder of a run or of an adapter.
+        prompts: Text file with one prompt a line; by default eight about the thing that was learnt.
+        out: The page (report.html in the run by default).
+        against: Another adapter of the same base, to compare with.
+        top: How many of the strongest atoms are shown closely.
+        seed: Seed of all pictures.
+        steps: Denoising steps (the base's own number by default).
+        guidance_scale: Strength of classifier-free guidance (the base's own by default).
+        resolution: Height and width in pixels (the base's own by default).
+        naming_prompts: Pictures from which names are proposed.
+        batch_size: Pictures drawn at once.
+        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
+    """
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from atomtune import pipelines
+    from atomtune.analysis import inspection, report
+    from atomtune.analysis.prompts import crossed_prompts
+    from atomtune.cli.generate import _lines
+
+    for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1, got {value}.")
+    info = pipelines.adapter_info(adapter)
+    if info.get("peft_type") != "ATOMS":
+        raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    ours = info.get("auto_mapping") or {}
+    token, class_name = ours.get("token"), ours.get("class_name")
+    subject = f"{token} {class_name}" if token and class_name else token
+    wanted = _lines(prompts)
+    if prompts is not None and not wanted:
+        raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
+    if not wanted:
+        crossed = crossed_prompts(subject, class_name, naming_prompts)
+        wanted = [p.text for p in crossed if subject is None or subject in p.text][:8]
+
+    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
+    pipe = pipelines.load_base(base).to(PartialState().device)
+    model = pipelines.load_adapter(pipe, adapter)
+    if against:
+        pipelines.load_adapter(pipe, against, "against")
+        model.set_adapter("default", inference_mode=True)
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(STAGES[stage], total=total)
+            bars.update(tasks[stage], completed=done)
+
+        found = inspection.inspect(
+            pipe,
+            wanted,
+            subject=subject,
+            class_name=class_name,
+            against="against" if against else None,
+            top=top,
+            naming_prompts=naming_prompts,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            resolution=resolution,
+            batch_size=batch_size,
+            tell=tell,
+        )
+    found.against = str(against or "")
+    out = out or adapter / "report.html"
+    size = report.write(found, out, {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)})
+    print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")

@@ -1,0 +1,108 @@
+"""`atomtune prune`: keep the few atoms that matter and throw the others away, for good."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from atomtune.errors import UserError
+
+# What ranks the atoms: a board, and the pipeline it sits on, to a score for each atom, one tensor a layer.
+RANKINGS: dict[str, Callable[[Any, Any], Sequence[Any]]] = {
+    "energy": lambda board, pipe: board.energy(),
+}
+
+
+def prune(
+    adapter: Annotated[Path, Parameter(name="RUN-OR-ADAPTER")],
+    /,
+    *,
+    out: Path,
+    keep: int | None = None,
+    keep_per_layer: int | None = None,
+    by: Literal["energy"] = "energy",
+    finetune_steps: int = 0,
+    learning_rate: float | None = None,
+    base: str | None = None,
+) -> None:
+    """Keep the atoms that matter most and throw the others away.
+
+    The small adapter in OUT/adapter draws what the full one draws with the other atoms dropped; addresses such as
+    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own pictures with the run's settings;
+    what it was before that stays in OUT/pruned.
+
+    Args:
+        adapter: Folder of a run or of an adapter.
+        out: Folder for the small adapter.
+        keep: Atoms to keep over the whole model.
+        keep_per_layer: Atoms to keep in each layer, instead.
+        by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file.
+        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its pictures).
+        learning_rate: Of those steps (the run's own by default).
+        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
+    """
+    if (keep is None) == (keep_per_layer is None):
+        raise UserError("give one of --keep and --keep-per-layer: the number of atoms over the whole model, or in each layer.")
+    if finetune_steps < 0:
+        raise UserError(f"finetune_steps must be 0 or more, got {finetune_steps}.")
+    from atomtune import atoms, pipelines, pruning
+
+    info = pipelines.adapter_info(adapter)
+    if (kind := info.get("peft_type")) != "ATOMS":
+        raise UserError(f"prune takes atoms away; this adapter is {kind}, which has none.")
+    run = _run_of(adapter) if finetune_steps else {}
+    _refuse_taken(out)
+    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
+    pipe = pipelines.load_base(base)
+    model = pipelines.load_adapter(pipe, adapter)
+    board = atoms.board(model)
+    board.keep(keep or keep_per_layer or 0, RANKINGS[by](board, pipe), per_layer=keep is None)
+    result = pruning.prune(model)
+    ours = info.get("auto_mapping") or {}
+    pruned = pipelines.save_adapter(
+        model,
+        out / ("pruned" if finetune_steps else "adapter"),
+        base=base,
+        token=ours.get("token"),
+        class_name=ours.get("class_name"),
+        card=_card(adapter, result, by),
+    )
+    if finetune_steps:
+        from atomtune.training import configure, customize
+
+        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": base}
+        mine |= {} if learning_rate is None else {"learning_rate": learning_rate}
+        customize(configure(**run | mine))
+    size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
+    print(
+        f"{result.atoms} of {result.atoms_before:,} atoms, in {result.layers} layers: {size / 1e6:.2f} MB\n"
+        f"(C_i + C_o)·K = {result.numbers:,} numbers; the paper's C_i·M + ρ·C_o·M = {result.numbers_in_the_paper:,}\n"
+        f"The adapter is in {out / 'adapter'}"
+    )
+
+
+def _run_of(adapter: Path) -> dict[str, Any]:
+    """The settings of the run that an adapter came from."""
+    from atomtune.training import load_recipe
+
+    for folder in (adapter, adapter.parent):
+        if (folder / "config.yaml").is_file():
+            return load_recipe(folder / "config.yaml")
+    raise UserError(f"--finetune-steps needs the run that {adapter} came from: there is no config.yaml beside it.")
+
+
+def _refuse_taken(out: Path) -> None:
+    if any((out / name).exists() for name in ("adapter", "config.yaml")):
+        raise UserError(f"{out} holds an adapter already: choose another folder.")
+
+
+def _card(adapter: Path, result: Any, by: str) -> str | None:
+    """The adapter's own card, and what was taken away."""
+    from atomtune import pipelines
+
+    card = pipelines.adapter_folder(adapter) / "README.md"
+    if not card.is_file():
+        return None
+    line = f"Pruned to {result.atoms} of {result.atoms_before:,} atoms, by {by}."
+    return f"{card.read_text(encoding='utf-8').rstrip()}\n\n{line}\n"

@@ -1,0 +1,71 @@
+"""A LoRA as atoms, so that the board, importance, influence and pruning work on its rank-1 components too.
+
+    LoRA            y + α/r · (x Aᵀ) Bᵀ            A [r, C_i], B [C_o, r]
+    linear atoms    y + σ(x W_s) D                 W_s = Aᵀ, D = α/r · Bᵀ, M = r, density 1: σ is the identity
+
+Component m is atom m: its code a_m · x is dense, every token uses all of them. The split of BA into r components is not
+unique, (BR)(R⁻¹A) is the same LoRA. `principal` takes the one that is: the singular directions of BA, orthogonal and
+largest first, with √singular value on either side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from atomtune.adapters import AtomConfig, adapted_layers
+from atomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = False) -> PeftModel:
+    """The same model with the LoRA replaced by linear atoms of density 1, under the same name, exactly as strong.
+
+    The LoRA is taken out of `model`, which must carry no other adapter. Raises `UserError` where a component is not one
+    direction in and one direction out: DoRA, biases, convolutions.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    config = model.peft_config.get(adapter)
+    if not isinstance(config, LoraConfig) or len(model.peft_config) != 1:
+        raise UserError(
+            f"expected a model with the LoRA {adapter!r} and no other adapter, got {sorted(model.peft_config)} of "
+            f"{type(config).__name__ if config else 'another name'}: load the LoRA alone."
+        )
+    if config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save:
+        raise UserError("this LoRA is more than B A x (DoRA, biases or whole modules): only plain LoRA becomes atoms.")
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            if not isinstance(layer.get_base_layer(), nn.Linear):
+                raise UserError(f"{name} is a {type(layer.get_base_layer()).__name__}: only linear layers carry atoms.")
+            A, B = (part[adapter].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))  # pyright: ignore
+            factors[name] = singular_directions(A, B, layer.scaling[adapter]) if principal else (
+                A, layer.scaling[adapter] * B
+            )  # fmt: skip
+    ranks = {name: len(A) for name, (A, _) in factors.items()}
+    target: Any = list(factors)
+    atoms = AtomConfig(target_modules=target, num_atoms=max(ranks.values()), num_atoms_pattern=ranks, density=1.0)
+    adapted = get_peft_model(model.unload(), atoms, adapter_name=adapter)  # pyright: ignore
+    with torch.no_grad():
+        for layer, (A, B) in zip(adapted_layers(adapted, adapter), factors.values(), strict=True):
+            dictionary = layer.dictionary(adapter)
+            dictionary.encoder.weight.copy_(A)
+            dictionary.dictionary.weight.copy_(B)
+    return adapted.eval()
+
+
+def singular_directions(
+    A: Float[Tensor, "rank width"], B: Float[Tensor, "out rank"], scaling: float
+) -> tuple[Float[Tensor, "rank width"], Float[Tensor, "out rank"]]:
+    """√Σ Vᵀ and U √Σ of `scaling` · BA = U Σ Vᵀ, without forming BA: QR of both sides, and the SVD of what is left."""
+    left, inner_left = torch.linalg.qr(B.double())
+    right, inner_right = torch.linalg.qr(A.double().T)
+    U, S, Vh = torch.linalg.svd(scaling * inner_left @ inner_right.T)
+    return (S.sqrt()[:, None] * (right @ Vh.T).T).to(A), (left @ U * S.sqrt()).to(B)

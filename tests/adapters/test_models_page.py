@@ -1,0 +1,11 @@
+"""The page about models is what its generator writes; library versions may be newer than the page."""
+
+from tests.adapters.models_page import PAGE, TESTED_WITH, page
+
+
+def test_the_page_on_disk_is_what_would_be_written():
+    written, wanted = (
+        [line for line in text.splitlines() if not line.startswith(TESTED_WITH)]
+        for text in (PAGE.read_text(encoding="utf-8"), page())
+    )
+    assert written == wanted, "run: make models"

@@ -1,0 +1,80 @@
+"""An inspection that was invented: 3 layers of 40 atoms, of which 24 are looked at."""
+
+import numpy as np
+from PIL import Image
+
+from atomtune.analysis.inspection import AtomRow, AtomView, Heat, Inspection, LayerOverlap, Pair, Step
+from atomtune.analysis.naming import Evidence, Name
+from atomtune.analysis.prompts import Factor
+
+PHASES = ["early", "middle", "late"]
+PROMPTS = [f"a sks teapot on a {colour} background" for colour in ("red", "green", "blue", "white", "black")]
+
+
+def invented(size: int = 64) -> Inspection:
+    random = np.random.default_rng(0)
+
+    def picture() -> Image.Image:
+        small = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(small).resize((size, size), Image.Resampling.BILINEAR)
+
+    def pictures(count: int = 4) -> list[Image.Image]:
+        return [picture() for _ in range(count)]
+
+    names = [
+        Name((Evidence(Factor("blue background", "background"), 4.2, 0.4, 0.001),)),
+        Name(
+            (Evidence(Factor("late", "phase"), 250.0, 0.2, 0.001), Evidence(Factor("large", "size"), 2.0, 0.1, 0.001))
+        ),
+        Name(),
+    ]
+    energies = np.sort(random.random((3, 40)).ravel() ** 3)[::-1]
+    places = [(number % 3, number // 3) for number in range(120)]
+    rows = [
+        AtomRow(
+            address=f"L{layer}[{id}]",
+            layer=layer,
+            id=id,
+            name=names[number % 3],
+            energy=float(energy) if number < 100 else 0.0,
+            share=float(energy / energies.sum()) if number < 100 else 0.0,
+            rate=0.5 / (number + 1),
+            peak=float(random.random() * 9),
+            active=(999.0, 49.0) if number < 100 else None,
+        )
+        for number, ((layer, id), energy) in enumerate(zip(places, energies))
+    ]
+    views = [
+        AtomView(
+            row=row,
+            heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:4]],
+            pairs=[Pair(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]],
+            by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
+        )
+        for row in rows[:24]
+    ]
+    return Inspection(
+        subject="sks teapot",
+        facts={
+            "atoms": 120,
+            "layers": 3,
+            "alive": 100,
+            "named": 80,
+            "per token": 4.0,
+            "hold half the energy": 20,
+            "naming prompts": 96,
+            "full": 0.1,
+            "boost": 20.0,
+        },
+        prompts=list(PROMPTS),
+        base=pictures(5),
+        adapted=pictures(5),
+        rows=rows,
+        views=views,
+        phases=PHASES,
+        stepped=PROMPTS[:4],
+        ladder=[Step(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
+        densities=[Step(n / 40, f"{n} atoms a token and layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
+        overlap=[LayerOverlap(f"L{layer}", (40, 30), 0.7, 0.3) for layer in range(3)],
+        against="other",
+    )

@@ -1,0 +1,89 @@
+"""Maps are the codes laid out as the tokens are; colours say their sign and strength."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from atomtune.analysis.heatmaps import BLUE, RED, layer_maps, overlay, phases, pooled, token_grid
+from atomtune.errors import UserError
+from atomtune.sampling import generate
+from atomtune.tracing import trace
+from tests.analysis.tiny import adapted_pixart
+
+
+def near(pixel, colour) -> bool:
+    """The picture shows through a little."""
+    return bool(np.abs(pixel.astype(int) - np.array(colour)).max() < 40)
+
+
+def test_all_maps_of_a_layer_are_those_of_each_atom():
+    pipe = adapted_pixart()
+    with trace(pipe.transformer, codes=True) as seen:
+        generate(pipe, ["a red dog", "a cat"], 1, steps=4)
+    for layer in seen.layers:
+        times = list(layer.energy_by_timestep)
+        for chosen in (None, times[:1], times[1:3]):
+            signed, magnitude = layer_maps(layer, chosen)
+            assert signed.shape == (2, 16, 16)  # pictures, tokens, atoms
+            for atom in range(16):
+                each = torch.stack([layer.maps(atom, t) for t in chosen or times])
+                assert_close(signed[:, :, atom], each.mean(0))
+                assert_close(magnitude[:, :, atom], each.abs().mean(0))
+
+
+def test_a_trace_without_codes_has_no_maps():
+    pipe = adapted_pixart()
+    with trace(pipe.transformer) as seen:
+        generate(pipe, "a cat", steps=1)
+    with pytest.raises(UserError, match="codes=True"):
+        layer_maps(seen.layers[0])
+
+
+@pytest.mark.parametrize(
+    "tokens, aspect, grid", [(64, 1.0, (8, 8)), (32, 2.0, (4, 8)), (4096, 1.0, (64, 64)), (6, 0.7, (3, 2))]
+)
+def test_tokens_form_the_grid_of_the_picture(tokens, aspect, grid):
+    assert token_grid(tokens, aspect) == grid
+
+
+@pytest.mark.parametrize("tokens", [24, 30, 77, 120])
+def test_tokens_of_a_text_form_none(tokens):
+    with pytest.raises(UserError, match="do not form a grid"):
+        token_grid(tokens)
+
+
+def test_heat_is_red_above_zero_blue_below_and_grey_at_zero(scene):
+    heat = torch.zeros(64)
+    heat[0], heat[63] = 2.0, -2.0
+    pixels = np.asarray(overlay(scene, heat))
+    assert near(pixels[0, 0], RED)
+    assert near(pixels[-1, -1], BLUE)
+    assert len(set(pixels[32, 32].tolist())) == 1
+    assert overlay(scene, heat, size=128).size == (128, 128)
+
+
+def test_a_common_scale_keeps_a_weak_map_pale(scene):
+    heat = torch.full((64,), 0.1)
+    alone, beside = (np.asarray(overlay(scene, heat, full))[0, 0].astype(int) for full in (None, 1.0))
+    assert near(alone, RED)
+    assert not near(beside, RED)
+
+
+def test_nothing_fired_is_just_grey():
+    pixels = np.asarray(overlay(Image.new("RGB", (64, 64), "white"), torch.zeros(16)))
+    assert (pixels == pixels[0, 0, 0]).all()
+
+
+def test_phases_are_thirds_from_the_noise_on():
+    assert phases([10.0, 900, 500, 700, 300]) == {"early": [900, 700], "middle": [500, 300], "late": [10]}
+    assert phases([900.0]) == {"early": [900]}
+
+
+def test_pooling_keeps_the_mean():
+    maps = torch.rand(2, 64, 3)
+    small = pooled(maps, (8, 8), 4)
+    assert small.shape == (2, 16, 3)
+    assert_close(small[:, 0], maps.unflatten(1, (8, 8))[:, :2, :2].mean((1, 2)))
+    assert pooled(maps, (8, 8), 8) is maps

@@ -1,0 +1,102 @@
+"""Influences against plain finite differences in float64, and the pictures of them."""
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from PIL import Image
+from torch.testing import assert_close
+
+from atomtune.analysis.influence import additivity_error, change, difference, influence, influence_picture, influences
+from atomtune.atoms import board
+from tests.adapters.tiny import atom_config, inputs, transformer, wake
+from tests.tiny_pixart import tiny_pixart
+
+KINDS = [{}, {"mix_first": False}, {"target_modules": ["to_v"]}, {"target_modules": ["attn2"]}, {"activation": "relu"}]
+
+
+def adapted(**options):
+    model = wake(get_peft_model(transformer(torch.float64), atom_config(**options)).double())
+    given = inputs(torch.float64)
+    return board(model), lambda: model(**given, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_all_atoms_of_a_layer_at_once_are_one_atom_at_a_time(options):
+    atoms, call = adapted(**options)
+    atoms["L0"].gain = torch.linspace(0.5, 1.5, 18)
+    step = 1e-6
+    for layer in ("L0", "L1"):
+        dictionary = atoms[layer].dictionary
+        before = dictionary.gain.clone()
+        found = influences(atoms, layer, call, chunk=5)
+        assert torch.equal(dictionary.gain, before)
+        on = call()
+        for m in range(18):
+            g = float(dictionary.gain[m])
+            answers = []
+            for gain in (0.0, step, -step):
+                dictionary.gain[m] = gain
+                answers.append(call().detach())
+            dictionary.gain[m] = g
+            off, above, below = answers
+            if m in (rows := found.rows.tolist()):
+                row = rows.index(m)
+                assert_close(found.full[row], (on - off).detach(), atol=1e-10, rtol=1e-7)
+                assert_close(found.first_order[row], g * (above - below) / (2 * step), atol=1e-7, rtol=1e-4)
+                assert_close(found.full[row], influence(atoms, call, f"{layer}[{m}]"), atol=1e-10, rtol=1e-7)
+            else:
+                assert_close(on, off, atol=1e-12, rtol=0)
+        expected = (found.full - found.first_order).flatten(1).norm(dim=1) / found.full.flatten(1).norm(dim=1)
+        assert_close(found.nonlinearity, expected)
+
+
+def test_what_reaches_the_output_without_a_layer_above_is_linear_and_adds_up():
+    """The atoms of a linear layer at the very end: no nonlinearity, no error of addition."""
+    atoms, call = adapted(target_modules=["proj_out"])
+    found = influences(atoms, "L0", call)
+    assert found.nonlinearity.max() < 1e-9
+    assert additivity_error(found.full, influence(atoms, call, "L0")) < 1e-9
+
+
+def test_additivity_is_the_sum_of_single_influences_against_all_at_once():
+    atoms, call = adapted()
+    found = influences(atoms, "L0", call)
+    with torch.no_grad():
+        on = call()
+        with atoms.muted("L0"):
+            whole = on - call()
+    assert_close(influence(atoms, call, "L0"), whole)
+    expected = (sum(found.full) - whole).norm() / whole.norm()
+    assert additivity_error(found.full, whole) == pytest.approx(float(expected))
+    assert expected > 1e-4  # attention and norms above it are not linear
+
+
+def test_a_layer_that_is_silent_has_no_influences():
+    atoms, call = adapted()
+    atoms["L1"].gain = 0.0
+    found = influences(atoms, "L1", call)
+    assert len(found.rows) == len(found.full) == len(found.nonlinearity) == 0
+
+
+def test_red_is_lighter_and_blue_is_darker():
+    off = np.full((4, 4, 3), 100, np.uint8)
+    on = off.copy()
+    on[0], on[1] = 200, 0
+    picture = np.asarray(difference(Image.fromarray(on), Image.fromarray(off))).astype(int)
+    red, blue, same = picture[0, 0], picture[1, 0], picture[3, 0]
+    assert red[0] > red[2] + 100 and blue[2] > blue[0] + 100
+    assert same[0] == same[1] == same[2]
+    assert change(Image.fromarray(on), Image.fromarray(off)) == pytest.approx((100 + 100) / 4 / 255)
+
+
+def test_the_picture_with_an_atom_on_and_off_from_the_same_noise():
+    pipe = tiny_pixart()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer = wake(get_peft_model(pipe.transformer, atom_config(num_atoms=4, density=1.0)))
+    options = {"steps": 2, "guidance_scale": 1.0}
+    on, off, shown = influence_picture(pipe, "L0[1]", "a sks dog", **options)
+    again, _, _ = influence_picture(pipe, "L1[1]", "a sks dog", **options)
+    assert np.array_equal(on, again) and not np.array_equal(on, off)
+    assert shown.size == on.size
+    assert all(atom.gain == 1 for atom in board(pipe))

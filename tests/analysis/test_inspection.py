@@ -1,0 +1,89 @@
+"""inspect on a miniature PixArt-Σ: what it measures is what the pieces measure, and no dial is left turned."""
+
+import pytest
+import torch
+
+from atomtune.analysis.inspection import LADDER, inspect, overlap
+from atomtune.analysis.watching import watch
+from atomtune.atoms import board
+from atomtune.sampling import generate
+from atomtune.tracing import trace
+from tests.adapters.tiny import wake
+from tests.analysis.tiny import adapted_pixart
+
+PROMPTS = ["a red dog", "a cat on a blue background"]
+QUICK = {"steps": 3, "top": 3, "naming_prompts": 6, "subject": "sks dog", "class_name": "dog"}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return adapted_pixart()
+
+
+def test_activity_adds_up_to_the_statistics_of_the_trace(pipe):
+    seen = watch(pipe, [*PROMPTS, "a dog"], steps=4, batch_size=2)
+    assert [len(seen.drawings), seen.phases] == [3, ["early", "middle", "late"]]
+    for layer in seen.layers:
+        assert layer.maps.shape == (3, 3, 16, 16)
+        assert not layer.trace.codes
+        steps = torch.tensor([2, 1, 1])[:, None] / 4  # steps of each phase
+        torch.testing.assert_close((layer.by_phase * steps).sum(1).mean(0), layer.trace.usage, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(layer.by_region.mean((0, 1)), layer.trace.usage, rtol=2e-3, atol=1e-4)
+
+
+def test_inspect_draws_and_measures_all_of_it(pipe):
+    told: dict[str, tuple[int, int]] = {}
+    found = inspect(pipe, [*PROMPTS, PROMPTS[0]], **QUICK, tell=lambda stage, *numbers: told.update({stage: numbers}))
+    assert found.prompts == PROMPTS  # said twice, drawn once
+    assert len(found.rows) == 32
+    assert [row.energy for row in found.rows] == sorted((row.energy for row in found.rows), reverse=True)
+    assert sum(row.share for row in found.rows) == pytest.approx(1)
+    with trace(pipe.transformer) as seen:
+        images = [drawing.image for drawing in generate(pipe, PROMPTS, 1, steps=3)]
+    first = found.rows[0]
+    assert first.energy == pytest.approx(max(float(layer.energy.max()) for layer in seen.layers), rel=1e-4)
+    assert [image.tobytes() for image in found.adapted] == [image.tobytes() for image in images]
+    assert [view.row for view in found.views] == found.rows[:3]
+    for view in found.views:
+        assert [len(view.heats), len(view.pairs), len(view.by_timestep)] == [4, 2, 3]
+        assert set(view.heats[0].images) == {"all", "early", "middle", "late"}
+        assert any(pair.change > 0 for pair in view.pairs)
+    assert told.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
+    assert all(done == total for done, total in told.values())
+
+
+def test_the_ladder_goes_from_the_base_to_the_adapter(pipe):
+    found = inspect(pipe, PROMPTS, **QUICK)
+    assert [step.value for step in found.ladder] == [0, *LADDER[:2], 32]
+    assert [found.ladder[0].reach, found.ladder[-1].reach] == [0, 1]
+    trained = [step for step in found.densities if step.trained]
+    assert [step.value for step in trained] == [0.25]
+    values = [step.value for step in found.densities]
+    assert values == sorted(values) and len(set(values)) == len(values) > 2
+
+
+def test_no_dial_is_left_turned(pipe):
+    atoms = board(pipe)
+    atoms["L1[3]"].gain = 0.5
+    atoms.drop(["L0[2]"])
+    before = atoms.preset()
+    inspect(pipe, PROMPTS, **QUICK)
+    assert atoms.preset() == before
+    atoms.reset()
+
+
+def test_soft_thresholds_have_no_density_to_turn():
+    assert inspect(adapted_pixart("relu"), PROMPTS, **QUICK).densities == []
+
+
+def test_overlap_is_one_with_itself_and_chance_with_strangers():
+    pipe = adapted_pixart()
+    model = pipe.transformer
+    model.add_adapter("other", model.peft_config["default"])
+    wake(model, "other", seed=5)
+    with trace(model) as seen:
+        generate(pipe, "a cat", steps=2)
+    for row in overlap(seen.layers, board(pipe)):
+        assert row.closest == pytest.approx(1, abs=1e-5)
+    for row in overlap(seen.layers, board(pipe, "other")):
+        assert row.closest == pytest.approx(row.chance, abs=0.15)

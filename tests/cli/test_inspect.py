@@ -1,0 +1,54 @@
+"""`atomtune inspect` on a miniature PixArt-Σ: the page is written, and mistakes are one sentence."""
+
+import json
+import shutil
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from atomtune.cli import main
+from atomtune.pipelines import denoiser, load_base, save_adapter
+from tests.analysis.tiny import adapted_pixart
+from tests.cli.test_cli import said
+from tests.tiny_pixart import save_tiny_pixart
+
+QUICK = ["--steps", "3", "--top", "2", "--naming-prompts", "4"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    base = save_tiny_pixart(tmp_path_factory.mktemp("base") / "tiny")
+    model = adapted_pixart().transformer
+    return save_adapter(
+        model, tmp_path_factory.mktemp("run") / "adapter", base=str(base), token="sks", class_name="dog"
+    )
+
+
+def test_a_page_with_the_prompts_of_a_file(adapter, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a sks dog in the snow\n\na red sks dog\n")
+    main(["inspect", str(adapter.parent), "--prompts", str(prompts), "--out", str(tmp_path / "page.html"), *QUICK])
+    page = (tmp_path / "page.html").read_text()
+    assert "a sks dog in the snow" in page and "What <em>sks dog</em> is made of" in page
+    assert page.count('<article class="card"') == 2
+    assert str(tmp_path / "page.html") in capsys.readouterr().out
+
+
+def test_without_prompts_and_beside_another(adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "other")
+    main(["inspect", str(adapter), "--against", str(other), *QUICK])
+    page = (adapter / "report.html").read_text()
+    assert "Overlap with" in page
+    assert "sks dog" in page
+
+
+def test_mistakes_are_one_sentence(adapter, tmp_path, capsys):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    assert "is empty: expected one prompt a line" in said(capsys, "inspect", adapter, "--prompts", empty)
+    assert "--top must be at least 1" in said(capsys, "inspect", adapter, "--top", "0")
+    assert "no adapter in" in said(capsys, "inspect", tmp_path)
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = get_peft_model(denoiser(load_base(base)), LoraConfig(target_modules=["to_q"]))
+    lora = save_adapter(model, tmp_path / "lora", base=base)
+    assert "only atoms can be inspected" in said(capsys, "inspect", lora)
