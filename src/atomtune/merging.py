@@ -39,9 +39,9 @@ def merge(
 
         atomtune.merge(["runs/teapot", "runs/openmoji"], "runs/both", weights=[1, 0.7])
 
-    `mode` is "concatenate" or "add"; `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which adapters went in (`merged_from`):
-    name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is written when they do not fit, and the
-    `UserError` says why.
+    `mode` is "concatenate" or "add"; `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which
+    adapters went in (`merged_from`): name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is
+    written when they do not fit, and the `UserError` says why.
     """
     weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
     if mode not in COMBINATION_TYPES:
