@@ -32,6 +32,7 @@ def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
     atomtune.customize(pictures, class_name="teapot", out="runs/teapot", steps=2, sample_every=0, measure_every=1)
     scope: dict = {}
     for block in blocks("docs/how-to/steer.md"):
+        block = block.replace('"photos/teapot"', repr(str(pictures)))
         exec(re.sub(r"generate\((.*)\)", r"generate(\1, steps=2)", block), scope)
     assert set(scope["board"].preset()) == {"density", "gain", "dropped", "schedule"}
     assert scope["layer"].maps(139).shape == (4, 64)

@@ -1,8 +1,9 @@
-"""What the steering experiments share: adapters of the six things, opened on moji, and the examples they are weighed on.
+"""What the steering experiments share: adapters of the six things, opened on moji, and examples to weigh them on.
 
-A cell is one thing and one method; its settings hold a digest of the base's weights, so that other weights run it again.
+A cell is one thing and one method. Its settings hold a digest of the base's weights, so that other weights run it again.
 """
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from atomtune.conversion import lora_to_atoms
 from atomtune.pipelines import set_denoiser
 from experiments import subjects
 from experiments.cells import cell, read
+from experiments.report import ROOT
 
 RESULTS = Path(__file__).parent / "results"
-FIGURES = Path(__file__).parent.parent.parent / "docs" / "results"
 METHODS = {"atoms": "atoms", "lora": "LoRA", "principal": "LoRA, singular directions"}
 """`principal` is the same LoRA, its product BA split along its singular directions (`atomtune.conversion`)."""
 
@@ -27,14 +28,14 @@ class Setup:
     """What is opened, on how much it is weighed. `QUICK` is a slice that shows only that everything works."""
 
     names: tuple[str, ...] = subjects.SUBJECTS
-    draws: int = 2
+    draws: int = 4
     """Noise and timestep draws of each of the five pictures, for importance and stability."""
-    ablated: int = 12
+    ablated: int = 25
     """Atoms of each layer that are left out one by one."""
-    timesteps: int = 2
+    timesteps: int = 4
     """Calls (one picture, different noise and timesteps) on which influence is measured."""
     counts: tuple[int, ...] = (4, 12, 40, 120)
-    num: int = 2
+    num: int = 4
     """Pictures of each of the five prompts, when fidelity is measured."""
     steps: int = 10
     """Sampling steps for them."""
@@ -64,10 +65,6 @@ class Opened:
         picture = self.run.parent / "pictures" / "0.png"
         return training_examples(self.pipe, picture, f"a {subjects.TOKEN} {self.name}", draws)
 
-    def score(self, setup: Setup) -> dict[str, float]:
-        """Draw with the dials as they are, and judge."""
-        return subjects.score(subjects.draw(self.pipe, self.name, setup.num, steps=setup.steps), self.name)
-
 
 def opened(setup: Setup, name: str, method: str = "atoms", seed: int = 0) -> Opened:
     """Train (or find) the adapter and open it; a LoRA comes as atoms."""
@@ -94,7 +91,30 @@ def results(setup: Setup) -> Path:
     return RESULTS if setup == FULL else subjects.CACHE / "steering-quick" / "results"
 
 
-def cells(folder: Path, experiment: str) -> dict[str, dict[str, Any]]:
-    """The cells of one experiment, by label; none when it has not run."""
-    return read(folder / experiment)
+@dataclass(frozen=True)
+class Place:
+    """Where cells are read, and where the page and its figures go."""
 
+    results: Path = RESULTS
+    docs: Path = ROOT / "docs" / "results"
+
+    def cells(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """The cells of one experiment, by label; none when it has not run."""
+        return read(self.results / experiment)
+
+    def figure(self, name: str) -> Path:
+        return self.docs / "figures" / f"steering-{name}.png"
+
+
+def main(run: Callable[[Setup], None], figure: Callable[[Place], None]) -> None:
+    """The command of one experiment: `--quick` shows that it works, into the cache folder."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a small slice whose numbers mean nothing")
+    setup = QUICK if parser.parse_args().quick else FULL
+    run(setup)
+    figure(place(setup))
+
+
+def place(setup: Setup) -> Place:
+    """The repository's own for the full setup."""
+    return Place() if setup == FULL else Place(results(setup), results(setup).parent)

@@ -1,8 +1,8 @@
 """Which cheap importance agrees with leaving atoms out one by one? `python -m experiments.steering.importance`
 
-For each of the six things: energy and gradient of every atom on the run's own pictures, and the true change of the training
-loss without it for a sample of those that fire, the same number from every layer. Agreement is Spearman's rank correlation
-over the sample. Then what the ranking is for: the fidelity that is left when the best 4, 12, 40, 120 atoms are kept.
+For each of the six things: energy and gradient of every atom on the run's own pictures, and the true change of the
+training loss without it for a sample of those that fire, the same number from every layer. Agreement is Spearman's rank
+correlation over the sample. What the rankings are worth for pruning is in `experiments.steering.lora`.
 """
 
 from statistics import fmean
@@ -17,9 +17,10 @@ from atomtune.tracing import trace
 from experiments.cells import spread
 from experiments.figures import BLUE, GREY, ORANGE, plt, save
 from experiments.report import table
-from experiments.steering.common import FIGURES, FULL, Setup, cells, opened, run_cell
+from experiments.steering.common import FULL, Place, Setup, main, opened, run_cell
 
 CHEAP = ("energy", "gradient")
+MEASURES = ("energy", "energy in training", "gradient", "gradient of the sum")
 
 
 def measure(setup: Setup, name: str) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def measure(setup: Setup, name: str) -> dict[str, Any]:
     scores = {
         "energy": importance(it.board, "energy", traced=seen),
         "gradient": importance(it.board, "gradient", loss=examples.losses),
+        "gradient of the sum": importance(it.board, "gradient", loss=lambda: examples.losses().mean()),
         "ablation": importance(it.board, "ablation", loss=examples.losses, among=among),
     }
     if any(dictionary.usage.any() for dictionary in it.board.dictionaries):
@@ -60,12 +62,20 @@ def run(setup: Setup = FULL) -> None:
         run_cell(setup, "importance", name, used, lambda name=name: measure(setup, name))
 
 
-def agreement(cell: dict[str, Any], by: str, inside_layers: bool = False) -> float:
-    """Spearman with ablation: over all sampled atoms, or the mean of those of each layer."""
-    scores, truth = cell["scores"][by], cell["scores"]["ablation"]
-    if inside_layers:
-        return fmean(float(spearmanr(a, b).statistic) for a, b in zip(scores, truth) if len(a) > 2)
-    return float(spearmanr(sum(scores, []), sum(truth, [])).statistic)
+def agreement(cell: dict[str, Any], by: str, size: bool = False) -> float:
+    """Spearman with ablation, or with the size of its change, over all sampled atoms."""
+    scores, truth = (_together(cell, kind) for kind in (by, "ablation"))
+    return float(spearmanr(scores, [abs(value) for value in truth] if size else truth).statistic)
+
+
+def inside_layers(cell: dict[str, Any], by: str) -> float:
+    """Mean over the layers of Spearman with ablation over the sampled atoms of one."""
+    pairs = zip(cell["scores"][by], cell["scores"]["ablation"])
+    return fmean(float(spearmanr(scores, truth).statistic) for scores, truth in pairs if len(truth) > 2)
+
+
+def _together(cell: dict[str, Any], by: str) -> list[float]:
+    return [score for layer in cell["scores"][by] for score in layer]
 
 
 def best(found: dict[str, Any]) -> str:
@@ -73,57 +83,53 @@ def best(found: dict[str, Any]) -> str:
     return max(CHEAP, key=lambda by: fmean(agreement(cell, by) for cell in found.values()))
 
 
-def section(folder) -> str | None:
-    found = cells(folder, "importance")
-    if not found:
+def section(place: Place) -> str | None:
+    if not (found := place.cells("importance")):
         return None
     rows = []
-    measures = [by for by in ("energy", "energy in training", "gradient") if any(by in c["scores"] for c in found.values())]
-    for by in measures:
-        mine = [cell for cell in found.values() if by in cell["scores"]]
-        rows.append((
-            by,
-            spread([agreement(cell, by) for cell in mine], 2),
-            spread([agreement(cell, by, inside_layers=True) for cell in mine], 2),
-            f"{min(agreement(cell, by) for cell in mine):.2f}",
-        ))  # fmt: skip
-    sampled = [sum(map(len, cell["scores"]["ablation"])) for cell in found.values()]
+    for by in MEASURES:
+        if mine := [cell for cell in found.values() if by in cell["scores"]]:
+            whole = [agreement(cell, by) for cell in mine]
+            inside, size = [inside_layers(cell, by) for cell in mine], [agreement(cell, by, size=True) for cell in mine]
+            rows.append((by, spread(whole, 2), f"{min(whole):.2f}", spread(inside, 2), spread(size, 2)))
+    sampled = [len(_together(cell, "ablation")) for cell in found.values()]
     fired = [sum(cell["fired"]) for cell in found.values()]
-    harmful = fmean(fmean(value < 0 for value in sum(cell["scores"]["ablation"], [])) for cell in found.values())
-    winner = best(found)
-    return f"""## Importance
+    harmful = fmean(fmean(value < 0 for value in _together(cell, "ablation")) for cell in found.values())
+    energy, gradient = ([agreement(cell, by) for cell in found.values()] for by in CHEAP)
+    ahead = sum(a > b for a, b in zip(energy, gradient))
+    return f"""## Importance: which cheap measure agrees with leaving atoms out?
 
-Energy, mean |s_m| · ‖d_m‖, and gradient, Σ_i |g_m ∂L_i/∂g_m|, against leaving atoms out one by one and seeing what the
-training loss becomes. On {len(found)} things; left out were {min(sampled)} to {max(sampled)} of the {min(fired)} to
-{max(fired)} atoms that fire on the examples, as many from each layer. Spearman's rank correlation with the true change,
-mean ± standard deviation over the things:
+Energy is mean |s_m| · ‖d_m‖, gradient Σ_i |g_m ∂L_i/∂g_m|, ablation the training loss without the atom less the loss with
+it. On {len(found)} things, {min(sampled)} to {max(sampled)} of the {min(fired)} to {max(fired)} atoms that fire on the
+examples were left out one by one, as many from each layer. Spearman's rank correlation with ablation, mean ± standard
+deviation over the things:
 
-{table(("measure", "all layers together", "inside a layer", "worst thing"), rows)}
+{table(("measure", "agreement", "worst thing", "inside one layer", "with the size of the change"), rows)}
 
-**{winner.capitalize()} agrees best.** Without a sampled atom the loss falls in {harmful:.0%} of the cases: on these
-examples those atoms do harm, or the atom that takes a place does more good.
+**{best(found).capitalize()} agrees best**, so it is the default of `importance` and of `AtomBoard.keep`; energy is ahead of
+gradient on {ahead} of {len(found)} things. "Energy in training" is what an adapter carries with it, "energy" was traced on
+the examples. "Gradient of the sum" is |∂ΣL_i/∂g_m|, where the examples cancel. Without an atom the loss falls in
+{harmful:.0%} of the cases, which no measure of size can say: compare the last column.
 
-![Agreement of cheap importances with ablation](steering-importance.png)
+![Ranks by energy and by gradient against ranks by ablation]({place.figure("importance").relative_to(place.docs)})
 """
 
 
-def figure(folder) -> None:
-    found = cells(folder, "importance")
-    if not found:
+def figure(place: Place) -> None:
+    if not (found := place.cells("importance")):
         return
-    drawn, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    drawn, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
     for axis, by, colour in zip(axes, CHEAP, (BLUE, ORANGE)):
         for cell in found.values():
-            ranks = [torch.tensor(sum(cell["scores"][kind], [])).argsort().argsort() for kind in (by, "ablation")]
-            axis.scatter(*(rank / max(1, len(rank) - 1) for rank in ranks), s=6, color=colour, alpha=0.5, linewidths=0)
-        mean = fmean(agreement(cell, by) for cell in found.values())
+            ranks = [torch.tensor(_together(cell, kind)).argsort().argsort().float() for kind in (by, "ablation")]
+            axis.scatter(*(rank / max(1, len(rank) - 1) for rank in ranks), s=7, color=colour, alpha=0.5, linewidths=0)
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-        axis.set_title(f"{by}: Spearman {mean:.2f}, mean of {len(found)} things", fontsize=10)
-        axis.set_xlabel(f"rank by {by} (1: the most)")
-    axes[0].set_ylabel("rank by ablation (1: the most)")
-    save(drawn, FIGURES / "steering-importance.png")
+        mean = fmean(agreement(cell, by) for cell in found.values())
+        axis.set_title(f"{by}: Spearman {mean:.2f}, mean over {len(found)} things", fontsize=10)
+        axis.set_xlabel(f"rank by {by} (1: the most important)")
+    axes[0].set_ylabel("rank by ablation (1: the most important)")
+    save(drawn, place.figure("importance"))
 
 
 if __name__ == "__main__":
-    run()
-    figure(None)
+    main(run, figure)

@@ -16,8 +16,12 @@ from atomtune.errors import UserError
 
 if TYPE_CHECKING:
     from atomtune.adapters import AtomConfig, AtomModel, adapted_layers
+    from atomtune.analysis.examples import training_examples
+    from atomtune.analysis.importance import importance
+    from atomtune.analysis.influence import influence, influences
     from atomtune.analysis.overlap import overlap
     from atomtune.atoms import AtomBoard, board
+    from atomtune.conversion import lora_to_atoms
     from atomtune.dictionary import SparseDictionary
     from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
     from atomtune.editing import edit
@@ -40,12 +44,17 @@ _HOMES = {
     "customize": "atomtune.training",
     "edit": "atomtune.editing",
     "generate": "atomtune.sampling",
+    "importance": "atomtune.analysis.importance",
+    "influence": "atomtune.analysis.influence",
+    "influences": "atomtune.analysis.influence",
     "load_adapter": "atomtune.pipelines",
     "load_base": "atomtune.pipelines",
+    "lora_to_atoms": "atomtune.conversion",
     "merge": "atomtune.merging",
     "overlap": "atomtune.analysis.overlap",
     "save_adapter": "atomtune.pipelines",
     "trace": "atomtune.tracing",
+    "training_examples": "atomtune.analysis.examples",
 }
 
 __all__ = [
@@ -62,12 +71,17 @@ __all__ = [
     "customize",
     "edit",
     "generate",
+    "importance",
+    "influence",
+    "influences",
     "load_adapter",
     "load_base",
+    "lora_to_atoms",
     "merge",
     "overlap",
     "save_adapter",
     "trace",
+    "training_examples",
 ]
 
 
