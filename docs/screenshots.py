@@ -36,8 +36,7 @@ def main() -> None:
             clip = {"x": 0, "y": top - 12, "width": WIDTH, "height": bottom - top + 24, "scale": 1}
             options = {"format": "png", "captureBeyondViewport": True, "clip": clip}
             shot = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"])
-            picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(256)  # a third of the bytes
-            picture.save(DOCS / "how-to" / name, optimize=True)
+            Image.open(io.BytesIO(shot)).convert("RGB").save(DOCS / "how-to" / name, optimize=True)
 
 
 if __name__ == "__main__":

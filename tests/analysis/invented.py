@@ -1,14 +1,20 @@
 """An inspection that was invented: 3 layers of 40 atoms, of which 24 are looked at."""
 
 import numpy as np
+import torch
 from PIL import Image
 
-from atomtune.analysis.inspection import AtomRow, AtomView, Heat, Inspection, LayerOverlap, Pair, Step
+from atomtune.analysis.inspection import AtomRow, AtomView, Heat, Inspection, Pair, Step
 from atomtune.analysis.naming import Evidence, Name
+from atomtune.analysis.overlap import LayerOverlap, Overlap
 from atomtune.analysis.prompts import Factor
 
 PHASES = ["early", "middle", "late"]
 PROMPTS = [f"a sks teapot on a {colour} background" for colour in ("red", "green", "blue", "white", "black")]
+
+
+def overlap_of(layer: int) -> LayerOverlap:
+    return LayerOverlap(f"L{layer}", (9, 8), torch.full((8,), 0.5), 0.25, 0.1, (0.4, 0.3), (0.2, 0.2), (-0.1, 0.2))
 
 
 def invented(size: int = 64) -> Inspection:
@@ -75,6 +81,6 @@ def invented(size: int = 64) -> Inspection:
         stepped=PROMPTS[:4],
         ladder=[Step(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
         densities=[Step(n / 40, f"{n} atoms a token and layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
-        overlap=[LayerOverlap(f"L{layer}", (40, 30), 0.7, 0.3) for layer in range(3)],
+        overlap=Overlap((40, 30), ((30, 20), (5, 25)), (18, 4), (0.8, 0.7), [overlap_of(layer) for layer in range(3)]),
         against="other",
     )

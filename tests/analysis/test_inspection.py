@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atomtune.analysis.inspection import LADDER, inspect, overlap
+from atomtune.analysis.inspection import LADDER, inspect
 from atomtune.analysis.watching import watch
 from atomtune.atoms import board
 from atomtune.sampling import generate
@@ -76,14 +76,12 @@ def test_soft_thresholds_have_no_density_to_turn():
     assert inspect(adapted_pixart("relu"), PROMPTS, **QUICK).densities == []
 
 
-def test_overlap_is_one_with_itself_and_chance_with_strangers():
+def test_overlap_with_another_is_measured_and_leaves_this_one_at_work():
     pipe = adapted_pixart()
     model = pipe.transformer
     model.add_adapter("other", model.peft_config["default"])
     wake(model, "other", seed=5)
-    with trace(model) as seen:
-        generate(pipe, "a cat", steps=2)
-    for row in overlap(seen.layers, board(pipe)):
-        assert row.closest == pytest.approx(1, abs=1e-5)
-    for row in overlap(seen.layers, board(pipe, "other")):
-        assert row.closest == pytest.approx(row.chance, abs=0.15)
+    found = inspect(pipe, PROMPTS, **QUICK, against=("other", ["a dog"]))
+    assert found.overlap is not None
+    assert [found.overlap.atoms, len(found.overlap.layers)] == [(32, 32), 2]
+    assert model.active_adapters == ["default"]

@@ -29,7 +29,7 @@ def test_words_are_escaped():
 
 def test_sections_without_content_are_left_out():
     found = invented()
-    found.densities, found.overlap = [], []
+    found.densities, found.overlap = [], None
     page = render(found)
     assert "Turn the density" not in page
     assert "Overlap with" not in page

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from atomtune.analysis.heatmaps import tint
 from atomtune.analysis.importance import replaced_gains
 from atomtune.atoms import AtomBoard, board
 from atomtune.sampling import generate
@@ -34,7 +35,6 @@ from atomtune.tracing import trace
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-RED, BLUE = (202, 0, 32), (5, 97, 196)
 Call = Callable[[], Tensor]
 """Runs the model on the same input every time it is called; returns what it answers."""
 
@@ -126,14 +126,11 @@ def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.I
     """`on` in pale grey, red where it is lighter than `off` and blue where it is darker (Fig. 1c of the paper).
 
     The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of `full`
-    of the range from black to white is opaque.
+    of the range from black to white is strongest.
     """
     changed = _pixels(on) - _pixels(off)
-    adds = changed.mean(axis=2, keepdims=True) >= 0
-    opacity = np.clip(np.abs(changed).max(axis=2, keepdims=True) / full, 0, 1) ** 0.7
-    grey = 0.5 * np.asarray(on.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
-    colour = np.where(adds, np.float32(RED), np.float32(BLUE))
-    return Image.fromarray((grey * (1 - opacity) + colour * opacity).round().clip(0, 255).astype(np.uint8))
+    strength = np.abs(changed).max(axis=2) * np.where(changed.mean(axis=2) >= 0, 1, -1)
+    return tint(on, strength, full)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.influence import change, difference
 from atomtune.analysis.naming import Name, name_atoms
+from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
 from atomtune.atoms import AtomBoard, board
 from atomtune.dictionary import SparseDictionary
 from atomtune.pipelines import denoiser
 from atomtune.sampling import Drawing, generate
-from atomtune.tracing import LayerTrace, Trace, trace
+from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,18 +113,6 @@ class Step:
 
 
 @dataclass
-class LayerOverlap:
-    """How alike the atoms of two adapters are in one layer."""
-
-    address: str
-    atoms: tuple[int, int]
-    closest: float
-    """For an atom of the first, weighted by energy, the largest |cosine| to an atom of the second."""
-    chance: float
-    """The same for random directions."""
-
-
-@dataclass
 class Inspection:
     """What `report.render` turns into a page."""
 
@@ -141,8 +129,9 @@ class Inspection:
     """The prompts of `ladder` and `densities`."""
     ladder: list[Step] = field(default_factory=list)
     densities: list[Step] = field(default_factory=list)
-    overlap: list[LayerOverlap] = field(default_factory=list)
+    overlap: Overlap | None = None
     against: str = ""
+    """The other adapter of `overlap`."""
 
 
 @torch.no_grad()
@@ -153,7 +142,7 @@ def inspect(
     subject: str | None = None,
     class_name: str | None = None,
     adapter: str = "default",
-    against: str | None = None,
+    against: tuple[str, Sequence[str]] | None = None,
     top: int = TOP,
     naming_prompts: int = NAMING,
     seed: int = 0,
@@ -165,7 +154,8 @@ def inspect(
 ) -> Inspection:
     """Draw and measure all of it. The board's dials are left as they were.
 
-    `subject` is what was learnt, with its token ("sks teapot"); `against` the name of another adapter on the model.
+    `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model and
+    prompts of it, with which the overlap is measured.
     `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the pictures for names take half the
     steps. `tell(stage, done, total)` is called as pictures are drawn.
     """
@@ -213,7 +203,9 @@ def inspect(
         stepped=stepped,
         ladder=ladder,
         densities=densities,
-        overlap=overlap(seen.layers, board(pipe, against)) if against else [],
+        overlap=overlap(pipe, (stepped, against[1]), (adapter, against[0]), seed=seed, steps=steps)
+        if against
+        else None,
     )
 
 
@@ -371,26 +363,6 @@ def _reach(images: list[Image.Image], base: list[Image.Image], full: list[Image.
     left = sum(change(image, wanted) for image, wanted in zip(images, full))
     whole = sum(change(image, wanted) for image, wanted in zip(base, full))
     return 1 - left / whole if whole else 1.0
-
-
-def overlap(layers: Sequence[LayerTrace], other: AtomBoard) -> list[LayerOverlap]:
-    """Where the atoms of two adapters point the same way, layer by layer: those that both adapt, by address."""
-    theirs = {int(dictionary.layer): dictionary for dictionary in other.dictionaries}
-    rows = []
-    for layer in layers:
-        mine, number = layer.dictionary, int(layer.dictionary.layer)
-        if number not in theirs or theirs[number].dictionary.out_features != mine.dictionary.out_features:
-            continue
-        a, b = (_unit(d.dictionary.weight.detach().float().T) for d in (mine, theirs[number]))
-        weight = layer.energy / layer.energy.sum().clamp(min=1e-12)
-        random = _unit(torch.randn(b.shape, generator=torch.Generator().manual_seed(0)).to(b))
-        closest, chance = (float((weight * (a @ c.T).abs().amax(1)).sum()) for c in (b, random))
-        rows.append(LayerOverlap(f"L{number}", (len(a), len(b)), closest, chance))
-    return rows
-
-
-def _unit(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _images(drawings: Sequence[Drawing]) -> list[Image.Image]:

@@ -58,7 +58,6 @@ def inspect(
 
     from atomtune import pipelines
     from atomtune.analysis import inspection, report
-    from atomtune.analysis.prompts import crossed_prompts
     from atomtune.cli.generate import read_prompts
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
@@ -67,16 +66,11 @@ def inspect(
     info = pipelines.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
-    ours = info.get("auto_mapping") or {}
-    token, class_name = ours.get("token"), ours.get("class_name")
-    subject = f"{token} {class_name}" if token and class_name else token
+    subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
-    if not wanted:
-        crossed = crossed_prompts(subject, class_name, naming_prompts)
-        wanted = [p.text for p in crossed if subject is None or subject in p.text][:8]
-
+    wanted = wanted or _about(subject, class_name, 8)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base).to(PartialState().device)
     model = pipelines.load_adapter(pipe, adapter)
@@ -96,7 +90,7 @@ def inspect(
             wanted,
             subject=subject,
             class_name=class_name,
-            against="against" if against else None,
+            against=("against", _about(*_subject(pipelines.adapter_info(against)), 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,
@@ -110,3 +104,20 @@ def inspect(
     out = out or adapter / "report.html"
     size = report.write(found, out, {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)})
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
+
+
+def _subject(info: dict) -> tuple[str | None, str | None]:
+    """What was learnt, with its token, and its class."""
+    ours = info.get("auto_mapping") or {}
+    token, class_name = ours.get("token"), ours.get("class_name")
+    return f"{token} {class_name}" if token and class_name else token, class_name
+
+
+def _about(subject: str | None, class_name: str | None, count: int) -> list[str]:
+    """Prompts with it in different sizes, places and backgrounds."""
+    import torch
+
+    from atomtune.analysis.prompts import crossed_prompts
+
+    crossed = crossed_prompts(subject, class_name, 4 * count, torch.Generator().manual_seed(0))
+    return [prompt.text for prompt in crossed if subject is None or subject in prompt.text][:count]

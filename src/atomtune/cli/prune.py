@@ -43,7 +43,9 @@ def prune(
         base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
     if (keep is None) == (keep_per_layer is None):
-        raise UserError("give one of --keep and --keep-per-layer: the number of atoms over the whole model, or in each layer.")
+        raise UserError(
+            "give one of --keep and --keep-per-layer: the number of atoms over the whole model, or in each layer."
+        )
     if finetune_steps < 0:
         raise UserError(f"finetune_steps must be 0 or more, got {finetune_steps}.")
     from atomtune import atoms, pipelines, pruning
