@@ -1,4 +1,4 @@
-"""Copy the demo's grid and table into the README, and inspect its adapter: `make readme`. No number is typed by hand."""
+"""Copy the demo's grid and table into the README and inspect its adapter: `make readme`. No number typed by hand."""
 
 import json
 import re

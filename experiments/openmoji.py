@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import atomtune
-from atomtune import metrics
+from atomtune.metrics.pixels import SAME, as_array
 from atomtune.moji.names import HELD_OUT_NAMES
 from atomtune.moji.scenes import BACKGROUNDS, Scene, caption, compose
 from experiments.subjects import CACHE, weights_digest
@@ -79,9 +79,9 @@ def outline(image: Image.Image) -> float:
 
     The rim is the two outermost pixels of what differs from the background, which must not be black itself.
     """
-    pixels = metrics.pixels.as_array(image).astype(float)
+    pixels = as_array(image).astype(float)
     border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, :2], *pixels[:, -2:]])
-    there = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > metrics.pixels.SAME
+    there = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > SAME
     inside = np.asarray(Image.fromarray(there).convert("L").filter(ImageFilter.MinFilter(5))) > 0
     rim = there & ~inside
     return float((pixels[rim] @ (0.299, 0.587, 0.114) < DARK).mean()) if rim.any() else 0.0

@@ -150,5 +150,5 @@ def test_a_pruned_adapter_trains_and_is_pruned_again():
 def test_nothing_left_is_a_sentence():
     model = adapted()
     board(model).drop(["L0", "L1"])
-    with pytest.raises(UserError, match="every atom was dropped, .* keep at least one"):
+    with pytest.raises(UserError, match=r"every atom was dropped, .* keep at least one"):
         prune(model)

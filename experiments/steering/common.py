@@ -1,6 +1,7 @@
 """What the steering experiments share: adapters of the six things, opened on moji, and examples to weigh them on.
 
-A cell is one thing and one method. Its settings hold a digest of the base's weights, so that other weights run it again.
+A cell is one thing and one method. Its settings hold a digest of the base's weights, so that other weights run it
+again.
 """
 
 import argparse

@@ -65,13 +65,13 @@ def run(setup: Setup = FULL) -> None:
 def agreement(cell: dict[str, Any], by: str, size: bool = False) -> float:
     """Spearman with ablation, or with the size of its change, over all sampled atoms."""
     scores, truth = (_together(cell, kind) for kind in (by, "ablation"))
-    return float(spearmanr(scores, [abs(value) for value in truth] if size else truth).statistic)
+    return float(spearmanr(scores, [abs(value) for value in truth] if size else truth)[0])
 
 
 def inside_layers(cell: dict[str, Any], by: str) -> float:
     """Mean over the layers of Spearman with ablation over the sampled atoms of one."""
     pairs = zip(cell["scores"][by], cell["scores"]["ablation"])
-    return fmean(float(spearmanr(scores, truth).statistic) for scores, truth in pairs if len(truth) > 2)
+    return fmean(float(spearmanr(scores, truth)[0]) for scores, truth in pairs if len(truth) > 2)
 
 
 def _together(cell: dict[str, Any], by: str) -> list[float]:
@@ -99,17 +99,17 @@ def section(place: Place) -> str | None:
     ahead = sum(a > b for a, b in zip(energy, gradient))
     return f"""## Importance: which cheap measure agrees with leaving atoms out?
 
-Energy is mean |s_m| · ‖d_m‖, gradient Σ_i |g_m ∂L_i/∂g_m|, ablation the training loss without the atom less the loss with
-it. On {len(found)} things, {min(sampled)} to {max(sampled)} of the {min(fired)} to {max(fired)} atoms that fire on the
-examples were left out one by one, as many from each layer. Spearman's rank correlation with ablation, mean ± standard
-deviation over the things:
+Energy is mean |s_m| · ‖d_m‖, gradient Σ_i |g_m ∂L_i/∂g_m|, ablation the training loss without the atom less the loss
+with it. On {len(found)} things, {min(sampled)} to {max(sampled)} of the {min(fired)} to {max(fired)} atoms that fire on
+the examples were left out one by one, as many from each layer. Spearman's rank correlation with ablation, mean ±
+standard deviation over the things:
 
 {table(("measure", "agreement", "worst thing", "inside one layer", "with the size of the change"), rows)}
 
-**{best(found).capitalize()} agrees best**, so it is the default of `importance` and of `AtomBoard.keep`; energy is ahead of
-gradient on {ahead} of {len(found)} things. "Energy in training" is what an adapter carries with it, "energy" was traced on
-the examples. "Gradient of the sum" is |∂ΣL_i/∂g_m|, where the examples cancel. Without an atom the loss falls in
-{harmful:.0%} of the cases, which no measure of size can say: compare the last column.
+**{best(found).capitalize()} agrees best**, so it is the default of `importance` and of `AtomBoard.keep`; energy is
+ahead of gradient on {ahead} of {len(found)} things. "Energy in training" is what an adapter carries with it, "energy"
+was traced on the examples. "Gradient of the sum" is |∂ΣL_i/∂g_m|, where the examples cancel. Without an atom the loss
+falls in {harmful:.0%} of the cases, which no measure of size can say: compare the last column.
 
 ![Ranks by energy and by gradient against ranks by ablation]({place.figure("importance").relative_to(place.docs)})
 """

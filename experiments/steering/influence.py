@@ -1,8 +1,8 @@
 """What single atoms do, and whether it adds up: `python -m experiments.steering.influence`
 
 On a few calls of the denoiser for each thing: the influence of every atom that fires (the answer with it on, less with
-it off), its first-order estimate, the sum of single influences against the whole block, and how much of the picture they
-cover. For atoms, and for a LoRA's rank-1 components. And pictures: what the most important atoms add and take away
+it off), its first-order estimate, the sum of single influences against the whole block, and how much of the picture
+they cover. For atoms, and for a LoRA's rank-1 components. And pictures: what the most important atoms add and take away
 (Fig. 1c).
 """
 
@@ -155,10 +155,10 @@ def section(place: Place) -> str | None:
     )  # fmt: skip
     return f"""## Influence, and appendix A.1: does nonlinearity fall with depth?
 
-f(g_m) is the denoiser's answer as a function of one atom's gain. Influence I_m = f(1) − f(0), first order J_m = ∂f/∂g_m at
-g_m = 0, nonlinearity ‖I_m − J_m‖ / ‖I_m‖, error of addition ‖Σ_m I_m − I‖ / ‖I‖ with I for the whole layer. On
-{len(found)} things, one picture of each, four noises and timesteps; nonlinearity of the {TOP} atoms of largest influence in
-each layer, mean ± standard deviation over the things where nothing else is said.
+f(g_m) is the denoiser's answer as a function of one atom's gain. Influence I_m = f(1) − f(0), first order J_m = ∂f/∂g_m
+at g_m = 0, nonlinearity ‖I_m − J_m‖ / ‖I_m‖, error of addition ‖Σ_m I_m − I‖ / ‖I‖ with I for the whole layer. On
+{len(found)} things, one picture of each, four noises and timesteps; nonlinearity of the {TOP} atoms of largest
+influence in each layer, mean ± standard deviation over the things where nothing else is said.
 
 {table(head, rows)}
 
@@ -169,8 +169,8 @@ All layers together, the influences of single atoms miss that of the adapter by 
 
 ![Nonlinearity and additivity by depth]({place.figure("nonlinearity").relative_to(place.docs)})
 
-What the {PICTURES} atoms of most energy do to the first picture of each thing, each silenced alone at the same noise: red is
-light that the atom adds, blue is light that it takes away.
+What the {PICTURES} atoms of most energy do to the first picture of each thing, each silenced alone at the same noise:
+red is light that the atom adds, blue is light that it takes away.
 
 ![Influence pictures]({place.figure("influence").relative_to(place.docs)})
 """
@@ -179,7 +179,7 @@ light that the atom adds, blue is light that it takes away.
 def slope(cell: dict[str, Any]) -> float:
     """Spearman of depth with the median nonlinearity of a layer's atoms: -1 when it falls at every step."""
     values = [median(layer) for layer in cell["nonlinearity"]]
-    return float(spearmanr(range(len(values)), values).statistic) if len(values) > 2 else 0.0
+    return float(spearmanr(range(len(values)), values)[0]) if len(values) > 2 else 0.0
 
 
 def figure(place: Place) -> None:

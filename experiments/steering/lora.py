@@ -1,9 +1,9 @@
 """Atoms and LoRA on the same board, the fair question: `python -m experiments.steering.lora`
 
-A LoRA's rank-1 components are linear atoms whose codes are dense (`atomtune.conversion`), of the same size as an atom: C_i
-+ C_o numbers. For each of the six things and for atoms, a LoRA of rank 16 on q, k, v and out as it was trained, and the same
-LoRA along its singular directions: how much of the fidelity gain the best 4, 12, 40 and 120 units keep, ranked by energy and
-by gradient. How local and how separable units are is measured by `experiments.steering.influence`.
+A LoRA's rank-1 components are linear atoms whose codes are dense (`atomtune.conversion`), of the same size as an atom:
+C_i + C_o numbers. For each of the six things and for atoms, a LoRA of rank 16 on q, k, v and out as it was trained, and
+the same LoRA along its singular directions: how much of the fidelity gain the best 4, 12, 40 and 120 units keep, ranked
+by energy and by gradient. How local and how separable units are is measured by `experiments.steering.influence`.
 """
 
 from functools import partial
@@ -93,9 +93,9 @@ def section(place: Place) -> str | None:
     base = [cell["alignment"] for label, cell in found.items() if label.endswith("-base")]
     text = f"""## Atoms and LoRA on one board: the fair question
 
-The components of a LoRA (rank 16 on q, k, v and out of the same attention layers, trained with the same recipe) are put on
-the same board as atoms of dense codes. One of them is as large as an atom: C_i + C_o numbers. "Singular directions" is the
-same LoRA with BA split in its unique way. On {things} things, mean ± standard deviation.
+The components of a LoRA (rank 16 on q, k, v and out of the same attention layers, trained with the same recipe) are put
+on the same board as atoms of dense codes. One of them is as large as an atom: C_i + C_o numbers. "Singular directions"
+is the same LoRA with BA split in its unique way. On {things} things, mean ± standard deviation.
 
 The whole adapter (alignment of the base: {spread(base, 2)}):
 
@@ -117,14 +117,12 @@ def _locality(place: Place) -> str:
     if not place.cells("influence"):
         return ""
     keys = ("map coverage", "influence coverage", "additivity", "additivity of all")
-    rows = [
-        (title, *(spread(_influence(place, method, key), 2) for key in keys)) for method, title in METHODS.items()
-    ]
+    rows = [(title, *(spread(_influence(place, method, key), 2) for key in keys)) for method, title in METHODS.items()]
     head = ("method", "share of tokens in a map", "share of latent in an influence", "error of addition in a block")
     return f"""
 **How local, how separable?** A map of N places covers exp(entropy)/N of them, 1 when it is the same everywhere: for the
-codes |s_m| over the tokens, and for what a unit changes in the denoiser's answer, weighted by how much. Error of addition:
-‖Σ_m I_m − I‖ / ‖I‖, mean over the blocks, and for all units of the model.
+codes |s_m| over the tokens, and for what a unit changes in the denoiser's answer, weighted by how much. Error of
+addition: ‖Σ_m I_m − I‖ / ‖I‖, mean over the blocks, and for all units of the model.
 
 {table((*head, "in the model"), rows)}
 

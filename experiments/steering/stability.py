@@ -1,8 +1,8 @@
 """Does a second run find the same atoms? `python -m experiments.steering.stability`
 
-Two seeds (other W_s at the start, other noise, another order) on each of the six things. Both adapters are run on the same
-examples; atoms that fire in both runs are matched layer by layer (`atomtune.analysis.matching`). Beside them: another thing
-learnt with the second seed, and chance, the second run with directions and maps paired anew at random.
+Two seeds (other W_s at the start, other noise, another order) on each of the six things. Both adapters are run on the
+same examples; atoms that fire in both runs are matched layer by layer (`atomtune.analysis.matching`). Beside them:
+another thing learnt with the second seed, and chance, the second run with directions and maps paired anew at random.
 """
 
 from functools import partial
@@ -28,7 +28,6 @@ TOP = 40
 KINDS = {"same": "same thing, other seed", "other": "other thing, other seed", "chance": "same thing, paired at random"}
 
 
-@torch.no_grad()
 def measure(setup: Setup, name: str) -> dict[str, Any]:
     """For each kind of pairing: likeness and energy of every atom of the first run that was given a partner."""
     first = opened(setup, name)
@@ -55,6 +54,7 @@ def measure(setup: Setup, name: str) -> dict[str, Any]:
     return values
 
 
+@torch.no_grad()
 def atoms_of(it: Opened, examples: Examples) -> list[tuple[Tensor, Tensor]]:
     """Codes [tokens, fired] and directions [fired, out] of the atoms that fire on the examples, layer by layer."""
     with trace(it.board.model, codes=True) as seen:
@@ -104,6 +104,7 @@ def section(place: Place) -> str | None:
     same, other = ([share(cell, kind, threshold=bar(cell)) for cell in found.values()] for kind in ("same", "other"))
     ahead = sum(a > b for a, b in zip(same, other))
     fired = [sum(map(len, cell["energy"])) for cell in found.values()]
+    fewest, most = min(fired), max(fired)
     together = fmean(fmean(cell["overlap"]["same"]) for cell in found.values())
     full = fmean(share(cell, "same") for cell in found.values())
     if full > 0.5:
@@ -117,9 +118,9 @@ def section(place: Place) -> str | None:
         verdict = "Another seed finds other atoms."
     return f"""## Stability: does a second run find the same atoms?
 
-Two seeds on each of {len(found)} things, run on the same examples; {min(fired)} to {max(fired)} atoms fire. Likeness of two
-atoms is cos(s_a, s_b) · cos(d_a, d_b), the cosine between what they add over all tokens; partners are given by Hungarian
-assignment in each layer. In percent of the first run's atoms, mean ± standard deviation over the things:
+Two seeds on each of {len(found)} things, run on the same examples; {fewest} to {most} atoms fire. Likeness
+of two atoms is cos(s_a, s_b) · cos(d_a, d_b), the cosine between what they add over all tokens; partners are given by
+Hungarian assignment in each layer. In percent of the first run's atoms, mean ± standard deviation over the things:
 
 {
         table(
@@ -149,7 +150,7 @@ def figure(place: Place) -> None:
     for (kind, title), colour in zip(KINDS.items(), (BLUE, ORANGE, GREY)):
         values = np.concatenate([np.concatenate(cell["likeness"][kind]) for cell in found.values()])
         weights = np.full(len(values), 100 / len(values))
-        axis.hist(values, edges, weights=weights, histtype="step", color=colour, linewidth=1.8, label=title)
+        axis.hist(values, list(edges), weights=weights, histtype="step", color=colour, linewidth=1.8, label=title)
     axis.axvline(MATCHED, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_xlabel("likeness of an atom to its partner in the second run")
     axis.set_ylabel("atoms, %")

@@ -155,7 +155,7 @@ class SparseDictionary(nn.Module):
 
     @torch.no_grad()
     def prune(self) -> None:
-        """Take the atoms that κ leaves out from the tensors. The output stays, and every other atom's id, head and group."""
+        """Take the atoms that κ leaves out from the tensors. The output stays, so do the others' id, head and group."""
         if self.kept is None:
             return
         rows = self.kept.nonzero().flatten()

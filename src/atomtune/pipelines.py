@@ -174,7 +174,8 @@ def set_scale(model: torch.nn.Module, scale: float, adapter_name: str = "default
 
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            layer.set_scale(adapter_name, scale)  # pyright: ignore[reportAttributeAccessIssue]
+            tuner: Any = layer
+            tuner.set_scale(adapter_name, scale)
 
 
 def same_weights(expected: list[float], found: list[float]) -> bool:

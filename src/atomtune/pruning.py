@@ -41,8 +41,8 @@ class Pruned:
 def prune(model: nn.Module, adapter: str = "default") -> Pruned:
     """Make permanent what `board.keep`, `drop` and `only` chose. Outputs stay as they are; the adapter shrinks.
 
-    Layers left with no atom lose the adapter. The adapter's configuration names the layers and their numbers of atoms, so
-    that it saves and loads as any other. Raises `UserError` when nothing was kept.
+    Layers left with no atom lose the adapter. The adapter's configuration names the layers and their numbers of atoms,
+    so that it saves and loads as any other. Raises `UserError` when nothing was kept.
     """
     if not AtomBoard(model, adapter).kept:
         raise UserError("every atom was dropped, and nothing would be left of the adapter: keep at least one.")
@@ -63,10 +63,11 @@ def prune(model: nn.Module, adapter: str = "default") -> Pruned:
         result.numbers += (layer.in_features + layer.out_features) * dictionary.num_atoms
         result.numbers_in_the_paper += layer.out_features * dictionary.num_atoms
     for module in bare.modules():
-        if vars(module).get("fuse_projections") is refuse_fusing:
-            if not any(isinstance(inner, AtomLayer) for inner in module.modules()):
-                del module.fuse_projections
-    config: Any = model.peft_config[adapter]  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+        bare_again = not any(isinstance(inner, AtomLayer) for inner in module.modules())
+        if bare_again and vars(module).get("fuse_projections") is refuse_fusing:
+            del module.fuse_projections
+    peft: Any = model
+    config = peft.peft_config[adapter]
     config.target_modules, config.num_atoms_pattern = list(left), left
     config.layers_to_transform = config.layers_pattern = None
     return result

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -111,7 +111,7 @@ class AtomModel(BaseTuner):
         if len(weights) != len(adapters):
             raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
         parts = [
-            Part(repr(name), self.peft_config[name], self._layers(name), float(weight))
+            Part(repr(name), cast(AtomConfig, self.peft_config[name]), self._layers(name), float(weight))
             for name, weight in zip(adapters, weights)
         ]
         self.peft_config[adapter_name], layers = combine(parts, combination_type)

@@ -2,7 +2,7 @@
 
     energy      mean |s_m| · ‖d_m‖          how much the atom adds to its layer's output; free, from training or a trace
     gradient    Σ_i |g_m ∂L_i/∂g_m|          how much the loss of each example hangs on its gain, to first order
-    ablation    L(without m) − L             what the loss is without it, others competing for its places; slow, and true
+    ablation    L(without m) − L             what the loss is without it, others competing for its places; slow, true
 
 Within one example contributions cancel as they do in the loss; over examples their sizes are added, because a trained
 atom's gradient is near zero in total: the gain scales d_m, and training has moved d_m to where that does not help.

@@ -41,7 +41,7 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Influences:
-    """Of the atoms of one layer that fire in a call, whose rows are `rows`; every other atom of the layer does nothing."""
+    """Of the atoms of one layer that fire in a call, whose rows are `rows`; every other atom there does nothing."""
 
     rows: Int[Tensor, " fired"]
     full: Float[Tensor, "fired ..."]
@@ -79,7 +79,8 @@ def influences(model: Any, address: str, call: Call, adapter: str = "default", c
 
     def off(row: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.nn.functional.one_hot(row, len(gain)).to(gain)
-        return torch.func.jvp(answer_with, (gain * (1 - one),), (gain * one,))
+        without, slope = torch.func.jvp(answer_with, (gain * (1 - one),), (gain * one,))
+        return without, slope
 
     if len(rows) == 0:
         nothing = answer.new_zeros(0, *answer.shape)
@@ -125,8 +126,8 @@ def change(on: Image.Image, off: Image.Image) -> float:
 def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.Image:
     """`on` in pale grey, red where it is lighter than `off` and blue where it is darker (Fig. 1c of the paper).
 
-    The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of `full`
-    of the range from black to white is strongest.
+    The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of
+    `full` of the range from black to white is strongest.
     """
     changed = _pixels(on) - _pixels(off)
     strength = np.abs(changed).max(axis=2) * np.where(changed.mean(axis=2) >= 0, 1, -1)

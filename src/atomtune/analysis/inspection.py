@@ -154,8 +154,8 @@ def inspect(
 ) -> Inspection:
     """Draw and measure all of it. The board's dials are left as they were.
 
-    `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model and
-    prompts of it, with which the overlap is measured.
+    `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
+    and prompts of it, with which the overlap is measured.
     `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the pictures for names take half the
     steps. `tell(stage, done, total)` is called as pictures are drawn.
     """

@@ -1,7 +1,7 @@
 """Matching: are the atoms of one run found again in another?
 
-What atom m adds to its layer's output over the tokens of some inputs is the matrix s_m d_mᵀ. The likeness of two atoms is
-the cosine between these matrices, which is a product:
+What atom m adds to its layer's output over the tokens of some inputs is the matrix s_m d_mᵀ. The likeness of two atoms
+is the cosine between these matrices, which is a product:
 
     likeness(a, b) = cos(s_a, s_b) · cos(d_a, d_b)         the same places and the same direction: 1
 
