@@ -5,10 +5,12 @@ again.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import spearmanr
 
 import atomtune
 from atomtune.analysis.examples import Examples, training_examples
@@ -85,6 +87,12 @@ def run_cell(
     settings = {key: value for key, value in asdict(setup).items() if key in (*used, "train")}
     folder = results(setup) / experiment
     cell(folder / f"{label}.json", {"base": subjects.weights_digest(), "cell": label} | settings, compute)
+
+
+def rank_agreement(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    result: Any = spearmanr(one, other)
+    return float(result.statistic)
 
 
 def results(setup: Setup) -> Path:

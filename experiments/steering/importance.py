@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from atomtune.analysis.importance import importance
@@ -17,7 +16,7 @@ from atomtune.tracing import trace
 from experiments.cells import spread
 from experiments.figures import BLUE, GREY, ORANGE, plt, save
 from experiments.report import table
-from experiments.steering.common import FULL, Place, Setup, main, opened, run_cell
+from experiments.steering.common import FULL, Place, Setup, main, opened, rank_agreement, run_cell
 
 CHEAP = ("energy", "gradient")
 MEASURES = ("energy", "energy in training", "gradient", "gradient of the sum")
@@ -65,13 +64,13 @@ def run(setup: Setup = FULL) -> None:
 def agreement(cell: dict[str, Any], by: str, size: bool = False) -> float:
     """Spearman with ablation, or with the size of its change, over all sampled atoms."""
     scores, truth = (_together(cell, kind) for kind in (by, "ablation"))
-    return float(spearmanr(scores, [abs(value) for value in truth] if size else truth)[0])
+    return rank_agreement(scores, [abs(value) for value in truth] if size else truth)
 
 
 def inside_layers(cell: dict[str, Any], by: str) -> float:
     """Mean over the layers of Spearman with ablation over the sampled atoms of one."""
     pairs = zip(cell["scores"][by], cell["scores"]["ablation"])
-    return fmean(float(spearmanr(scores, truth)[0]) for scores, truth in pairs if len(truth) > 2)
+    return fmean(rank_agreement(scores, truth) for scores, truth in pairs if len(truth) > 2)
 
 
 def _together(cell: dict[str, Any], by: str) -> list[float]:

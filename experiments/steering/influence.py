@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from atomtune.analysis.importance import importance
@@ -25,7 +24,18 @@ from experiments import subjects
 from experiments.cells import spread
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, plt, save
 from experiments.report import CONDITIONS, HOLDS, NOT_HERE, table
-from experiments.steering.common import FULL, METHODS, Opened, Place, Setup, main, opened, place, run_cell
+from experiments.steering.common import (
+    FULL,
+    METHODS,
+    Opened,
+    Place,
+    Setup,
+    main,
+    opened,
+    place,
+    rank_agreement,
+    run_cell,
+)
 
 TOP = 24
 """Units of a layer, those of the largest influence, whose nonlinearity is reported: small ones are noise over noise."""
@@ -179,7 +189,7 @@ red is light that the atom adds, blue is light that it takes away.
 def slope(cell: dict[str, Any]) -> float:
     """Spearman of depth with the median nonlinearity of a layer's atoms: -1 when it falls at every step."""
     values = [median(layer) for layer in cell["nonlinearity"]]
-    return float(spearmanr(range(len(values)), values)[0]) if len(values) > 2 else 0.0
+    return rank_agreement(range(len(values)), values) if len(values) > 2 else 0.0
 
 
 def figure(place: Place) -> None:

@@ -79,8 +79,8 @@ def influences(model: Any, address: str, call: Call, adapter: str = "default", c
 
     def off(row: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.nn.functional.one_hot(row, len(gain)).to(gain)
-        without, slope = torch.func.jvp(answer_with, (gain * (1 - one),), (gain * one,))
-        return without, slope
+        both: Any = torch.func.jvp(answer_with, (gain * (1 - one),), (gain * one,))
+        return both
 
     if len(rows) == 0:
         nothing = answer.new_zeros(0, *answer.shape)
