@@ -32,8 +32,8 @@ def plot(out: Path = HERE, file: Path = FIGURES / "fig9.png") -> None:
             style = {"color": COLOURS[kind], "marker": MARKS[kind], "markersize": 6, "capsize": 2, "linewidth": 1.2}
             axis.errorbar(active, nmse, yerr=(low, high), label=label, **style)
         error = fmean(cells[f"{ground}-dense-100"]["nmse"])
-        shown = max(error, 2e-4)  # an exact layer is drawn at the edge
-        axis.plot(100, shown, "s", color=GREY, markersize=7)
+        shown = max(error, 2e-4)  # an exact layer is an arrow at the edge
+        axis.plot(100, shown, "s" if error == shown else "v", color=GREY, markersize=7)
         axis.annotate(f"dense: {error:.2g} ", (90, shown), ha="right", va="center", fontsize=SMALL, color=GREY)
         axis.axvline(9, color="black", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", xlim=(2, 125), xlabel="atoms a signal uses, of 100", title=title)
