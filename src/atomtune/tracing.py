@@ -201,7 +201,7 @@ class LayerTrace:
 
 @dataclass
 class Call:
-    """One run of the model: the timesteps of its rows, whether these are two halves, its samples' first number and count."""
+    """One run of the model: the timesteps of its rows, whether they are two halves, the samples in it."""
 
     timesteps: Tensor | None = None
     guided: bool = False
