@@ -65,7 +65,7 @@ def trained(setup: Setup, name: str, recipe: Recipe) -> Path:
     for keep, steps in recipe.stages:
         out = run.with_name(f"{run.name}-{keep}-{steps}")
         if not (out / "summary.json").is_file():
-            prune(run, out=out, keep=keep, finetune_steps=steps)
+            prune(run, out=out, keep=keep, by="energy", finetune_steps=steps)
         run = out
     return run
 
