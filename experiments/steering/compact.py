@@ -175,8 +175,7 @@ def section(place: Place) -> str | None:
 {table(head, rows)}
 
 "All used" is top-k with k = M: σ then passes everything, and such an adapter is linear in its input, as a LoRA on the
-value path is; what is left of the method is that each of the 40 can be seen, named, turned and removed. Each token uses
-5 atoms of a layer, half of what it uses of the full adapter's 256. A group penalty on every atom's energy and annealing
+value path is. "2 a token" still chooses, and is what `atomtune customize --compact` does. A group penalty on every atom's energy and annealing
 the density while training were tried in prototypes on two things and did not reach what a larger learning rate gives;
 they are not in the code.
 
