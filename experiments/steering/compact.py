@@ -175,9 +175,9 @@ def section(place: Place) -> str | None:
 {table(head, rows)}
 
 "All used" is top-k with k = M: σ then passes everything, and such an adapter is linear in its input, as a LoRA on the
-value path is. "2 a token" still chooses, and is what `atomtune customize --compact` does. A group penalty on every atom's energy and annealing
-the density while training were tried in prototypes on two things and did not reach what a larger learning rate gives;
-they are not in the code.
+value path is. "2 a token" still chooses, and is what `atomtune customize --compact` does. A group penalty on every
+atom's energy and annealing the density while training were tried in prototypes on two things and did not reach what a
+larger learning rate gives; they are not in the code.
 
 ![Fidelity and alignment of forty atoms]({place.figure("compact").relative_to(place.docs)})
 """
