@@ -158,6 +158,20 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     assert "--by gradient needs the run" in said(capsys, *alone)
 
 
+def test_distill(base, pictures, tmp_path, capsys):
+    lora, atoms = tmp_path / "lora", tmp_path / "atoms"
+    options = ("--class-name", "dog", "--base", base, "--steps", "2", "--report-to", "none")
+    main([str(x) for x in ("customize", pictures, "--method", "lora", "--rank", "2", *options, "--out", lora)])
+    few = ("--steps", "3", "--tokens", "60", "--num", "1", "--sampling-steps", "1")
+    main([str(x) for x in ("distill", lora, "--atoms", "4", "--density", "0.5", *few, "--out", atoms)])
+    assert "of what the LoRA adds is explained, over 8 layers" in capsys.readouterr().out
+    config = json.loads((atoms / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
+    main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
+    assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
+    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", atoms)
+
+
 RUN = ("--class-name", "x", "--out", "{empty}/out")
 WRONG = {
     "unknown option": (["generate", "--promt", "x"], "--promt"),
