@@ -8,6 +8,7 @@ rank-1 components, which is of the same size: (C_i + C_o)·40 numbers.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ def figure(place: Place) -> None:
         return
     things = len(scores(found, "base", "fidelity"))
     labels = [label for label in RECIPES if len(scores(found, label, "fidelity")) == things]
-    drawn, axes = plt.subplots(1, 2, figsize=(13, 0.5 * len(labels) + 1.2), sharey=True)
+    drawn, axes = plt.subplots(1, 2, figsize=(11, 0.55 * len(labels) + 1.2), sharey=True)
     for axis, score in zip(axes, ("fidelity", "alignment")):
         for row, label in enumerate(labels):
             values = scores(found, label, score)
@@ -197,7 +198,7 @@ def figure(place: Place) -> None:
             axis.plot(values, [row] * len(values), "o", color="black", markersize=3)
         axis.axvline(scores(found, "full", score).mean(), color=GREY, linewidth=0.8, linestyle=":")
         axis.set_title(score)
-    axes[0].set_yticks(range(len(labels)), [RECIPES[label].title for label in labels], fontsize=10)
+    axes[0].set_yticks(range(len(labels)), [fill(RECIPES[label].title, 50) for label in labels], fontsize=10)
     axes[0].invert_yaxis()
     save(drawn, place.figure("compact"))
 

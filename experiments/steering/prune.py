@@ -127,12 +127,12 @@ def figure(place: Place) -> None:
         for kind, text in {"all": "all atoms", "base": "base"}.items():
             level = np.mean([c[kind][score] for c in found.values()])
             axis.axhline(level, color=GREY, linewidth=0.8)
-            axis.annotate(text, (1, level), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          ha="right", color=GREY, fontsize=11)  # fmt: skip
+            spot = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axis.annotate(text, (0, level), (2, 2), color=GREY, fontsize=11, **spot)
         axis.set(xscale="log", xlabel="atoms kept, in all", title=score)
         axis.set_xticks((4, 12, 40, 120, 400, 1000), ["4", "12", "40", "120", "400", "1000"])
         axis.minorticks_off()
-    axes[0].legend(fontsize=10)
+    axes[0].legend(fontsize=10, loc="upper left", bbox_to_anchor=(0, 0.87), frameon=True, edgecolor="none")
     save(drawn, place.figure("prune"))
 
 

@@ -1,6 +1,7 @@
 """The example's own functions on a tiny Llama; the real model is opened by the command alone."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from examples.language_model import METHODS, PAGE, mean_loss, page, sequences, s
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     return LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)).eval()
 
 
