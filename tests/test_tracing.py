@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
-from atomtune.tracing import trace
+from atomtune.tracing import bare_model, trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 
@@ -162,6 +162,22 @@ def test_the_tokens_of_a_text_that_fire_an_atom_most():
     sample, position, value = t.top_tokens(0, 3, count=2)[0]
     assert (sample, position) == divmod(strongest, 6)
     assert value == pytest.approx(seen[0][sample, position, 3].item(), rel=1e-3)
+
+
+def test_a_call_that_was_broken_off_does_not_count():
+    model = adapted()
+
+    def stop(*_):
+        raise InterruptedError
+
+    with trace(model) as t:
+        handle = bare_model(model).register_forward_pre_hook(stop)
+        with pytest.raises(InterruptedError):
+            run(model)
+        handle.remove()
+        run(model)
+        run(model)
+    assert [len(layer.samples) for layer in t.layers] == [4, 4]
 
 
 def test_statistics_of_a_long_run_take_no_more_memory_than_of_a_short_one():

@@ -80,6 +80,11 @@ def opened(setup: Setup, name: str, method: str = "atoms", seed: int = 0) -> Ope
     return Opened(pipe, atomtune.board(pipe), run, name)
 
 
+def score_as_it_is(it: Opened, setup: Setup) -> dict[str, float]:
+    """Draw with the dials as they are, and judge."""
+    return subjects.score(subjects.draw(it.pipe, it.name, setup.num, steps=setup.steps), it.name)
+
+
 def run_cell(
     setup: Setup, experiment: str, label: str, used: tuple[str, ...], compute: Callable[[], Mapping[str, Any]]
 ) -> None:

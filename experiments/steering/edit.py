@@ -21,6 +21,7 @@ from atomtune.moji.scenes import Scene, caption
 from atomtune.training.config import load_recipe
 from experiments import subjects
 from experiments.cells import cell, read
+from experiments.report import ROOT, fill, table
 from pretraining.drawings import Drawings
 
 HERE = Path(__file__).parent / "results" / "edit"
@@ -131,21 +132,21 @@ def sheet() -> Image.Image:
     return sampling.grid(rows, [f"→ {case.prompts[1]}" for case in CASES.values()], COLUMNS)
 
 
-def table() -> str:
+def results() -> str:
     """Markdown: for each case and each choice the rung, whether the prompt was obeyed, alignment and fidelity."""
     cells, columns = read(HERE), COLUMNS[2:]
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    rows: list[list[str]] = []
     means: dict[str, list[tuple[float, float, float]]] = {column: [] for column in columns}
     for name in CASES:
-        row = []
+        row = [name.replace("-", ", ")]
         for column in columns:
             one = cells[name][column]
             means[column].append((one["obeyed"], one["alignment"], one["fidelity"]))
             row.append(f"{one['rung']}: {one['obeyed']:.0%}, {one['alignment']:.2f}, {one['fidelity']:.2f}")
-        lines.append(f"| {name.replace('-', ', ')} | {' | '.join(row)} |")
+        rows.append(row)
     mean = [np.mean(values, axis=0) for values in means.values()]
-    lines.append(f"| mean | {' | '.join(f'{o:.0%}, {a:.2f}, {f:.2f}' for o, a, f in mean)} |")
-    return "\n".join(lines)
+    rows.append(["mean", *(f"{o:.0%}, {a:.2f}, {f:.2f}" for o, a, f in mean)])
+    return table(("", *columns), rows)
 
 
 def main() -> None:
@@ -153,8 +154,8 @@ def main() -> None:
     for name, case in CASES.items():
         settings = {"base": subjects.weights_digest(), "case": json.loads(json.dumps(vars(case), default=vars))}
         cell(HERE / f"{name}.json", settings | {"pictures": NUM}, lambda: measure(name, case))  # noqa: B023
-    sampling.save_png(sheet(), Path("docs/how-to/edit.png"))
-    print(table())
+    sampling.save_png(sheet(), ROOT / "docs" / "how-to" / "edit.png")
+    fill(ROOT / "docs" / "how-to" / "edit.md", results())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments import subjects
 from experiments.cells import spread
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, plt, save
 from experiments.report import table
-from experiments.steering.common import FULL, METHODS, Opened, Place, Setup, main, opened, run_cell
+from experiments.steering.common import FULL, METHODS, Place, Setup, main, opened, run_cell, score_as_it_is
 
 RANKINGS = ("energy", "gradient")
 
@@ -38,19 +38,14 @@ def measure(setup: Setup, name: str, method: str) -> dict[str, Any]:
         "energy": importance(it.board, "energy", traced=seen),
         "gradient": importance(it.board, "gradient", loss=examples.losses),
     }
-    values: dict[str, Any] = {"units": len(it.board), "all": score(it, setup)}
+    values: dict[str, Any] = {"units": len(it.board), "all": score_as_it_is(it, setup)}
     for by, ranking in rankings.items():
         values[by] = []
         for count in setup.counts:
             it.board.reset()
             it.board.keep(count, by=ranking)
-            values[by].append(score(it, setup))
+            values[by].append(score_as_it_is(it, setup))
     return values
-
-
-def score(it: Opened, setup: Setup) -> dict[str, float]:
-    """Draw with the dials as they are, and judge."""
-    return subjects.score(subjects.draw(it.pipe, it.name, setup.num, steps=setup.steps), it.name)
 
 
 def run(setup: Setup = FULL) -> None:

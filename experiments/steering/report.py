@@ -10,7 +10,7 @@ from typing import Any
 from atomtune.files import write_text
 from experiments.steering.common import Place
 
-EXPERIMENTS = ("importance", "influence", "lora", "stability")
+EXPERIMENTS = ("importance", "influence", "lora", "stability", "prune", "compact")
 """In the order of the page."""
 
 

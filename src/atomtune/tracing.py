@@ -201,11 +201,12 @@ class LayerTrace:
 
 @dataclass
 class Call:
-    """One run of the model: the timesteps of its rows, whether they are two halves, and its samples' first number."""
+    """One run of the model: the timesteps of its rows, whether they are two halves, the samples in it."""
 
     timesteps: Tensor | None = None
     guided: bool = False
     first_sample: int = 0
+    samples: int = 0
 
     def rows(self, batch: int) -> Iterator[tuple[Tensor, float | None]]:
         """Rows of the batch by timestep."""
@@ -225,16 +226,18 @@ class Trace:
         self._model, self._codes = bare_model(model), codes
         self._dictionaries = [layer.dictionary(adapter) for layer in adapted_layers(model, adapter)]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._call, self._batch = Call(), 0
+        self._call = self._before = Call()
         self.layers: list[LayerTrace] = []
         """One for each adapted layer, in the order of their addresses."""
         self.input_ids: list[Int[Tensor, " tokens"]] = []
         """Of a text model with `codes=True`: the tokens of each sample."""
 
     def __enter__(self) -> Trace:
-        self._call, self._batch, self.input_ids = Call(), 0, []
+        self._call = self._before = Call()
+        self.input_ids = []
         self.layers = [LayerTrace(dictionary, self._codes) for dictionary in self._dictionaries]
         self._hooks = [self._model.register_forward_pre_hook(self._called, prepend=True, with_kwargs=True)]
+        self._hooks.append(self._model.register_forward_hook(self._answered, with_kwargs=True))
         for layer in self.layers:
 
             def record(_module: nn.Module, inputs: tuple[Tensor, ...], layer: LayerTrace = layer) -> None:
@@ -269,11 +272,14 @@ class Trace:
             times is not None and batch % 2 == 0 and isinstance(states, Tensor)
             and bool((times == times[0]).all()) and torch.equal(states[: batch // 2], states[batch // 2 :])
         )  # fmt: skip
-        before = self._call.timesteps
-        goes_on = before is not None and times is not None and float(times[0]) < float(before[0])
-        samples = batch // 2 if guided else batch
-        first = self._call.first_sample + (0 if goes_on and samples == self._batch else self._batch)
-        self._call, self._batch = Call(times, guided, first), samples
+        before, samples = self._before, batch // 2 if guided else batch
+        later = before.timesteps is not None and times is not None and float(times[0]) < float(before.timesteps[0])
+        goes_on = later and samples == before.samples
+        self._call = Call(times, guided, before.first_sample + (0 if goes_on else before.samples), samples)
+
+    def _answered(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
+        """A call that was broken off (to catch its arguments, as `training.encoding` does) does not count."""
+        self._before = self._call
         if self._codes and isinstance(ids := _argument(model, args, kwargs, "input_ids"), Tensor):
             self.input_ids += ids.detach().cpu().unbind()
 

@@ -16,6 +16,12 @@ def test_moji_has_its_recipe_by_default():
     assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 250, 5, "AdamW")
 
 
+def test_compact_has_a_recipe_of_its_own():
+    config, few = configure(**GIVEN, compact=True), load_recipe("moji-compact")
+    assert (config.learning_rate, config.density) == (few["learning_rate"], few["density"])
+    assert configure(**GIVEN, compact=True, base="some/folder").learning_rate == 1e-4
+
+
 def test_another_base_gets_the_papers_settings_and_not_mojis():
     config = configure(**GIVEN, base="some/folder")
     assert (config.learning_rate, config.steps, config.epochs) == (1e-4, None, 15)
@@ -106,5 +112,5 @@ def test_broken_yaml_is_refused(tmp_path, text):
 
 
 def test_a_missing_configuration_lists_the_recipes():
-    with pytest.raises(UserError, match="one of the recipes moji, moji-one-image, pixart-sigma"):
+    with pytest.raises(UserError, match="one of the recipes moji, moji-compact, moji-one-image, pixart-sigma"):
         load_recipe("nowhere.yaml")

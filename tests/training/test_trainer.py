@@ -132,6 +132,14 @@ def test_a_finished_run_is_not_trained_again(run, monkeypatch):
     assert run() == summary
 
 
+def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
+    summary, file = run(), tmp_path / "run" / "config.yaml"
+    old = yaml.safe_load(file.read_text())
+    del old["compact"], old["sample_prompts"]
+    file.write_text(yaml.safe_dump(old))
+    assert run() == summary
+
+
 def test_another_run_is_not_overwritten_unless_told(run, pictures, tmp_path):
     run()
     before = weights(tmp_path / "run")

@@ -22,5 +22,7 @@ def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
 def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """The last of cyclopts's configuration sources: the recipe that ships for the base."""
     given = {argument.field_info.name: argument.tokens for argument in arguments if argument.tokens}
-    recipe = recipe_for(given["base"][0].value if "base" in given else CustomizeConfig.base, given)
+    base = given["base"][0].value if "base" in given else CustomizeConfig.base
+    compact = any(token.value.lower() == "true" or token.implicit_value is True for token in given.get("compact", ()))
+    recipe = recipe_for(base, given, compact)
     Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)

@@ -51,6 +51,9 @@ class CustomizeConfig:
     """Blocks that are adapted (all by default)."""
     num_atoms: int = 256
     """M, atoms in each adapted layer."""
+    compact: bool = False
+    """40 atoms over the whole model instead, shared out evenly: a small adapter whose every atom can be looked at. Its
+    recipe has a larger learning rate."""
     activation: Literal["topk", "soft", "relu"] = "topk"
     """σ: the k largest coefficients of a token by magnitude, a soft threshold, or ReLU(x - threshold)."""
     density: float = 0.04
@@ -196,7 +199,7 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
     which wins over the recipe that ships for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
-    values = recipe_for(given.get("base", CustomizeConfig.base), given) | given
+    values = recipe_for(given.get("base", CustomizeConfig.base), given, given.get("compact", False)) | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
@@ -229,12 +232,13 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return options
 
 
-def recipe_for(base: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """The recipe that ships for a base (the first by name whose `base` it is), or nothing.
+def recipe_for(base: str, given: Collection[str] = (), compact: bool = False) -> dict[str, Any]:
+    """The recipe that ships for a base (the first by name whose `base` and `compact` these are), or nothing.
 
     Its length is left out when `steps` or `epochs`, two ways to say one thing, are among the options `given`.
     """
     recipes = (load_recipe(name) for name in recipe_names())
-    recipe = next((recipe for recipe in recipes if recipe.get("base") == base), {})
+    wanted = (base, compact)
+    recipe = next((r for r in recipes if (r.get("base"), r.get("compact", False)) == wanted), {})
     length = {"steps", "epochs"}
     return {name: value for name, value in recipe.items() if name not in length or length.isdisjoint(given)}

@@ -14,6 +14,11 @@ from atomtune.training.config import CustomizeConfig
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
+    from atomtune.adapters import AtomConfig
+
+COMPACT = 40
+"""Atoms over the whole model with `--compact`."""
+
 
 def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
     """The denoiser with a fresh adapter; everything else is frozen. Its random start follows from `config.seed`."""
@@ -45,7 +50,7 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
     if config.method == "atoms":
         from atomtune.adapters import AtomConfig
 
-        return AtomConfig(
+        atoms = AtomConfig(
             target_modules=list(config.target_modules),
             num_atoms=config.num_atoms,
             activation=config.activation,
@@ -54,6 +59,9 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
             mix_first=config.mix_first,
             layers_to_transform=layers,
         )
+        if config.compact:
+            atoms.num_atoms_pattern = share_out(COMPACT, denoiser, atoms)
+        return atoms
     target = linear_layers(denoiser, config.target_modules)
     if config.method == "oft":
         return peft.OFTConfig(r=config.oft_blocks, oft_block_size=0, target_modules=target, layers_to_transform=layers)
@@ -64,6 +72,15 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
         target_modules=target,
         layers_to_transform=layers,
     )
+
+
+def share_out(total: int, model: torch.nn.Module, config: AtomConfig) -> dict[str, int]:
+    """M of each layer that `config` adapts, so that together they have `total` atoms, or one each if there are more."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+    ends = [total * number // len(names) for number in range(len(names) + 1)]
+    return {name: max(1, end - start) for name, start, end in zip(names, ends, ends[1:])}
 
 
 def linear_layers(model: torch.nn.Module, targets: tuple[str, ...]) -> list[str]:

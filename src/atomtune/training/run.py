@@ -88,7 +88,11 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
     if not written.is_file():
         return None
     ignored = {"out": None, "overwrite": None}
-    there, here = yaml.safe_load(written.read_text(encoding="utf-8")) | ignored, config.to_dict() | ignored
+    defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
+    there = (
+        defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8")) | ignored
+    )  # it may be older than an option
+    here = config.to_dict() | ignored
     if different := [name for name in here if here[name] != there.get(name)]:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
         raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
