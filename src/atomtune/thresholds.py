@@ -101,7 +101,7 @@ class Threshold(nn.Module):
     def _observe(self, coefficients: Tensor) -> None:
         """Move the running estimates towards this batch; the first one is taken as it is."""
         if self.spread is not None:
-            _follow(self.spread, coefficients.float().square().mean().sqrt().expand(len(self.spread)))
+            _follow(self.spread, coefficients.square().mean().sqrt().expand(len(self.spread)))
         if self.levels is not None:
             groups = coefficients.split(self.sizes, dim=-1)
             now = [_quantiles(c).expand(size, OCTAVES) for c, size in zip(groups, self.sizes) if size]

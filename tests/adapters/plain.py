@@ -13,7 +13,7 @@ from atomtune.dictionary import SparseDictionary
 def sigma(dictionary: SparseDictionary, coefficients: Tensor) -> Tensor:
     if dictionary.activation == "topk":
         return top_k(coefficients, max(1, round(dictionary.density * dictionary.num_atoms)))
-    return {"soft": soft_threshold, "relu": relu_threshold}[dictionary.activation](coefficients, dictionary.threshold)
+    return {"soft": soft_threshold, "relu": relu_threshold}[dictionary.activation](coefficients, dictionary.sigma.threshold)
 
 
 def linear(layer: LinearAtoms, x: Tensor) -> Tensor:
