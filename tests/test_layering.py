@@ -13,7 +13,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # A piece may import pieces of lower layers and of its own; `errors` and `files` may be imported from anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"editing"},
+    {"editing", "distillation"},
     {"training", "analysis", "conversion", "merging", "pruning", "sampling", "pipelines", "metrics", "moji"},
     {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},

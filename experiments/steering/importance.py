@@ -96,17 +96,19 @@ def section(place: Place) -> str | None:
     harmful = fmean(fmean(value < 0 for value in _together(cell, "ablation")) for cell in found.values())
     energy, gradient = ([agreement(cell, by) for cell in found.values()] for by in CHEAP)
     ahead = sum(a > b for a, b in zip(energy, gradient))
+    left_out = f"{min(sampled)} to {max(sampled)}" if min(sampled) < max(sampled) else f"{sampled[0]}"
     return f"""## Importance: which cheap measure agrees with leaving atoms out?
 
 Energy is mean |s_m| · ‖d_m‖, gradient Σ_i |g_m ∂L_i/∂g_m|, ablation the training loss without the atom less the loss
-with it. On {len(found)} things, {min(sampled)} to {max(sampled)} of the {min(fired)} to {max(fired)} atoms that fire on
+with it. On {len(found)} things, {left_out} of the {min(fired)} to {max(fired)} atoms that fire on
 the examples were left out one by one, as many from each layer. Spearman's rank correlation with ablation, mean ±
 standard deviation over the things:
 
 {table(("measure", "agreement", "worst thing", "inside one layer", "with the size of the change"), rows)}
 
-**{best(found).capitalize()} agrees best**, so it is the default of `importance` and of `AtomBoard.keep`; energy is
-ahead of gradient on {ahead} of {len(found)} things. "Energy in training" is what an adapter carries with it, "energy"
+**{best(found).capitalize()} agrees best**, so it is the default of `importance` where there is a loss and of
+`atomtune prune` where the pictures are at hand; energy, which needs neither, is otherwise. Energy is ahead of gradient
+on {ahead} of {len(found)} things. "Energy in training" is what an adapter carries with it, "energy"
 was traced on the examples. "Gradient of the sum" is |∂ΣL_i/∂g_m|, where the examples cancel. Without an atom the loss
 falls in {harmful:.0%} of the cases, which no measure of size can say: compare the last column.
 
@@ -126,7 +128,7 @@ def figure(place: Place) -> None:
         mean = fmean(agreement(cell, by) for cell in found.values())
         axis.set_title(f"{by}: Spearman {mean:.2f}, mean over {len(found)} things", fontsize=10)
         axis.set_xlabel(f"rank by {by} (1: the most important)")
-    axes[0].set_ylabel("rank by ablation (1: the most important)")
+    axes[0].set_ylabel("rank by ablation")
     save(drawn, place.figure("importance"))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import atomtune
 from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import additivity_error, influence, influence_picture, influences
 from atomtune.analysis.locality import coverage, magnitude_maps
@@ -129,12 +130,12 @@ def pictures(setup: Setup, where: Place) -> None:
     rows, labels = [], []
     for name in setup.names:
         it = opened(setup, name)
-        with trace(it.board.model) as seen, torch.no_grad():
-            it.examples(1).losses()
+        prompt = subjects.task(name).prompts[0]
+        with trace(it.board.model) as seen:
+            atomtune.generate(it.pipe, prompt, steps=setup.steps)
         scores = torch.cat(importance(it.board, traced=seen))
         atoms = list(it.board)
         strongest = [atoms[index].address for index in scores.topk(PICTURES).indices.tolist()]
-        prompt = subjects.task(name).prompts[0]
         drawn = [influence_picture(it.pipe, address, prompt, steps=setup.steps) for address in strongest]
         rows.append([drawn[0][0], *(difference for _, _, difference in drawn)])
         labels.append(f"{name}: {', '.join(strongest)}")
@@ -206,9 +207,9 @@ def figure(place: Place) -> None:
         added = np.array([cell["additivity"] for cell in mine])
         axes[1].plot(places, added.mean(0), color=colour, marker="o", markersize=4, label=name)
         axes[1].vlines(places, added.min(0), added.max(0), color=colour, linewidth=2, alpha=0.5)
-    axes[0].set_ylabel("nonlinearity ‖I − J‖ / ‖I‖ of one unit")
+    axes[0].set_ylabel("nonlinearity ‖I − J‖ / ‖I‖")
     axes[0].set_title("median and quartiles over units and things", fontsize=10)
-    axes[1].set_ylabel("error of addition ‖ΣI − I(block)‖ / ‖I(block)‖")
+    axes[1].set_ylabel("error of addition ‖ΣI − I‖ / ‖I‖")
     axes[1].set_title("mean and range over things", fontsize=10)
     for axis in axes:
         axis.set_xlabel("block (0: the shallowest)")

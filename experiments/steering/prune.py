@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+import atomtune
+from atomtune.sampling import grid, save_png
+from experiments import subjects
 from experiments.cells import spread
 from experiments.figures import BLUE, GREY, ORANGE, plt, save
-from experiments.report import table
+from experiments.report import ROOT, table
 from experiments.steering.common import FULL, Place, Setup, main, opened, run_cell, score_as_it_is
 
 COUNTS = (4, 12, 40, 120, 400)
+STRIP = ROOT / "docs" / "how-to" / "prune.png"
 RANKINGS = {"energy": "by energy", "random": "at random"}
 
 
@@ -43,6 +47,21 @@ def measure(setup: Setup, name: str) -> dict[str, Any]:
 def run(setup: Setup = FULL) -> None:
     for name in setup.names:
         run_cell(setup, "prune", name, ("num", "steps"), partial(measure, setup, name))
+    if setup == FULL:
+        strip(setup)
+
+
+def strip(setup: Setup) -> None:
+    """The first prompt of each thing with all atoms, and with the best over the model."""
+    rows = []
+    for name in setup.names:
+        it, prompt = opened(setup, name), subjects.task(name).prompts[0]
+        rows.append([])
+        for count in (len(it.board), *sorted(COUNTS, reverse=True)):
+            it.board.keep(count)
+            rows[-1].append(atomtune.generate(it.pipe, prompt)[0].image)
+    columns = ("all atoms", *(f"{count} atoms" for count in sorted(COUNTS, reverse=True)))
+    save_png(grid(rows, [subjects.task(name).prompts[0] for name in setup.names], columns), STRIP)
 
 
 def shares(found: dict[str, Any], key: str) -> np.ndarray:
@@ -108,12 +127,12 @@ def figure(place: Place) -> None:
         for kind, text in {"all": "all atoms", "base": "base"}.items():
             level = np.mean([c[kind][score] for c in found.values()])
             axis.axhline(level, color=GREY, linewidth=0.8)
-            axis.annotate(text, (1, level), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          ha="right", color=GREY, fontsize=11)  # fmt: skip
+            spot = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axis.annotate(text, (0, level), (2, 2), color=GREY, fontsize=11, **spot)
         axis.set(xscale="log", xlabel="atoms kept, in all", title=score)
         axis.set_xticks((4, 12, 40, 120, 400, 1000), ["4", "12", "40", "120", "400", "1000"])
         axis.minorticks_off()
-    axes[0].legend(fontsize=10)
+    axes[0].legend(fontsize=10, loc="upper left", bbox_to_anchor=(0, 0.87), frameon=True, edgecolor="none")
     save(drawn, place.figure("prune"))
 
 

@@ -106,13 +106,13 @@ def section(place: Place) -> str | None:
     fired = [sum(map(len, cell["energy"])) for cell in found.values()]
     fewest, most = min(fired), max(fired)
     together = fmean(fmean(cell["overlap"]["same"]) for cell in found.values())
-    full = fmean(share(cell, "same") for cell in found.values())
+    full, top = (fmean(share(cell, "same", count) for cell in found.values()) for count in (None, TOP))
     if full > 0.5:
         verdict = "Most atoms are found again by another seed."
     elif fmean(same) > 2 * 0.01 and ahead == len(found):
         verdict = (
-            "Another seed finds few of the same atoms: more than chance, and more than on another thing, but atoms are "
-            "what one run found, not fixed parts of the thing."
+            f"Another seed finds {full:.0%} of the same atoms, and {top:.0%} of the {TOP} strongest: far more than "
+            "chance or another thing, but most atoms are what one run found, not fixed parts of the thing."
         )
     else:
         verdict = "Another seed finds other atoms."

@@ -307,13 +307,18 @@ class Schedule:
 
     adapter: str
     points: dict[float, float]
+    now: float = 1.0
+    """What it has set."""
 
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if (t := timesteps(model, args, kwargs)) is None:
             raise UserError(f"{type(model).__name__} was called without a timestep: a schedule needs one.")
         strength = float(np.interp(float(t.flatten()[0]), list(self.points), list(self.points.values())))
+        if strength == self.now:  # `torch.func` refuses writes, and its calls come after one with the same timestep
+            return
         for layer in adapted_layers(model, self.adapter):
             layer.dictionary(self.adapter).strength.fill_(strength)
+        self.now = strength
 
 
 def board(model_or_pipe: Any, adapter: str = "default") -> AtomBoard:

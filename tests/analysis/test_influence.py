@@ -51,6 +51,15 @@ def test_all_atoms_of_a_layer_at_once_are_one_atom_at_a_time(options):
         assert_close(found.nonlinearity, expected)
 
 
+def test_a_schedule_keeps_its_strength_through_torch_func():
+    atoms, call = adapted()
+    atoms.schedule = {0: 0.5}
+    found = influences(atoms, "L0", call)
+    atoms.schedule = {}
+    atoms["L0"].gain = atoms["L1"].gain = 0.5
+    assert_close(found.full, influences(atoms, "L0", call).full)
+
+
 def test_what_reaches_the_output_without_a_layer_above_is_linear_and_adds_up():
     """The atoms of a linear layer at the very end: no nonlinearity, no error of addition."""
     atoms, call = adapted(target_modules=["proj_out"])

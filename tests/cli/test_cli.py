@@ -137,7 +137,7 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     def numbers(folder):
         return {name: tensor.clone() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
 
-    main(["prune", str(run), "--keep", "3", "--out", str(tmp_path / "small")])
+    main(["prune", str(run), "--keep", "3", "--by", "energy", "--out", str(tmp_path / "small")])
     printed = capsys.readouterr().out
     assert "3 of 16 atoms" in printed and "= 96 numbers; the paper's C_i·M + ρ·C_o·M = 304" in printed
     small, full = numbers(tmp_path / "small" / "adapter"), numbers(run / "adapter")
@@ -147,12 +147,29 @@ def test_prune_and_train_on(run, tmp_path, capsys):
         D = name.replace("atoms_id", "atoms_dictionary.weight")
         assert (small[D] == full[D][:, small[name]]).all()
     main(["prune", str(run), "--keep-per-layer", "2", "--finetune-steps", "2", "--out", str(tmp_path / "tuned")])
+    assert "by gradient" in (tmp_path / "tuned" / "pruned" / "README.md").read_text()  # the pictures are there
     before, after = (numbers(tmp_path / "tuned" / name) for name in ("pruned", "adapter"))
     assert before.keys() == after.keys() and len(before["base_model.model.transformer_blocks.0.attn1.atoms_id"]) == 2
     assert all((before[name] != after[name]).any() for name in before if "weight" in name)
     assert yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())["seed"] == 3  # the run's own settings
     main(["generate", str(tmp_path / "tuned"), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
     assert "already" in said(capsys, "prune", run, "--keep", "3", "--out", tmp_path / "small")
+    alone = ("prune", tmp_path / "small", "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
+    assert "--by gradient needs the run" in said(capsys, *alone)
+
+
+def test_distill(base, pictures, tmp_path, capsys):
+    lora, atoms = tmp_path / "lora", tmp_path / "atoms"
+    options = ("--class-name", "dog", "--base", base, "--steps", "2", "--report-to", "none")
+    main([str(x) for x in ("customize", pictures, "--method", "lora", "--rank", "2", *options, "--out", lora)])
+    few = ("--steps", "3", "--tokens", "60", "--num", "1", "--sampling-steps", "1")
+    main([str(x) for x in ("distill", lora, "--atoms", "4", "--density", "0.5", *few, "--out", atoms)])
+    assert "of what the LoRA adds is explained, over 8 layers" in capsys.readouterr().out
+    config = json.loads((atoms / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
+    main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
+    assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
+    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", atoms)
 
 
 RUN = ("--class-name", "x", "--out", "{empty}/out")

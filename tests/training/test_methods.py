@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from atomtune.adapters import AtomConfig
+from atomtune.dictionary import SparseDictionary
 from atomtune.training.config import configure
 from atomtune.training.methods import COMPACT, adapt, share_out
 from tests.adapters.tiny import transformer
@@ -24,5 +25,5 @@ def test_atoms_are_shared_out_evenly(layers, total):
 def test_a_compact_adapter_has_forty_atoms_over_the_model(layers):
     config = configure(pictures="photos", class_name="dog", out="out", compact=True, layers_to_transform=layers)
     model = adapt(transformer(), config)
-    counts = [m.num_atoms for m in model.modules() if type(m).__name__ == "SparseDictionary"]
+    counts = [m.num_atoms for m in model.modules() if isinstance(m, SparseDictionary)]
     assert sum(counts) == COMPACT and len(counts) == (1 if layers else 2)

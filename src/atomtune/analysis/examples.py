@@ -9,7 +9,8 @@ The rest of `analysis` takes any callable, so a text model is weighed in the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ class Examples:
     def losses(self) -> Float[Tensor, " examples"]:
         """The training loss of each example."""
         return prediction_loss(self.outputs(), self.noised)
+
+    def one_by_one(self) -> Iterator[Examples]:
+        """The same examples, one in a batch, for models whose gradients do not fit into memory otherwise."""
+        for row in range(len(self.noised.timesteps)):
+            one = Noised(*(getattr(self.noised, field.name)[row : row + 1] for field in fields(self.noised)))
+            yield Examples(self.pipe, one, encoding.rows(self.conditioning, slice(row, row + 1)))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ Losses = Callable[[], Float[Tensor, "*examples"]]
 
 def importance(
     model: Any,
-    by: str = "energy",
+    by: str | None = None,
     *,
     loss: Losses | None = None,
     traced: Trace | None = None,
@@ -39,11 +39,14 @@ def importance(
 ) -> list[Float[Tensor, " atoms"]]:
     """A score for every atom, one tensor a layer, the larger the more important: what `AtomBoard.keep(by=)` takes.
 
-    `model` is an adapted model, a pipeline, or a board. Energy comes from `traced`, or as it was measured in training.
-    Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion model. Ablation runs it
-    once for each atom that fires, or for those in `among` (the others score 0). Raises `UserError`.
+    `model` is an adapted model, a pipeline, or a board. By default the gradient, which agrees best with ablation, where
+    there is a `loss`, and otherwise energy (docs/results/steering.md). Energy comes from `traced`, or as it was
+    measured in training. Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion
+    model. Ablation runs it once for each atom that fires, or for those in `among` (the others score 0). Raises
+    `UserError`.
     """
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
+    by = by or ("energy" if loss is None else "gradient")
     if by == "energy":
         return atoms.energy() if traced is None else [layer.energy for layer in traced.layers]
     if by not in ("gradient", "ablation"):

@@ -20,6 +20,7 @@ app.command("atomtune.cli.prune:prune", help="Keep the few atoms that matter.")
 app.command("atomtune.cli.inspect:inspect", help="Show what an adapter learned, on one page.")
 app.command("atomtune.cli.edit:edit", help="Learn one picture and draw what it should become, with fewer atoms.")
 app.command("atomtune.cli.merge:merge", help="Make one adapter out of several, or say how far two overlap.")
+app.command("atomtune.cli.distill:distill", help="Say a LoRA again in atoms.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pictures and draw it elsewhere.")
 
 

@@ -1,17 +1,11 @@
 """`atomtune prune`: keep the few atoms that matter and throw the others away, for good."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from atomtune.errors import UserError
-
-# What ranks the atoms: a board, and the pipeline it sits on, to a score for each atom, one tensor a layer.
-RANKINGS: dict[str, Callable[[Any, Any], Sequence[Any]]] = {
-    "energy": lambda board, pipe: board.energy(),
-}
 
 
 def prune(
@@ -21,7 +15,7 @@ def prune(
     out: Path,
     keep: int | None = None,
     keep_per_layer: int | None = None,
-    by: Literal["energy"] = "energy",
+    by: Literal["energy", "gradient"] | None = None,
     finetune_steps: int = 0,
     learning_rate: float | None = None,
     base: str | None = None,
@@ -37,7 +31,9 @@ def prune(
         out: Folder for the small adapter.
         keep: Atoms to keep over the whole model.
         keep_per_layer: Atoms to keep in each layer, instead.
-        by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file.
+        by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file. gradient: how
+            much the loss on the run's pictures hangs on each atom; it keeps more of the likeness, and needs the run.
+            By default the gradient where the run's pictures are at hand.
         finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its pictures).
         learning_rate: Of those steps (the run's own by default).
         base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
@@ -53,13 +49,18 @@ def prune(
     info = pipelines.adapter_info(adapter)
     if (kind := info.get("peft_type")) != "ATOMS":
         raise UserError(f"prune takes atoms away; this adapter is {kind}, which has none.")
-    run = _run_of(adapter) if finetune_steps else {}
+    run = _run_of(adapter)
+    if run is None and (finetune_steps or by == "gradient"):
+        wanting = "--finetune-steps" if finetune_steps else "--by gradient"
+        raise UserError(f"{wanting} needs the run that {adapter} came from: there is no config.yaml beside it.")
+    by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
     _refuse_taken(out)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
     board = atoms.board(model)
-    board.keep(keep or keep_per_layer or 0, RANKINGS[by](board, pipe), per_layer=keep is None)
+    scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
+    board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = pruning.prune(model)
     ours = info.get("auto_mapping") or {}
     pruned = pipelines.save_adapter(
@@ -75,7 +76,7 @@ def prune(
 
         mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": base}
         mine |= {} if learning_rate is None else {"learning_rate": learning_rate}
-        customize(configure(**run | mine))
+        customize(configure(**(run or {}) | mine))
     size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
     print(
         f"{result.atoms} of {result.atoms_before:,} atoms, in {result.layers} layers: {size / 1e6:.2f} MB\n"
@@ -84,14 +85,28 @@ def prune(
     )
 
 
-def _run_of(adapter: Path) -> dict[str, Any]:
-    """The settings of the run that an adapter came from."""
+def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
+    """Importance by gradient on the run's pictures, one in a batch as large models need."""
+    import torch
+
+    from atomtune.analysis.examples import training_examples
+    from atomtune.analysis.importance import importance
+    from atomtune.training import configure
+
+    config = configure(**run)
+    examples = training_examples(pipe, config.pictures, config.instance_prompt, resolution=config.resolution)
+    each = [importance(board, "gradient", loss=one.losses) for one in examples.one_by_one()]
+    return [torch.stack(scores).mean(0) for scores in zip(*each)]
+
+
+def _run_of(adapter: Path) -> dict[str, Any] | None:
+    """The settings of the run that an adapter came from, when they are beside it."""
     from atomtune.training import load_recipe
 
     for folder in (adapter, adapter.parent):
         if (folder / "config.yaml").is_file():
             return load_recipe(folder / "config.yaml")
-    raise UserError(f"--finetune-steps needs the run that {adapter} came from: there is no config.yaml beside it.")
+    return None
 
 
 def _refuse_taken(out: Path) -> None:

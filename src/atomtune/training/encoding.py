@@ -139,6 +139,15 @@ def collate(conditionings: list[Any]) -> Any:
     return first
 
 
+def rows(conditioning: Any, chosen: slice) -> Any:
+    """Some rows of a batch of conditionings: `collate` undone."""
+    if isinstance(conditioning, Tensor):
+        return conditioning[chosen]
+    if isinstance(conditioning, dict):
+        return {name: rows(value, chosen) for name, value in conditioning.items()}
+    return conditioning
+
+
 def cast(conditioning: Any, dtype: torch.dtype) -> Any:
     """The conditioning with its floating-point tensors in `dtype`."""
     if isinstance(conditioning, Tensor):

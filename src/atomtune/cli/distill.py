@@ -1,0 +1,92 @@
+"""`atomtune distill`: a LoRA, said again in atoms."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atomtune.errors import UserError
+
+
+def distill(
+    lora: Annotated[Path, Parameter(name="LORA")],
+    /,
+    *,
+    out: Path,
+    atoms: int = 128,
+    density: float = 0.05,
+    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompts_file: Path | None = None,
+    num: int = 2,
+    steps: int = 500,
+    tokens: int = 8192,
+    seed: int = 0,
+    sampling_steps: int | None = None,
+    resolution: int | None = None,
+    base: str | None = None,
+) -> None:
+    """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
+
+    Pictures of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
+
+    Args:
+        lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers writes.
+        out: Folder for the adapter of atoms.
+        atoms: Atoms in each layer that the LoRA adapts.
+        density: Share of them that a token may use. 1: the LoRA's own components, exactly.
+        prompt: What the LoRA was made for; may be given several times ("a TOKEN CLASS" by default, where the adapter
+            names them).
+        prompts_file: Text file with one prompt a line.
+        num: Pictures of each prompt.
+        steps: Optimizer steps for each layer.
+        tokens: Tokens that are kept of what each layer sees; a fifth of them only measure.
+        seed: Seed of the pictures and of the fit.
+        sampling_steps: Denoising steps (the base's own number by default).
+        resolution: Height and width in pixels (the base's own by default).
+        base: Base model, when not the one the LoRA names: "moji", a folder, or a hub name.
+    """
+    for flag, value in (("--atoms", atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1, got {value}.")
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.progress import track
+
+    from atomtune import distillation, pipelines
+    from atomtune.cli.generate import read_prompts
+    from atomtune.coding import atoms_per_token
+
+    atoms_per_token(atoms, density)
+    info = pipelines.adapter_info(lora) if lora.is_dir() and not distillation.diffusers_file(lora) else {}
+    ours = info.get("auto_mapping") or {}
+    token, class_name = ours.get("token"), ours.get("class_name")
+    wanted = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
+    if not wanted and token and class_name:
+        wanted = [f"a {token} {class_name}"]
+    base = base or str(info.get("base_model_name_or_path") or pipelines.MOJI)
+    pipe = pipelines.load_base(base).to(PartialState().device)
+    model = distillation.load_lora(pipe, lora)
+    layers = distillation.distill(
+        pipe,
+        model,
+        wanted,
+        num_atoms=atoms,
+        density=density,
+        steps=steps,
+        tokens=tokens,
+        num=num,
+        seed=seed,
+        sampling_steps=sampling_steps,
+        resolution=resolution,
+        progress=lambda layers: track(layers, "fitting layer by layer", console=Console(stderr=True), transient=True),
+    )
+    folder = pipelines.save_adapter(
+        pipelines.denoiser(pipe), out / "adapter", base=base, token=token, class_name=class_name
+    )
+    whole = sum(layer.weight for layer in layers)
+    explained = sum(layer.energy * layer.weight for layer in layers) / whole
+    worst = min(layers, key=lambda layer: layer.energy)
+    print(
+        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.energy:.1%} in "
+        f"{worst.name}).\nThe adapter is in {folder}"
+    )
