@@ -110,7 +110,9 @@ class AtomConfig(PeftConfig):
                 raise UserError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}.")
         if self.density_scope == "batch":
             if self.activation not in ("topk", "batch_topk"):
-                raise UserError(f"density_scope belongs to topk, and this activation is {self.activation}: leave it out.")
+                raise UserError(
+                    f"density_scope belongs to topk, and this activation is {self.activation}: leave it out."
+                )
             self.activation = "batch_topk"
         elif self.activation == "batch_topk":
             self.density_scope = "batch"
