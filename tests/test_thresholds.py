@@ -2,17 +2,20 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
 from atomtune.coding import batch_threshold, jump_relu, step
 from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
 from atomtune.thresholds import BANDWIDTH, PACE, Threshold
+from tests.adapters.tiny import atom_config, run, transformer, wake
 
 
 def coefficients(tokens: int, atoms: int, seed: int = 0) -> torch.Tensor:
@@ -105,7 +108,8 @@ def test_pruning_takes_the_thresholds_along(options):
     torch.nn.init.normal_(dictionary.dictionary.weight)
     for seed in range(5):
         dictionary(coefficients(64, 6, seed))
-    if (θ := dictionary.sigma.log_threshold) is not None:
+    σ: Any = dictionary.sigma
+    if (θ := σ.log_threshold) is not None:
         θ.data += torch.linspace(0, 1, 10)
     dictionary.eval()
     x = coefficients(30, 6, 9)
@@ -116,7 +120,7 @@ def test_pruning_takes_the_thresholds_along(options):
     assert dictionary.num_atoms == 6
     if options["activation"] != "batch_topk":  # whose λ belongs to k of M, and M has changed
         assert_close(dictionary(x), expected)
-    assert all(len(value) == 6 for name, value in dictionary.sigma.state_dict().items())
+    assert all(len(value) == 6 for name, value in σ.state_dict().items())
 
 
 def test_density_is_a_dial_of_batch_topk_and_of_no_threshold():
@@ -126,7 +130,27 @@ def test_density_is_a_dial_of_batch_topk_and_of_no_threshold():
 
 
 def test_jumprelu_starts_at_its_threshold_and_only_its_logarithm_trains():
-    σ = Threshold(4, "jumprelu", 0.3)
+    σ: Any = Threshold(4, "jumprelu", 0.3)
     assert_close(σ.log_threshold.detach(), torch.full((4,), math.log(0.3)))
     σ(coefficients(20, 4).float()).sum().backward()
     assert σ.log_threshold.grad is not None and BANDWIDTH > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": "batch_topk"}, {"density_scope": "batch"}, {"activation": "jumprelu", "threshold_units": "scale"},
+     {"activation": "soft", "threshold_units": "scale", "unit_encoder": True}],
+    ids=str,
+)  # fmt: skip
+def test_what_was_followed_while_training_is_saved_with_the_adapter(tmp_path, options):
+    model = wake(get_peft_model(transformer(), atom_config(**options)))
+    run(model.train())
+    expected = run(model.eval())
+    assert not torch.equal(expected, run(transformer()))
+    model.save_pretrained(str(tmp_path))
+    again = PeftModel.from_pretrained(transformer(), str(tmp_path)).eval()
+    assert torch.equal(run(again), expected)
+    config: Any = again.peft_config["default"]
+    assert (config.activation == "batch_topk") == (config.density_scope == "batch")
+    trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"weight"} | ({"log_threshold"} if "jumprelu" in options.values() else set())

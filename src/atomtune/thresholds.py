@@ -12,6 +12,7 @@ that pruning and concatenation take it along.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -82,8 +83,13 @@ class Threshold(nn.Module):
             share = [own / max(1, size) for own, size in zip(k, sizes) for _ in range(size)]
             place = -torch.tensor(share, device=self.levels.device).log2().clamp(1 - OCTAVES, 0)[:, None]
             below = place.long().clamp(max=OCTAVES - 2)
-            λ = torch.lerp(*(self.levels.gather(1, i) for i in (below, below + 1)), (place - below).to(self.levels))
-            self.level.copy_(λ[:, 0])
+            low, high = self.levels.gather(1, below), self.levels.gather(1, below + 1)
+            self.level.copy_(low.lerp(high, (place - below).to(low))[:, 0])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.levels is not None and not self.levels.is_meta:
+            self.aim(self.k, self.sizes)
 
     def keep_only(self, rows: Tensor) -> None:
         """Leave out the other atoms."""

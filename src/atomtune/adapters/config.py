@@ -111,7 +111,7 @@ class AtomConfig(PeftConfig):
         if self.density_scope == "batch":
             if self.activation not in ("topk", "batch_topk"):
                 raise UserError(
-                    f"density_scope belongs to topk, and this activation is {self.activation}: leave it out."
+                    f"density_scope belongs to topk, and the activation is {self.activation}: leave it out."
                 )
             self.activation = "batch_topk"
         elif self.activation == "batch_topk":

@@ -97,13 +97,13 @@ class CustomizeConfig:
     caption_dropout: float = 0.0
     """Probability that a picture's caption is replaced by the empty one, for classifier-free guidance."""
     density_start: float | None = None
-    """Anneal the density (top-k): ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), from this ρ_0 to `density` in the run's first half."""
+    """Anneal the density (top-k) in the run's first half: ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), ρ being `density`."""
     l1: float = 0.0
     """Weight of |s|₁ of a token (eq. 5), its mean over tokens and layers, in the loss."""
     orthogonality: float = 0.0
     """Weight of the mean over layers of Σ_{i≠j} cos²(d_i, d_j) / M, which draws atoms towards right angles (A.1)."""
     density_penalty: float = 0.1
-    """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu; no other σ has it."""
+    """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu alone."""
     prior_preservation: bool = False
     """Also train on pictures of the class drawn by the base itself, so that the class keeps its variety."""
     prior_loss_weight: float = 1.0
@@ -151,7 +151,8 @@ class CustomizeConfig:
         watched = [name for name in ("l1", "density_penalty") if getattr(self, name) and self._uses(name)]
         if self.gradient_checkpointing and watched:
             raise UserError(
-                f"{watched[0]} needs the codes of the forward pass, which gradient_checkpointing throws away: set one of them to 0."
+                f"{watched[0]} needs the codes of the forward pass, which gradient_checkpointing throws away: set one "
+                "of them to 0."
             )
         if not 0 <= self.caption_dropout < 1:
             raise UserError(f"caption_dropout must be in [0, 1), got {self.caption_dropout:g}.")
