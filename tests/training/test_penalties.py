@@ -41,7 +41,7 @@ def test_the_density_error_moves_lambda_towards_the_density():
     λ = torch.full((8,), 0.5, dtype=torch.float64, requires_grad=True)
     share = float((c > 0.5).double().mean())
     error = density_error(c, λ, 0.04)
-    assert float(error) == pytest.approx((share / 0.04 - 1) ** 2)
+    assert error.item() == pytest.approx((share / 0.04 - 1) ** 2)
     error.backward()
     near = ((c - 0.5).abs() < BANDWIDTH * 0.5 / 2).double().sum(0) / (500 * 8) / (BANDWIDTH * 0.5)
     assert λ.grad is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 import time
 from functools import cached_property
 from pathlib import Path
@@ -234,9 +235,13 @@ class Trainer:
             self._advance()
         for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
             layer.dictionary.usage.lerp_(layer.usage, 0.2)
+        by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
             "active_per_token": float(counts.active_per_token),
             "density": float(counts.density),
+            "density_lowest_layer": min(by_layer),
+            "density_median_layer": statistics.median(by_layer),
+            "density_highest_layer": max(by_layer),
             "live_atoms": int(counts.alive),
         }
 
