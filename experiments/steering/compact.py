@@ -43,13 +43,13 @@ class Recipe:
 
 
 FEW = {"num_atoms": 5, "density": 1.0}
-LORA = {"method": "lora", "rank": 5, "target_modules": ("to_v",)}
+LORA = {"method": "lora", "rank": 5, "target_modules": ("attn1.to_v",)}
 RECIPES = {
     "full": Recipe("256 in each layer, 10 a token: the shipped recipe"),
     "few": Recipe("5 in each layer, all used, learning rate 0.02", FEW | {"learning_rate": 0.02}),
     "few-2": Recipe("5 in each layer, 2 a token, learning rate 0.02", FEW | {"density": 0.4, "learning_rate": 0.02}),
-    "lora": Recipe("LoRA on to_v, rank 5", LORA),
-    "lora-fast": Recipe("LoRA on to_v, rank 5, learning rate 0.02", LORA | {"learning_rate": 0.02}),
+    "lora-5": Recipe("LoRA on attn1.to_v, rank 5", LORA),
+    "lora-5-fast": Recipe("LoRA on attn1.to_v, rank 5, learning rate 0.02", LORA | {"learning_rate": 0.02}),
     "twenty": Recipe(
         "20 in each layer, 5 a token, 100 steps; the best 40, 150 steps; learning rate 0.01",
         {"num_atoms": 20, "density": 0.25, "steps": 100, "learning_rate": 0.01},
@@ -193,7 +193,15 @@ def figure(place: Place) -> None:
     for axis, score in zip(axes, ("fidelity", "alignment")):
         for row, label in enumerate(labels):
             values = scores(found, label, score)
-            colour = GREY if label == "full" else ORANGE if "lora" in label else GREEN if keeps(found, label) else BLUE
+            colour = (
+                GREY
+                if label == "full"
+                else ORANGE
+                if label.startswith("lora")
+                else GREEN
+                if keeps(found, label)
+                else BLUE
+            )
             axis.barh(row, values.mean(), 0.7, color=colour)
             axis.plot(values, [row] * len(values), "o", color="black", markersize=3)
         axis.axvline(scores(found, "full", score).mean(), color=GREY, linewidth=0.8, linestyle=":")
