@@ -96,7 +96,8 @@ def train(name: str, **options: Any) -> tuple[Path, dict[str, Any]]:
     folder = CACHE / weights_digest() / f"{name}-{options.get('method', 'atoms')}-{label}"
     pictures(name, folder / "pictures")
     options = {"class_name": name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000} | options
-    return folder / "run", atomtune.customize(folder / "pictures", out=folder / "run", report_to="none", **options)
+    options = {"report_to": "none"} | options
+    return folder / "run", atomtune.customize(folder / "pictures", out=folder / "run", **options)
 
 
 @dataclass

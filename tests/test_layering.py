@@ -18,6 +18,7 @@ LAYERS = [
     {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},
     {"dictionary"},
+    {"thresholds"},
     {"coding"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}

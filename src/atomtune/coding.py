@@ -1,8 +1,11 @@
 """Sparse coding alone: the nonlinearities σ that decide which atoms a token uses, and solvers for eq. 5.
 
-    soft    σ(c) = sign(c) · max(|c| − λ, 0)
-    relu    σ(c) = max(c − λ, 0)
-    top-k   σ(c) = c where |c| is among the token's k largest, 0 elsewhere;  k = max(1, round(ρM))
+    soft        σ(c) = sign(c) · max(|c| − λ, 0)
+    relu        σ(c) = max(c − λ, 0)
+    hard        σ(c) = c where |c| ≥ λ, 0 elsewhere
+    jumprelu    σ(c) = c · H(c − λ), H the step function, λ learned through a pseudo-derivative
+    top-k       σ(c) = c where |c| is among the token's k largest, 0 elsewhere;  k = max(1, round(ρM))
+    batch top-k hard, λ the smallest of the k·N largest |c| of all N tokens of a batch: k a token on average
 
     eq. 5   min over s of  ½‖x − s D‖² + λ‖s‖₁
 
@@ -39,6 +42,42 @@ def relu_threshold(
 ) -> Float[Tensor, "*batch atoms"]:
     """σ(c) = max(c − λ, 0). Codes are never negative."""
     return torch.relu(coefficients - threshold)
+
+
+def hard_threshold(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: float | Tensor
+) -> Float[Tensor, "*batch atoms"]:
+    """σ(c) = c where |c| ≥ λ, 0 elsewhere; gradient flows to the kept entries only."""
+    return coefficients * (coefficients.abs() >= threshold)
+
+
+def batch_threshold(coefficients: Float[Tensor, "*batch atoms"], k: int) -> Float[Tensor, ""]:
+    """λ of batch top-k: the smallest of the k·N largest |c| over all N tokens, without gradient."""
+    magnitudes = coefficients.detach().abs().flatten()
+    kept = k * (magnitudes.numel() // coefficients.shape[-1])
+    return magnitudes.kthvalue(magnitudes.numel() - kept + 1).values
+
+
+def step(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], bandwidth: float | Tensor
+) -> Float[Tensor, "*batch atoms"]:
+    """H(c − λ): 1 where an atom fires, with the straight-through ∂H/∂λ := −rect((c − λ)/ε)/ε and none to c.
+
+    ε is `bandwidth`, rect is 1 on (−½, ½): only coefficients near λ say where it should go (Rajamanoharan et al. 2024).
+    """
+    c = coefficients.detach()
+    near = ((c - threshold).abs() < bandwidth / 2).to(c.dtype).detach()
+    return (c > threshold).to(c.dtype) + near / bandwidth * (threshold.detach() - threshold)
+
+
+def jump_relu(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], bandwidth: float | Tensor
+) -> Float[Tensor, "*batch atoms"]:
+    """σ(c) = c · H(c − λ), with ∂σ/∂c = H(c − λ) and the straight-through ∂σ/∂λ := −(λ/ε) rect((c − λ)/ε)."""
+    fires = (coefficients > threshold).to(coefficients.dtype)
+    if not threshold.requires_grad:
+        return coefficients * fires
+    return coefficients * fires + threshold.detach() * (step(coefficients, threshold, bandwidth) - fires)
 
 
 def top_k(

@@ -17,10 +17,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atomtune.coding import atoms_per_token, relu_threshold, soft_threshold, top_k
+from atomtune.coding import atoms_per_token, top_k
 from atomtune.errors import UserError
+from atomtune.thresholds import Threshold
 
-ACTIVATIONS = ("topk", "soft", "relu")
+ACTIVATIONS = ("topk", "batch_topk", "soft", "relu", "jumprelu")
+
+
+class UnitEncoder(nn.Linear):
+    """An encoder whose columns act at norm 1, however long they are: c_m = x · w_m / ‖w_m‖."""
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
+        return F.linear(input, F.normalize(self.weight, dim=1))
 
 
 class SparseDictionary(nn.Module):
@@ -38,10 +46,12 @@ class SparseDictionary(nn.Module):
         in_features: width C_i of the tokens.
         num_atoms: M.
         out_features: width C_o of the output.
-        activation: σ, one of "topk", "soft", "relu".
-        density: ρ, the share of the atoms one token may use (top-k only); a list has one for each group.
-        threshold: λ (soft and relu only).
+        activation: σ, one of `ACTIVATIONS`; all but "topk" are a `Threshold`.
+        density: ρ, the share of the atoms one token may use ("batch_topk": on average); a list has one for each group.
+        threshold: λ of soft and relu, and where jumprelu's starts.
         heads: number of attention heads among which the atoms are divided.
+        threshold_units: λ in units of the coefficients ("absolute") or of their running size in the layer ("scale").
+        unit_encoder: the columns of W_s act at norm 1.
     """
 
     id: Tensor
@@ -66,14 +76,15 @@ class SparseDictionary(nn.Module):
         density: float | Sequence[float] = 0.04,
         threshold: float = 0.1,
         heads: int = 1,
+        threshold_units: str = "absolute",
+        unit_encoder: bool = False,
     ) -> None:
         super().__init__()
         densities = [density] if isinstance(density, int | float) else list(density)
         self.num_atoms = num_atoms
         self.activation = activation
-        self.threshold = threshold
         self.heads = heads
-        self.encoder = nn.Linear(in_features, num_atoms, bias=False)
+        self.encoder = (UnitEncoder if unit_encoder else nn.Linear)(in_features, num_atoms, bias=False)
         self.dictionary = nn.Linear(num_atoms, out_features, bias=False)
         self.register_buffer("gain", torch.ones(num_atoms))
         self.register_buffer("id", torch.arange(num_atoms))
@@ -87,12 +98,14 @@ class SparseDictionary(nn.Module):
         self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in densities]
         self._k_own, self._density_own = list(self.k_max), self.density
         self.register_buffer("k", torch.tensor(self.k_max))
+        self.sigma = None if activation == "topk" else Threshold(num_atoms, activation, threshold, threshold_units)
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)
         self.register_buffer("strength", torch.tensor(1.0), persistent=False)
         self.register_buffer("kept", None, persistent=False)
         self.register_buffer("slots", None, persistent=False)
         self.register_buffer("places", None, persistent=False)
         self._seat(seats)
+        self._aim()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -108,14 +121,12 @@ class SparseDictionary(nn.Module):
         """σ: coefficients to sparse codes."""
         if self.kept is not None:
             coefficients = coefficients * self.kept.to(coefficients.dtype)
-        if self.activation == "topk":
-            if len(self.k_max) == 1:
-                return top_k(coefficients, self.k[0], self.k_max[0])
-            groups = coefficients.split(self.group_sizes, dim=-1)
-            return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
-        if self.activation == "soft":
-            return soft_threshold(coefficients, self.threshold)
-        return relu_threshold(coefficients, self.threshold)
+        if self.sigma is not None:
+            return self.sigma(coefficients)
+        if len(self.k_max) == 1:
+            return top_k(coefficients, self.k[0], self.k_max[0])
+        groups = coefficients.split(self.group_sizes, dim=-1)
+        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
 
     def codes(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
         """S = σ(x W_s)."""
@@ -131,13 +142,18 @@ class SparseDictionary(nn.Module):
 
     def set_density(self, density: float) -> None:
         """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
-        beyond its largest k."""
-        if self.activation != "topk":
+        beyond its largest k, with "batch_topk" never."""
+        if self.activation not in ("topk", "batch_topk"):
             raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
         k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
         self.density = density
         self.k_max = [max(most, now) for most, now in zip(self.k_max, k)]
         self.k.copy_(torch.tensor(k))
+        self._aim()
+
+    def _aim(self) -> None:
+        if self.sigma is not None:
+            self.sigma.aim(self.k.tolist(), self.group_sizes)
 
     @property
     def density_changed(self) -> bool:
@@ -148,6 +164,7 @@ class SparseDictionary(nn.Module):
         """Undo `set_density`."""
         self.k.copy_(torch.tensor(self._k_own))
         self.density = self._density_own
+        self._aim()
 
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
@@ -166,6 +183,8 @@ class SparseDictionary(nn.Module):
         weight = self.dictionary.weight
         self.dictionary.weight = nn.Parameter(weight[:, rows].contiguous(), weight.requires_grad)
         self.encoder.out_features = self.dictionary.in_features = len(rows)
+        if self.sigma is not None:
+            self.sigma.keep_only(rows)
         self.settle()
 
     @property
@@ -215,3 +234,4 @@ class SparseDictionary(nn.Module):
             self.k_max = self._k_own = k.tolist()
         if self._k_own != [min(size, atoms_per_token(size, self.density)) for size in self.group_sizes]:
             self.density = self._density_own = sum(self._k_own) / self.num_atoms
+        self._aim()

@@ -7,6 +7,7 @@ layer.
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,4 +44,22 @@ for density in (0.15, 0.06):
     assert_close(call(compiled), call(part), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(call(part), before)
 assert counters["stats"]["unique_graphs"] == graphs == 1, dict(counters["stats"])
+if backend == "aot_eager":  # the other σ: λ, gain and, where there is one, density, of an adapter, a layer, an atom
+    for σ in ("batch_topk", "jumprelu", "soft"):
+        model = wake(get_peft_model(transformer(), atom_config(activation=σ, density=0.3, threshold=0.1)))
+        run(model.train())
+        atoms, part = board(model.eval()), model
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        seen = [run(compiled).detach()]
+        for change in range(3):
+            atoms["L1[2]"].gain = 0.5 - change / 10
+            if σ == "batch_topk":
+                atoms["L0"].density = 0.2 - change / 20
+            atoms.layers[0].set_scale("default", 0.5 + change)
+            assert_close(run(compiled), run(part), atol=1e-5, rtol=1e-5)
+            seen.append(run(compiled).detach())
+        assert all(not torch.equal(a, b) for a, b in pairwise(seen)), σ
+        assert counters["stats"]["unique_graphs"] == 1, (σ, dict(counters["stats"]))
 print("same outputs, same gradients, one graph")

@@ -13,7 +13,15 @@ from atomtune.dictionary import SparseDictionary
 def sigma(dictionary: SparseDictionary, coefficients: Tensor) -> Tensor:
     if dictionary.activation == "topk":
         return top_k(coefficients, max(1, round(dictionary.density * dictionary.num_atoms)))
-    return {"soft": soft_threshold, "relu": relu_threshold}[dictionary.activation](coefficients, dictionary.threshold)
+    assert dictionary.sigma is not None
+    λ = dictionary.sigma.value
+    if dictionary.activation == "jumprelu":
+        return torch.where(coefficients > λ, coefficients, 0)
+    if dictionary.activation == "batch_topk":  # while training: the k·N largest of the batch
+        k, N = int(dictionary.k), coefficients.numel() // dictionary.num_atoms
+        λ = coefficients.abs().flatten().sort(descending=True).values[k * N - 1] if dictionary.training else λ
+        return torch.where(coefficients.abs() >= λ, coefficients, 0)
+    return {"soft": soft_threshold, "relu": relu_threshold}[dictionary.activation](coefficients, λ)
 
 
 def linear(layer: LinearAtoms, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> Att
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
 @pytest.mark.parametrize("mix_first", [True, False], ids=["mix-first", "shortcut"])
-@pytest.mark.parametrize("activation", ["topk", "soft", "relu"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "soft", "relu", "jumprelu"])
 def test_attention_atoms_follow_equations_8_and_9(activation, mix_first, masked, cross, num_atoms):
     attn = attention(cross).double()
     atoms = attach(attn, activation=activation, mix_first=mix_first, num_atoms=num_atoms)

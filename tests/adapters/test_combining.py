@@ -48,7 +48,9 @@ def top_k(C: torch.Tensor, k: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize(
-    "common", [{}, {"mix_first": False}, {"activation": "soft"}, {"activation": "relu"}], ids=lambda c: str(*c.values())
+    "common",
+    [{}, {"mix_first": False}, *({"activation": σ} for σ in ("soft", "relu", "jumprelu", "batch_topk"))],
+    ids=lambda c: str(*c.values()),
 )
 def test_a_concatenation_is_the_weighted_sum(other, common):
     model = pair(common, common | OTHERS[other])

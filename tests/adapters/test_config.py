@@ -13,7 +13,7 @@ from atomtune.errors import UserError
         ({"density": 4.0}, "density must be in (0, 1], got 4. Did you mean 0.04 (4 %)?"),
         ({"density": 0.0}, "density must be in (0, 1], got 0."),
         ({"num_atoms": 0}, "num_atoms must be at least 1, got 0."),
-        ({"activation": "gelu"}, "activation must be one of topk, soft, relu, got 'gelu'."),
+        ({"activation": "gelu"}, "activation must be one of topk, batch_topk, soft, relu, jumprelu, got 'gelu'."),
         ({"threshold": -1.0}, "threshold must be 0 or more, got -1."),
         (
             {"target_modules": ".*attn1", "layers_to_transform": [0]},

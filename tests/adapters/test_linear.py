@@ -21,7 +21,7 @@ def linear_atoms(dtype: torch.dtype = torch.float64, base: Any = None, **options
 
 
 @pytest.mark.parametrize("base", [nn.Linear(6, 7), Conv1D(7, 6)], ids=["Linear", "Conv1D"])
-@pytest.mark.parametrize("activation", ["topk", "soft", "relu"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "soft", "relu", "jumprelu"])
 def test_linear_atoms_add_sigma_of_x_W_s_times_D(activation, base):
     layer = linear_atoms(base=base, activation=activation)
     nn.init.normal_(layer.dictionary("default").dictionary.weight)

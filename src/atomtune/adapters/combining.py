@@ -167,7 +167,9 @@ def _config(parts: Sequence[Part], layers: Layers, densities: list[float]) -> At
 
 def _check_sigma(first: Part, other: Part) -> None:
     """One dictionary has one σ."""
-    dials = ["activation", "mix_first"] + ([] if first.config.activation == "topk" else ["threshold"])
+    dials = ["activation", "mix_first", "unit_encoder", "threshold_units"]
+    if first.config.activation in ("soft", "relu"):  # elsewhere λ comes with the tensors, or there is none
+        dials.append("threshold")
     for dial in dials:
         one, two = getattr(first.config, dial), getattr(other.config, dial)
         if one != two:

@@ -13,6 +13,13 @@ from atomtune.dictionary import ACTIVATIONS
 from atomtune.errors import UserError
 
 
+def check_threshold(activation: str, threshold: float) -> None:
+    """Raise `UserError` when λ is out of range."""
+    if threshold < 0 or (activation == "jumprelu" and threshold == 0):
+        least = "above 0, where jumprelu's λ starts" if activation == "jumprelu" else "0 or more"
+        raise UserError(f"threshold must be {least}, got {threshold:g}.")
+
+
 @dataclass
 class AtomConfig(PeftConfig):
     """ΔO = σ(A X W_s) D on chosen layers of a frozen model.
@@ -33,14 +40,26 @@ class AtomConfig(PeftConfig):
     """M of layers that differ, by name or regular expression, as LoRA's `rank_pattern`. Pruning writes it."""
 
     activation: str = "topk"
-    """σ: "topk" (signed, by magnitude), "soft" (soft threshold) or "relu" (ReLU(x − λ))."""
+    """σ: "topk" (signed, by magnitude), "batch_topk" (k a token on average over the batch while training, then the
+    threshold that did so), "soft" (soft threshold), "relu" (ReLU(x − λ)) or "jumprelu" (x where x > λ, λ learned)."""
 
     density: float | list[float] = 0.04
-    """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk". A list after
-    concatenation: one for each adapter that went in."""
+    """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk" and "batch_topk". A
+    list after concatenation: one for each adapter that went in."""
+
+    density_scope: str = "token"
+    """What has the density ρ: each "token", or the "batch" as a whole. Another name for the choice between "topk" and
+    "batch_topk": either of the two settings sets the other."""
 
     threshold: float = 0.1
-    """λ, in units of the coefficients. For "soft" and "relu"."""
+    """λ, for "soft" and "relu"; for "jumprelu", where it starts."""
+
+    threshold_units: str = "absolute"
+    """Units of λ: those of the coefficients ("absolute"), or the running root mean square of the layer's coefficients
+    ("scale"), which is followed while training and then fixed."""
+
+    unit_encoder: bool = False
+    """The columns of W_s act at norm 1, so that coefficients cannot grow past a fixed λ with them."""
 
     mix_first: bool = True
     """Attention atoms only. True: σ(A X W_s), exactly k atoms a token (eq. 8). False: A σ(X W_s), the shortcut of the
@@ -85,8 +104,18 @@ class AtomConfig(PeftConfig):
             atoms_per_token(self.num_atoms, density)
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
-        if self.threshold < 0:
-            raise UserError(f"threshold must be 0 or more, got {self.threshold:g}.")
+        check_threshold(self.activation, self.threshold)
+        for name, values in (("density_scope", ("token", "batch")), ("threshold_units", ("absolute", "scale"))):
+            if getattr(self, name) not in values:
+                raise UserError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}.")
+        if self.density_scope == "batch":
+            if self.activation not in ("topk", "batch_topk"):
+                raise UserError(
+                    f"density_scope belongs to topk, and the activation is {self.activation}: leave it out."
+                )
+            self.activation = "batch_topk"
+        elif self.activation == "batch_topk":
+            self.density_scope = "batch"
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
                 raise UserError("layers_pattern says where layers_to_transform counts: give layers_to_transform too.")

@@ -32,6 +32,8 @@ class AtomLayer(BaseTunerLayer):
             density=config.density,
             threshold=config.threshold,
             heads=self.heads,
+            threshold_units=config.threshold_units,
+            unit_encoder=config.unit_encoder,
         )
         self._move_adapter_to_device_of_base_layer(adapter_name)
 

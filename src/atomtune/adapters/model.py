@@ -90,6 +90,8 @@ class AtomModel(BaseTuner):
             dictionary = layer.dictionary(adapter_name)
             dtype = dictionary.encoder.weight.dtype
             dictionary.gain, dictionary.scale = dictionary.gain.to(dtype), dictionary.scale.to(dtype)
+            if dictionary.sigma is not None:
+                dictionary.sigma.to(dtype)
 
     @torch.no_grad()
     def add_weighted_adapter(

@@ -54,12 +54,17 @@ class CustomizeConfig:
     compact: bool = False
     """40 atoms over the whole model instead, shared out evenly: a small adapter whose every atom can be looked at. Its
     recipe has a larger learning rate."""
-    activation: Literal["topk", "soft", "relu"] = "topk"
-    """σ: the k largest coefficients of a token by magnitude, a soft threshold, or ReLU(x - threshold)."""
+    activation: Literal["topk", "batch_topk", "soft", "relu", "jumprelu"] = "topk"
+    """σ: the k largest coefficients of a token by magnitude, or k a token on average over the batch, a soft threshold,
+    ReLU(x - threshold), or x where it is above a threshold that is learned."""
     density: float = 0.04
-    """ρ, the share of a layer's atoms that one token may use (top-k)."""
+    """ρ, the share of a layer's atoms that one token may use (top-k), or that the density penalty aims at."""
     threshold: float = 0.1
-    """λ of the soft threshold and of ReLU."""
+    """λ of the soft threshold and of ReLU, and where that of jumprelu starts."""
+    threshold_units: Literal["absolute", "scale"] = "absolute"
+    """Units of λ: of the coefficients, or the running root mean square of each layer's coefficients."""
+    unit_encoder: bool = False
+    """The columns of W_s act at norm 1."""
     mix_first: bool = True
     """σ(A X W_s) D, exactly k atoms a token, instead of the paper's shortcut A σ(X W_s) D."""
     rank: int = 16
@@ -91,6 +96,14 @@ class CustomizeConfig:
     """γ of min-SNR loss weights (5 is usual); none by default."""
     caption_dropout: float = 0.0
     """Probability that a picture's caption is replaced by the empty one, for classifier-free guidance."""
+    density_start: float | None = None
+    """Anneal the density (top-k) in the run's first half: ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), ρ being `density`."""
+    l1: float = 0.0
+    """Weight of |s|₁ of a token (eq. 5), its mean over tokens and layers, in the loss."""
+    orthogonality: float = 0.0
+    """Weight of the mean over layers of Σ_{i≠j} cos²(d_i, d_j) / M, which draws atoms towards right angles (A.1)."""
+    density_penalty: float = 0.1
+    """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu alone."""
     prior_preservation: bool = False
     """Also train on pictures of the class drawn by the base itself, so that the class keeps its variety."""
     prior_loss_weight: float = 1.0
@@ -129,7 +142,18 @@ class CustomizeConfig:
             value = getattr(self, name)
             if value is not None and not value >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, got {value}.")
-        atoms_per_token(self.num_atoms, self.density)
+        for density in (self.density, self.density if self.density_start is None else self.density_start):
+            atoms_per_token(self.num_atoms, density)
+        if self.activation == "jumprelu" and not self.threshold:
+            raise UserError("threshold must be above 0, where jumprelu's λ starts, got 0.")
+        if self.density_start is not None and self.activation not in ("topk", "batch_topk"):
+            raise UserError(f"density_start anneals the density of topk, and the activation is {self.activation}.")
+        watched = [name for name in ("l1", "density_penalty") if getattr(self, name) and self._uses(name)]
+        if self.gradient_checkpointing and watched:
+            raise UserError(
+                f"{watched[0]} needs the codes of the forward pass, which gradient_checkpointing throws away: set one "
+                "of them to 0."
+            )
         if not 0 <= self.caption_dropout < 1:
             raise UserError(f"caption_dropout must be in [0, 1), got {self.caption_dropout:g}.")
         if not self.learning_rate > 0:
@@ -140,6 +164,9 @@ class CustomizeConfig:
             )
         for text in (self.token, self.class_name, self.caption or "", *self.sample_prompts, self.class_prompt or ""):
             refuse_angle_brackets(text)
+
+    def _uses(self, penalty: str) -> bool:
+        return penalty != "density_penalty" or self.activation == "jumprelu"
 
     @property
     def instance_prompt(self) -> str:
@@ -160,7 +187,7 @@ _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "rank": 1,
     "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1, "checkpoints_total_limit": 1,
     "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
-    "snr_gamma": 0, "threshold": 0, "seed": 0,
+    "snr_gamma": 0, "threshold": 0, "seed": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
 

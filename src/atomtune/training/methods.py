@@ -56,6 +56,8 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
             activation=config.activation,
             density=config.density,
             threshold=config.threshold,
+            threshold_units=config.threshold_units,
+            unit_encoder=config.unit_encoder,
             mix_first=config.mix_first,
             layers_to_transform=layers,
         )

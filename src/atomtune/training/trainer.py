@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 import time
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from atomtune import pipelines, sampling
+from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.training import checkpoints, encoding
@@ -26,6 +28,7 @@ from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
+from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class Trainer:
             base.enable_gradient_checkpointing()
         resumed = checkpoints.newest_checkpoint(self.folder)
         self.model: Any = self._adapted(base, resumed / "adapter" if resumed else config.init_adapter)
+        self.dictionaries = [layer.dictionary("default") for layer in adapted_layers(self.model)]
+        self.penalties = Penalties(config, self.dictionaries)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
         optimizer = self._optimizer()
@@ -124,6 +129,10 @@ class Trainer:
 
     def _advance(self) -> None:
         """One optimizer step."""
+        if self.config.density_start is not None:
+            density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
+            for dictionary in self.dictionaries:
+                dictionary.set_density(density)
         losses = []
         for micro in range(self.config.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.wrapped):
@@ -156,11 +165,12 @@ class Trainer:
             conditionings += [cache.class_conditioning] * len(index)
         noised = self.objective.add_noise(latents, generator).to(self.accelerator.device)
         conditioning = encoding.cast(encoding.collate(conditionings), self.dtype)
-        prediction = self.wrapped(
-            noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
-        )[0]
+        with self.penalties.watched():
+            prediction = self.wrapped(
+                noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
+            )[0]
         losses = prediction_loss(prediction, noised)
-        own, prior = losses[: len(index)].mean(), losses[len(index) :]
+        own, prior = losses[: len(index)].mean() + self.penalties.total(), losses[len(index) :]
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
     def _pictures(self, micro: int) -> list[int]:
@@ -225,9 +235,13 @@ class Trainer:
             self._advance()
         for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
             layer.dictionary.usage.lerp_(layer.usage, 0.2)
+        by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
             "active_per_token": float(counts.active_per_token),
             "density": float(counts.density),
+            "density_lowest_layer": min(by_layer),
+            "density_median_layer": statistics.median(by_layer),
+            "density_highest_layer": max(by_layer),
             "live_atoms": int(counts.alive),
         }
 

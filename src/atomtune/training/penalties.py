@@ -1,0 +1,90 @@
+"""What may be added to the loss of atoms, and the annealing of their density.
+
+    l1               (1/LN) Σ ‖s‖₁                      eq. 5: over N tokens of L layers, what multiplies D
+    orthogonality    (1/L) Σ (1/M) Σ_{i≠j} cos²(d_i, d_j)
+    density          (1/L) Σ (ρ̂/ρ − 1)²                 ρ̂ = mean of H(c − λ), straight through to λ (jumprelu)
+    annealing        ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T)
+
+Orthogonality is the paper's A.1. It makes atoms less alike; it does not make eq. 16 exact, which asks for atoms that no
+token uses together, not for atoms at right angles (docs/results/paper.md). More atoms than channels cannot all be at
+right angles: the least of the sum is M/C_o − 1. Cosines, because lengths would be penalised along with angles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atomtune.coding import step
+from atomtune.dictionary import SparseDictionary
+from atomtune.thresholds import BANDWIDTH
+from atomtune.training.config import CustomizeConfig
+
+
+def l1(codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, ""]:
+    """‖s‖₁ of a token, its mean over tokens."""
+    return codes.abs().sum(-1).mean()
+
+
+def orthogonality(atoms: Float[Tensor, "atoms out"]) -> Float[Tensor, ""]:
+    """(1/M) Σ_{i≠j} cos²(d_i, d_j); atoms that are still zero have no direction and count as orthogonal."""
+    directions = F.normalize(atoms, dim=-1)
+    cosines = directions @ directions.T
+    return (cosines - torch.diag(cosines.diagonal())).square().sum() / len(atoms)
+
+
+def density_error(
+    coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], density: float
+) -> Float[Tensor, ""]:
+    """(ρ̂/ρ − 1)², ρ̂ the share of coefficients above λ; its gradient goes to λ alone."""
+    return (step(coefficients, threshold, BANDWIDTH * threshold.detach()).mean() / density - 1).square()
+
+
+def annealed(density: float, start: float | None, progress: float) -> float:
+    """ρ_t after a share `progress` of the run."""
+    return density if start is None else start * (density / start) ** min(1.0, 2 * progress)
+
+
+class Penalties:
+    """The weighted sum of those that a run asks for, over the dictionaries of its adapter."""
+
+    def __init__(self, config: CustomizeConfig, dictionaries: Sequence[SparseDictionary]) -> None:
+        self.config, self.dictionaries = config, dictionaries
+        self._terms: list[Tensor] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Collect what has to be seen while the model runs inside the block."""
+        self._terms, hooks = [], []
+        for dictionary in self.dictionaries:
+            if self.config.l1:
+                hooks.append(dictionary.dictionary.register_forward_pre_hook(self._saw_codes))
+            if self.config.density_penalty and dictionary.activation == "jumprelu" and dictionary.sigma is not None:
+                hooks.append(dictionary.sigma.register_forward_hook(self._saw_coefficients))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _saw_codes(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._terms.append(self.config.l1 * l1(inputs[0]))
+
+    def _saw_coefficients(self, sigma: nn.Module, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
+        # The coefficients are cut off: those that are near λ should not move because of the count.
+        error = density_error(inputs[0].detach(), sigma.value, self.config.density)  # pyright: ignore[reportArgumentType]
+        self._terms.append(self.config.density_penalty * error)
+
+    def total(self) -> Tensor | float:
+        """Their sum, for the model's last run. Zero when there are none."""
+        terms = self._terms
+        if self.config.orthogonality:
+            weight = self.config.orthogonality
+            terms = terms + [weight * orthogonality(d.dictionary.weight.T) for d in self.dictionaries]
+        self._terms = []
+        return torch.stack(terms).sum() / len(self.dictionaries) if terms else 0.0
