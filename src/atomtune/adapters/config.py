@@ -74,6 +74,9 @@ class AtomConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     """Name of the list that `layers_to_transform` counts in, such as "transformer_blocks". Default: the first one."""
 
+    init_weights: bool = True
+    """True: D = 0, so that the adapted model starts as the base. False: D is random, for tests."""
+
     modules_to_save: list[str] | None = None
     """Modules outside the adapter that are trained in full and saved with it."""
 

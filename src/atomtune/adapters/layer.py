@@ -35,6 +35,8 @@ class AtomLayer(BaseTunerLayer):
             threshold_units=config.threshold_units,
             unit_encoder=config.unit_encoder,
         )
+        if not config.init_weights:
+            nn.init.normal_(self.dictionary(adapter_name).dictionary.weight)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def dictionary(self, adapter_name: str) -> SparseDictionary:
