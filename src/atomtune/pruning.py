@@ -48,7 +48,7 @@ def prune(model: nn.Module, adapter: str = "default") -> Pruned:
         raise UserError("every atom was dropped, and nothing would be left of the adapter: keep at least one.")
     bare, left, result = bare_model(model), {}, Pruned()
     for name, layer in list(bare.named_modules()):
-        if not isinstance(layer, AtomLayer) or adapter not in layer.dictionaries:
+        if not isinstance(layer, AtomLayer) or adapter not in layer.atoms_dictionaries:
             continue
         dictionary = layer.dictionary(adapter)
         result.atoms_before += dictionary.num_atoms
@@ -75,10 +75,10 @@ def prune(model: nn.Module, adapter: str = "default") -> Pruned:
 
 def _remove(bare: nn.Module, name: str, layer: AtomLayer, adapter: str) -> None:
     """Take the adapter out of one layer; when it was the only one there, the frozen layer is itself again."""
-    del layer.dictionaries[adapter]  # not with PEFT's delete_adapter, which would activate another adapter
+    del layer.atoms_dictionaries[adapter]  # not with PEFT's delete_adapter, which would activate another adapter
     if isinstance(layer, AttentionAtoms):
         del layer.mix_first[adapter]
-    if layer.dictionaries:
+    if layer.atoms_dictionaries:
         return
     if isinstance(layer, AttentionAtoms):
         layer.detach()

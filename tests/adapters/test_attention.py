@@ -35,7 +35,7 @@ def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> Att
     atoms.update_layer(adapter, config, config.num_atoms)
     D = atoms.dictionary(adapter).dictionary.weight
     D.data.normal_(generator=torch.Generator().manual_seed(seed))
-    atoms.set_adapter(list(atoms.dictionaries))
+    atoms.set_adapter(list(atoms.atoms_dictionaries))
     return atoms
 
 
@@ -105,7 +105,7 @@ def test_single_head_attention_atoms_are_linear_atoms_on_the_values(mix_first):
     attn.processor.detach()
 
     attn.to_v = LinearAtoms(attn.to_v)
-    attn.to_v.dictionaries["default"] = dictionary
+    attn.to_v.atoms_dictionaries["default"] = dictionary
     attn.to_v.set_adapter("default")
     assert_close(by_attention, attn(X), atol=1e-10, rtol=0)
 
@@ -115,7 +115,9 @@ def test_gradients_reach_the_encoder_and_the_atoms_only():
     attach(attn, num_atoms=18)
     attn(torch.randn(2, 7, WIDTH), torch.randn(2, 5, TEXT_WIDTH)).square().sum().backward()
     with_gradient = {name for name, parameter in attn.named_parameters() if parameter.grad is not None}
-    assert with_gradient == {f"processor.dictionaries.default.{part}.weight" for part in ("encoder", "dictionary")}
+    assert with_gradient == {
+        f"processor.atoms_dictionaries.default.{part}.weight" for part in ("encoder", "dictionary")
+    }
     assert all(attn.get_parameter(name).grad.any() for name in with_gradient)
 
 
@@ -191,8 +193,8 @@ def test_scale_and_density_act_at_once():
     fewer = attn(hidden)
     assert not torch.allclose(fewer - base, full)
     atoms.detach()
-    attach(attn, num_atoms=20, density=0.1).dictionaries["default"].load_state_dict(
-        atoms.dictionaries["default"].state_dict()
+    attach(attn, num_atoms=20, density=0.1).atoms_dictionaries["default"].load_state_dict(
+        atoms.atoms_dictionaries["default"].state_dict()
     )
     assert_close(attn(hidden), fewer, atol=1e-10, rtol=0)
 

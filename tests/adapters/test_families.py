@@ -85,7 +85,7 @@ def test_gradients_reach_every_encoder_and_atom_and_nothing_else(family, targets
     model = wake(adapted(family, targets, **options))
     family.run(model).square().sum().backward()
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (".dictionaries." in name), name
+        assert parameter.requires_grad == (".atoms_dictionaries." in name), name
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
 
 

@@ -41,7 +41,10 @@ def test_gradients_reach_the_encoder_and_the_atoms_only():
     nn.init.normal_(layer.dictionary("default").dictionary.weight)
     layer(torch.randn(5, 6, dtype=torch.float64)).sum().backward()
     with_gradient = {name for name, parameter in layer.named_parameters() if parameter.grad is not None}
-    assert with_gradient == {"dictionaries.default.encoder.weight", "dictionaries.default.dictionary.weight"}
+    assert with_gradient == {
+        "atoms_dictionaries.default.encoder.weight",
+        "atoms_dictionaries.default.dictionary.weight",
+    }
 
 
 def test_disabled_or_inactive_adapters_do_nothing():

@@ -138,13 +138,13 @@ def test_atoms_and_lora_attach_in_either_order(targets):
     assert atoms[0].keys() == atoms[1].keys()
     assert all("atoms_" in key for key in atoms[0])
     assert any("lora_A" in key for key in states[0]["lora"])
-    assert not any("dictionaries" in key for state in states for key in state["lora"])
+    assert not any("atoms_dictionaries" in key for state in states for key in state["lora"])
     for model in models:
         run(model).sum().backward()
         trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert any(".lora_A." in name for name in trained)
-        assert any(".dictionaries." in name for name in trained)
-        assert all(".lora_" in name or ".dictionaries." in name for name in trained)
+        assert any(".atoms_dictionaries." in name for name in trained)
+        assert all(".lora_" in name or ".atoms_dictionaries." in name for name in trained)
 
 
 def test_only_atoms_train_and_peft_counts_them():
@@ -152,7 +152,7 @@ def test_only_atoms_train_and_peft_counts_them():
     assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 18 * 32
     run(model).square().sum().backward()
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == (".dictionaries." in name), name
+        assert (parameter.grad is not None) == (".atoms_dictionaries." in name), name
 
 
 @pytest.mark.parametrize("targets", [["attn1"], ["to_v"]])
@@ -172,7 +172,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(targets):
 
 def test_a_bf16_base_carries_fp32_atoms(tmp_path):
     model = wake(get_peft_model(transformer(torch.bfloat16), atom_config()))
-    assert {p.dtype for n, p in model.named_parameters() if "dictionaries" in n} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if "atoms_dictionaries" in n} == {torch.float32}
     adapted_layers(model)[0].dictionary("default").gain[0] = 0.7  # not a bf16 number
     output = run(model, torch.bfloat16)
     assert output.dtype == torch.bfloat16

@@ -14,7 +14,7 @@ from tests.adapters.families import FAMILIES
 from tests.adapters.tiny import atom_config, transformer
 
 NAMED = {family.name: family for family in FAMILIES}
-NO_PRESET = r"target_modules is not set, and \w+ is not of a family that has a preset: "
+NO_PRESET = r"Please specify `target_modules`: \w+ is not of a family that has a preset, so "
 
 
 class Block(nn.Module):

@@ -46,7 +46,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
         self.heads = attn.heads
         # AttnProcessor2_0 always divides by √d; the older AttnProcessor asks the layer.
         self.scale: float = attn.scale if type(self.stock) is AttnProcessor else (attn.inner_dim // attn.heads) ** -0.5
-        self.dictionaries = nn.ModuleDict()
+        self.atoms_dictionaries = nn.ModuleDict()
         self.mix_first: dict[str, bool] = {}
 
     @classmethod

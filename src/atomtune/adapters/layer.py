@@ -14,17 +14,17 @@ from atomtune.errors import UserError
 
 
 class AtomLayer(BaseTunerLayer):
-    """A frozen layer with atoms beside it. `dictionaries` maps an adapter's name to its `SparseDictionary`."""
+    """A frozen layer with atoms beside it. `atoms_dictionaries` maps an adapter's name to its `SparseDictionary`."""
 
-    adapter_layer_names = ("dictionaries",)
-    dictionaries: nn.ModuleDict
+    adapter_layer_names = ("atoms_dictionaries",)
+    atoms_dictionaries: nn.ModuleDict
     in_features: int
     out_features: int
     heads: int = 1
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
         """Add an adapter with fresh atoms, where the base layer's weights are and in their precision."""
-        self.dictionaries[adapter_name] = SparseDictionary(
+        self.atoms_dictionaries[adapter_name] = SparseDictionary(
             self.in_features,
             num_atoms,
             self.out_features,
@@ -40,11 +40,13 @@ class AtomLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def dictionary(self, adapter_name: str) -> SparseDictionary:
-        return cast(SparseDictionary, self.dictionaries[adapter_name])
+        return cast(SparseDictionary, self.atoms_dictionaries[adapter_name])
 
     def active(self) -> list[str]:
         """Names of the adapters that act in this layer now, in the order they were activated."""
-        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.dictionaries]
+        return (
+            [] if self.disable_adapters else [name for name in self.active_adapters if name in self.atoms_dictionaries]
+        )
 
     def set_density(self, adapter_name: str, density: float) -> None:
         """Let each token use max(1, round(ρM)) atoms of this adapter, without training or compiling again."""
@@ -53,7 +55,7 @@ class AtomLayer(BaseTunerLayer):
     @torch.no_grad()
     def set_scale(self, adapter_name: str, scale: float) -> None:
         """Multiply this adapter's ΔO by `scale`. Does nothing where the layer does not have the adapter."""
-        if adapter_name in self.dictionaries:
+        if adapter_name in self.atoms_dictionaries:
             self.dictionary(adapter_name).scale.fill_(scale)
 
     @torch.no_grad()
@@ -70,7 +72,9 @@ class AtomLayer(BaseTunerLayer):
 
 def adapted_layers(model: nn.Module, adapter: str = "default") -> list[AtomLayer]:
     """The layers that carry this adapter's atoms, in the order of their addresses: L0, L1, ..."""
-    return [module for module in model.modules() if isinstance(module, AtomLayer) and adapter in module.dictionaries]
+    return [
+        module for module in model.modules() if isinstance(module, AtomLayer) and adapter in module.atoms_dictionaries
+    ]
 
 
 def refuse_fusing(*_args: object, **_kwargs: object) -> None:

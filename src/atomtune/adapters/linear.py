@@ -23,7 +23,7 @@ class LinearAtoms(nn.Module, AtomLayer):
             self.in_features, self.out_features = base_layer.nx, base_layer.nf
         else:
             self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-        self.dictionaries = nn.ModuleDict()
+        self.atoms_dictionaries = nn.ModuleDict()
 
     def forward(self, x: Float[Tensor, "*batch width"], *args: Any, **kwargs: Any) -> Float[Tensor, "*batch out"]:
         output = self.base_layer(x, *args, **kwargs)

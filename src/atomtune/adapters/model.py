@@ -2,7 +2,7 @@
 
 On disk an atom's tensors are named after the layer it adapts, whatever holds them in memory:
 
-    …attn1.processor.dictionaries.default.encoder.weight   in memory
+    …attn1.processor.atoms_dictionaries.default.encoder.weight   in memory
     …attn1.atoms_encoder.weight                            in adapter_model.safetensors
 """
 
@@ -128,7 +128,7 @@ class AtomModel(BaseTuner):
         return [
             (re.sub(r"(\.processor|\.base_layer)+$", "", name), module)
             for name, module in self.model.named_modules()
-            if isinstance(module, AtomLayer) and adapter_name in module.dictionaries
+            if isinstance(module, AtomLayer) and adapter_name in module.atoms_dictionaries
         ]
 
     def _layers(self, adapter_name: str) -> Layers:
@@ -177,11 +177,11 @@ class AtomModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """This adapter's atoms only, also when adapters of other methods share the model."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return {key: tensor for key, tensor in entries.items() if f".dictionaries.{adapter_name}." in key}
+        return {key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = rf"(\.processor|\.base_layer)*\.dictionaries\.{re.escape(adapter_name)}\."
+        inside = rf"(\.processor|\.base_layer)*\.atoms_dictionaries\.{re.escape(adapter_name)}\."
         on_disk, found = re.subn(inside, f".{cls.prefix}", key)
         return on_disk if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
@@ -191,7 +191,7 @@ class AtomModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """From names on disk to names in memory. Raises `UserError` unless the two sets of atoms are the same."""
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        wanted = {key for key in model.state_dict() if f".dictionaries.{adapter_name}." in key}
+        wanted = {key for key in model.state_dict() if f".atoms_dictionaries.{adapter_name}." in key}
         missing = wanted - entries.keys()
         left_over = {key for key in entries.keys() - wanted if f".{cls.prefix}" in key}
         if missing or left_over:

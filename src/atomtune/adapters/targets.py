@@ -62,7 +62,8 @@ def preset_targets(model: nn.Module) -> list[str] | str:
             targets = TARGETS[name]
             return targets if isinstance(targets, str) else list(targets)
     raise UserError(
-        f"target_modules is not set, and {type(model).__name__} is not of a family that has a preset: {_advice(model)}."
+        f"Please specify `target_modules`: {type(model).__name__} is not of a family that has a preset, so "
+        f"{_advice(model)}."
     )
 
 

@@ -99,7 +99,7 @@ def measure(model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]],
     for name in adapters:
         if not adapted_layers(model, name):
             raise UserError(f"{type(model).__name__} carries no atoms under the name {name!r}: load the adapter first.")
-    shared = [layer for layer in adapted_layers(model, adapters[0]) if adapters[1] in layer.dictionaries]
+    shared = [layer for layer in adapted_layers(model, adapters[0]) if adapters[1] in layer.atoms_dictionaries]
     traces = [[trace(model, name) for name in adapters] for _ in runs]  # [run][adapter]
     with both_at_work(model, adapters):
         products = [_watch(run, both, shared, adapters) for run, both in zip(runs, traces)]  # [run][layer] [3, tokens]
