@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs readme models experiments experiments-quick
+.PHONY: help demo test test-latest lint docs readme models experiments experiments-quick
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -17,6 +17,13 @@ demo: .venv/installed  ## learn a teapot from five pictures and draw it elsewher
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-latest:  ## the test suite with the newest PEFT instead of the pinned one
+	$(PYTHON) -m venv .venv-latest
+	grep -v '^peft==' constraints.txt > .venv-latest/constraints.txt
+	.venv-latest/bin/pip install --quiet --upgrade --constraint .venv-latest/constraints.txt --editable '.[dev,eval]' peft
+	.venv-latest/bin/pip list | grep '^peft '
+	.venv-latest/bin/python -m pytest
 
 lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check

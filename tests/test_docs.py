@@ -23,6 +23,15 @@ def test_the_training_loop_of_the_documentation_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_the_documentation_says_of_peft_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in blocks("docs/how-to/peft.md"):
+        exec(block, scope)
+    assert scope["model"].peft_config.keys() == {"default", "both"}
+
+
+@pytest.mark.slow
 def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
     """On an adapter of two steps, and with pictures of two."""
     import atomtune
@@ -38,7 +47,10 @@ def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
     assert scope["layer"].maps(139).shape == (4, 64)
 
 
-PAGES = ["README.md", *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "inspect", "own-training-loop"))]
+PAGES = [
+    "README.md",
+    *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "inspect", "peft", "own-training-loop")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,11 +6,13 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import torch
+import yaml
 from diffusers import SD3Transformer2DModel
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from torch.testing import assert_close
 
-from atomtune import AtomConfig, UserError
+from atomtune import AtomConfig, UserError, board
 from atomtune.pipelines import (
     adapter_info,
     call_options,
@@ -159,3 +161,102 @@ def test_a_pipeline_without_a_denoiser_is_refused():
     pipe.transformer = None
     with pytest.raises(UserError, match="neither a transformer nor a unet"):
         denoiser(pipe)
+
+
+def test_the_header_and_the_card_tell_what_it_is_without_loading_it(base, tmp_path):
+    pipe = adapted(base, AtomConfig(target_modules=["attn1"], num_atoms=8, density=0.25))
+    save_adapter(pipe, tmp_path / "a", base="someone/base", token="sks", class_name="dog", license="cc-by-4.0")
+    with safe_open(tmp_path / "a" / "adapter_model.safetensors", "pt") as file:
+        told = file.metadata()
+    layers = len(pipe.transformer.base_model.targeted_module_names)
+    assert told == {
+        "format": "pt",
+        "library": "atomtune",
+        "peft_type": "ATOMS",
+        "base_model": "someone/base",
+        "base_hash": told["base_hash"],
+        "token": "sks",
+        "class_name": "dog",
+        "license": "cc-by-4.0",
+        "num_atoms": str(8 * layers),
+        "density": "0.25",
+        "activation": "topk",
+    }
+    save_adapter(adapted(base), tmp_path / "same base", base=base)
+    with safe_open(tmp_path / "same base" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["base_hash"] == told["base_hash"] and "token" not in file.metadata()
+    card = (tmp_path / "a" / "README.md").read_text()
+    _, front, rest = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "someone/base",
+        "license": "cc-by-4.0",
+        "library_name": "peft",
+        "pipeline_tag": "text-to-image",
+        "tags": ["atomtune", "atoms"],
+    }
+    assert rest.startswith("```python\nimport atomtune\n")
+
+
+def test_saving_needs_an_adapter_and_a_name_for_the_base(base, tmp_path):
+    with pytest.raises(UserError, match="PixArtTransformer2DModel carries no adapter"):
+        save_adapter(load_base(base), tmp_path / "a")
+    with pytest.raises(UserError, match="give the base's name"):
+        save_adapter(adapted(base).transformer, tmp_path / "a")
+
+
+def test_an_adapter_comes_from_the_hub(base, tmp_path, monkeypatch):
+    """The download itself is a mock, because there is no hub here."""
+    pipe = adapted(base)
+    save_adapter(pipe, tmp_path / "a", base=base)
+    asked = []
+
+    def snapshot_download(repo_id: str, **options) -> str:
+        asked.append(repo_id)
+        return str(tmp_path / "a")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    again = load_base(base)
+    load_adapter(again, "someone/teapot")
+    assert set(asked) == {"someone/teapot"}
+    assert_close(draw(again), draw(pipe), atol=0, rtol=0)
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=r"the hub's 'someone/teapot' holds no adapter_config.json"):
+        load_adapter(load_base(base), "someone/teapot")
+
+
+def test_an_adapter_that_the_hub_does_not_have_is_refused(base, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"the adapter 'nobody/nothing' could not be fetched .* a finished run"):
+        load_adapter(load_base(base), "nobody/nothing")
+
+
+def test_a_hot_swapped_adapter_is_the_other_one(base, tmp_path):
+    one, two = adapted(base), adapted(base)
+    for parameter in two.transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(-0.7)
+    save_adapter(two, tmp_path / "two", base=base)
+    board(one).drop(["L0[2]"])
+    board(one)["L0[1]"].gain = 0.2
+    load_adapter(one, tmp_path / "two", hotswap=True)
+    assert_close(draw(one), draw(two), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation": "soft"}, "its activation is 'soft' and was 'topk': load it under another name instead"),
+        ({"num_atoms": 9}, r"atoms_dictionary.weight is \[\d+, 9\] and was \[\d+, 8\]"),
+        ({"target_modules": ["attn2"]}, r"attn1.atoms_dictionary.weight is None and was \[\d+, 8\]"),
+    ],
+)
+def test_an_adapter_of_another_form_is_not_swapped_in_half(base, tmp_path, options, message):
+    one = adapted(base)
+    before = draw(one)
+    other = adapted(base, AtomConfig(**{"target_modules": ["attn1"], "num_atoms": 8} | options))
+    save_adapter(other, tmp_path / "other", base=base)
+    with pytest.raises(UserError, match=message):
+        load_adapter(one, tmp_path / "other", hotswap=True)
+    assert torch.equal(draw(one), before)
+    with pytest.raises(UserError, match="there is no adapter 'second' to swap"):
+        load_adapter(one, tmp_path / "other", "second", hotswap=True)

@@ -17,13 +17,14 @@ from typing import Any
 
 from peft import PeftConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
+from atomtune.cards import adapter_card
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder
-from atomtune.pipelines import adapter_folder, adapter_info, same_weights
+from atomtune.pipelines import WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
 
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk
@@ -61,7 +62,7 @@ def merge(
     }
     with atomic_folder(out) as temporary:
         config.save_pretrained(str(temporary))
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_weights(temporary, tensors)
         (temporary / "README.md").write_text(_card(config, mode), encoding="utf-8")
     return Path(out)
 
@@ -79,7 +80,7 @@ def _read(path: Path, weight: float) -> Part:
     assert isinstance(config, AtomConfig)
     layers: Layers = {}
     try:
-        for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        for name, tensor in load_file(folder / WEIGHTS).items():
             layer, inside, key = name.removeprefix("base_model.model.").rpartition(_INSIDE)
             if inside:  # else a module trained in full, which `combine` refuses
                 layers.setdefault(layer, {})[key] = tensor
@@ -111,24 +112,11 @@ def _card(config: AtomConfig, mode: str) -> str:
     rows = "\n".join(
         f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in mapping["merged_from"]
     )
-    return f"""\
----
-base_model: {config.base_model_name_or_path}
-library_name: peft
-tags: [atomtune, atoms, text-to-image]
----
-```python
-import atomtune
-
-pipe = atomtune.load_base({config.base_model_name_or_path!r})
-atomtune.load_adapter(pipe, "path/to/this/folder")
-```
-
-# Several adapters in one
-
-Made by `atomtune merge --mode {mode}`. The import comes first: without it PEFT does not know the method.
+    text = f"""\
+Made by `atomtune merge --mode {mode}`.
 
 | adapter | weight | its atoms' ids start at |
 |---|---|---|
 {rows}
 """
+    return adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", text)

@@ -6,6 +6,7 @@ has: sizes, defaults and text handling are read from the pipeline itself.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -15,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save
 
+from atomtune.cards import adapter_card
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from peft import PeftModel
+    from torch import Tensor
 
 MOJI = "moji"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def load_base(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
@@ -47,14 +52,17 @@ def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
 
     expected = f"expected {MOJI!r}, a folder that holds a diffusers pipeline (model_index.json), or a hub name such as "
     expected += "'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'"
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    if not is_hub_name and not (Path(name) / "model_index.json").is_file():
+    if not _is_hub_name(name) and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"there is no base model {name!r}: {expected}.")
     try:
         return DiffusionPipeline.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {expected}.") from error
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
@@ -111,14 +119,25 @@ def fingerprint(model: torch.nn.Module) -> list[float]:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The PEFT folder at `path`, which may be the folder itself or a run that holds it as `adapter/`."""
+    """The PEFT folder at `path`: the folder itself, a run that holds it as `adapter/`, or a repository of the hub, of
+    which a copy is kept in the hub's cache."""
     for folder in (Path(path), Path(path) / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
-    raise UserError(
-        f"there is no adapter in {str(path)!r}: expected a folder with adapter_config.json, or a finished run of "
-        "`atomtune customize`."
-    )
+    expected = "expected a folder with adapter_config.json, a finished run of `atomtune customize`, or a hub name."
+    if not _is_hub_name(str(path)):
+        raise UserError(f"there is no adapter in {str(path)!r}: {expected}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*", "README.md"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the adapter {str(path)!r} could not be fetched ({reason:.200}): {expected}") from error
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"the hub's {str(path)!r} holds no adapter_config.json: {expected}")
+    return folder
 
 
 def adapter_info(path: str | Path) -> dict[str, Any]:
@@ -132,11 +151,19 @@ def adapter_info(path: str | Path) -> dict[str, Any]:
 
 
 def load_adapter(
-    pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default", trainable: bool = False
+    pipe: DiffusionPipeline,
+    path: str | Path,
+    adapter_name: str = "default",
+    trainable: bool = False,
+    hotswap: bool = False,
 ) -> PeftModel:
-    """Attach the adapter at `path` to the pipeline's denoiser and return the adapted denoiser.
+    """Attach the adapter at `path` (a folder, a run, or a repository of the hub) to the pipeline's denoiser and return
+    the adapted denoiser.
 
-    Raises `UserError` if it was trained on another base, naming both.
+    With `hotswap`, the weights of the adapter of that name, which is there already, are replaced in place, so that a
+    compiled model is not compiled again: their shapes and dials must be the same. What the board had changed is reset.
+
+    Raises `UserError` if it was trained on another base, naming both, or cannot be swapped in.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -151,6 +178,9 @@ def load_adapter(
     expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
     if expected is not None and not same_weights(expected, fingerprint(model)):
         raise UserError(refusal)
+    if hotswap:
+        _hotswap(model, folder, adapter_name)
+        return model
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
@@ -166,6 +196,38 @@ def load_adapter(
         raise UserError(f"the weights in {str(folder)!r} cannot be read ({error}): save the adapter again.") from error
     set_denoiser(pipe, model)
     return model
+
+
+_SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units", "unit_encoder")
+"""Fields of a config that are compiled in, beside the tensors' shapes."""
+
+
+def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    from atomtune.adapters import adapted_layers
+
+    if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
+        raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
+    config, tensors = PeftConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
+    instead = "load it under another name instead."
+    for field in _SHAPES:
+        old, new = getattr(model.peft_config[adapter_name], field, None), getattr(config, field, None)
+        if old != new:
+            raise UserError(f"{str(folder)!r} cannot be swapped in, its {field} is {new!r} and was {old!r}: {instead}")
+    now = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    differ = [key for key in sorted(now.keys() | tensors.keys()) if _shape(now, key) != _shape(tensors, key)]
+    if differ:
+        was, is_now = _shape(now, differ[0]), _shape(tensors, differ[0])
+        raise UserError(f"{str(folder)!r} cannot be swapped in, {differ[0]} is {is_now} and was {was}: {instead}")
+    model.load_adapter(str(folder), adapter_name)
+    model.peft_config[adapter_name] = config
+    for layer in adapted_layers(model, adapter_name):
+        layer.dictionary(adapter_name).keep_only(None)
+
+
+def _shape(tensors: dict[str, Tensor], key: str) -> list[int] | None:
+    return list(tensors[key].shape) if key in tensors else None
 
 
 def set_scale(model: torch.nn.Module, scale: float, adapter_name: str = "default") -> None:
@@ -187,19 +249,33 @@ def same_weights(expected: list[float], found: list[float]) -> bool:
 
 
 def save_adapter(
-    model: PeftModel,
+    model: PeftModel | DiffusionPipeline,
     folder: str | Path,
     *,
-    base: str,
+    base: str | None = None,
     adapter_name: str = "default",
     token: str | None = None,
     class_name: str | None = None,
+    license: str | None = None,
     card: str | None = None,
 ) -> Path:
     """Write one adapter as a PEFT folder, whole or not at all, and return the folder.
 
-    `adapter_config.json` names the base, the token and the class; `card` is the README.
+    `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
+    `adapter_config.json` names the base, the token and the class, and the header of the weights says the same (see
+    `write_weights`); `card` is the README, by default one that says how to open the adapter.
     """
+    from peft import PeftModel
+
+    if not isinstance(model, torch.nn.Module):
+        base = base or model.name_or_path
+        model = denoiser(model)
+    if not isinstance(model, PeftModel):
+        raise UserError(
+            f"{type(model).__name__} carries no adapter: put one on it with get_peft_model or load_adapter."
+        )
+    if not base:
+        raise UserError("give the base's name with base=, so that the adapter can be opened again.")
     with atomic_folder(folder) as temporary:
         # "auto" would ask the hub whether the base has a vocabulary.
         model.save_pretrained(str(temporary), selected_adapters=[adapter_name], save_embedding_layers=False)
@@ -213,10 +289,46 @@ def save_adapter(
             "base_fingerprint": fingerprint(model),
             "token": token,
             "class_name": class_name,
+            "license": license,
         }
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_weights(temporary, load_file(temporary / WEIGHTS))
+        if card is None:
+            card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the tensors of the adapter whose `adapter_config.json` is in `folder`, with a header (see `_header`).
+
+    In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
+    """
+    raw = save(tensors)
+    length = int.from_bytes(raw[:8], "little")
+    head = {"__metadata__": _header(adapter_info(folder), tensors)} | json.loads(raw[8 : 8 + length])
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+def _header(info: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What a hub or a person can tell without loading the weights.
+
+    `base_model` and `base_hash` (SHA-256 of the base's fingerprint in bf16), `token`, `class_name`, `license`; of atoms
+    also their number `num_atoms`, over all layers, `density` and `activation`. What is not known is left out.
+    """
+    mapping = info.get("auto_mapping") or {}
+    known = {"peft_type": info.get("peft_type"), "base_model": info.get("base_model_name_or_path")}
+    known |= {key: mapping.get(key) for key in ("token", "class_name", "license")}
+    if (values := mapping.get("base_fingerprint")) is not None:
+        raw = torch.tensor(values).bfloat16().view(torch.int16).numpy().tobytes()
+        known["base_hash"] = hashlib.sha256(raw).hexdigest()
+    if info.get("peft_type") == "ATOMS":
+        known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
+        known |= {"density": json.dumps(info["density"]), "activation": info["activation"]}
+    return {"format": "pt", "library": "atomtune"} | {
+        key: str(value) for key, value in known.items() if value is not None
+    }

@@ -1,13 +1,15 @@
 """Run by test_compile.py in a process of its own, where jaxtyping does not check shapes: compiled.py BACKEND ROOT.
 
-Compiles an adapted PixArt-Σ transformer as one graph, compares it with the uncompiled one, and changes density, scale
-and gain: nothing may be compiled again. Inductor calls the C++ compiler for every kernel, so it gets one attention
-layer.
+Compiles an adapted PixArt-Σ transformer as one graph, compares it with the uncompiled one, changes density, scale and
+gain, and swaps another adapter in: nothing may be compiled again. Inductor calls the C++ compiler for every kernel, so
+it gets one attention layer.
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ backend, root = sys.argv[1:]
 sys.path.insert(0, root)
 
 from atomtune.atoms import board  # noqa: E402
+from atomtune.pipelines import load_adapter, save_adapter  # noqa: E402
 from tests.adapters.tiny import atom_config, run, transformer, wake  # noqa: E402
 
 model = wake(get_peft_model(transformer(), atom_config(target_modules=["attn1", "attn2.to_v"])))
@@ -44,6 +47,14 @@ for density in (0.15, 0.06):
     assert_close(call(compiled), call(part), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(call(part), before)
 assert counters["stats"]["unique_graphs"] == graphs == 1, dict(counters["stats"])
+if backend == "aot_eager":  # another adapter of the same shape, in place
+    other = wake(get_peft_model(transformer(), model.peft_config["default"]), seed=9)
+    with tempfile.TemporaryDirectory() as folder:
+        pipe: Any = SimpleNamespace(transformer=model, name_or_path="tiny")
+        load_adapter(pipe, save_adapter(other, folder, base="tiny"), hotswap=True)
+    atoms.layers[0].set_scale("default", 1.0)
+    assert_close(call(compiled), call(other), atol=1e-5, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1, dict(counters["stats"])
 if backend == "aot_eager":  # the other σ: λ, gain and, where there is one, density, of an adapter, a layer, an atom
     for σ in ("batch_topk", "jumprelu", "soft"):
         model = wake(get_peft_model(transformer(), atom_config(activation=σ, density=0.3, threshold=0.1)))

@@ -102,7 +102,7 @@ def test_the_models_own_methods_of_diffusers_and_transformers_work(family, targe
     assert torch.equal(family.run(model), base)
     model.enable_adapters()
     assert torch.equal(family.run(model), output)
-    getattr(model, "delete_adapters", getattr(model, "delete_adapter", None))("default")
+    (model.delete_adapters if hasattr(model, "delete_adapters") else model.delete_adapter)("default")
     assert torch.equal(family.run(model), base)
 
 

@@ -34,6 +34,8 @@ class CustomizeConfig:
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: str = "sks"
     """The word that will mean this very thing, as in "a sks teapot"."""
+    license: str | None = None
+    """License of the adapter, as hubs spell them ("cc-by-4.0"): told by its card and the header of its weights."""
     init_adapter: Path | None = None
     """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
     over those of the adapter below."""

@@ -294,6 +294,7 @@ class Trainer:
             base=config.base,
             token=config.token,
             class_name=config.class_name,
+            license=config.license,
             card=model_card(config, self._numbers()),
         )
 
