@@ -1,7 +1,6 @@
-"""What PEFT promises of an adapter, kept on a PixArt-Σ transformer of the real class."""
+"""What PEFT promises of an adapter on a PixArt-Σ transformer of the real class; test_peft_suite.py has every family."""
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -89,30 +88,6 @@ def test_unloaded_the_base_comes_back_bit_for_bit(targets):
     assert type(base.transformer_blocks[0].attn1.processor) is AttnProcessor2_0
     base.fuse_qkv_projections()
     assert_close(run(base), run(transformer()), atol=1e-5, rtol=0)
-
-
-def test_merging_is_refused_with_the_reason():
-    model = adapted()
-    for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(UserError, match="σ makes ΔO a nonlinear function of the input"):
-            merge()
-    assert len(adapted_layers(model)) == 2
-
-
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
-)
-def test_a_copy_is_whole_and_apart(copied, targets):
-    model = adapted(target_modules=targets)
-    before = run(model)
-    twin = copied(model)
-    assert torch.equal(run(twin), before)
-    wake(twin, seed=9)
-    assert not torch.equal(run(twin), before)
-    assert torch.equal(run(model), before)
-    twin.unload()
-    assert torch.equal(run(model), before)
 
 
 LORA = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
