@@ -73,7 +73,8 @@ def parts_of(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, weight: float) -> Part:
-    folder, kind = adapter_folder(path), adapter_info(path).get("peft_type")
+    folder = adapter_folder(path)
+    kind = adapter_info(folder).get("peft_type")
     if kind != "ATOMS":
         raise UserError(f"{path} holds a {kind} adapter, not atoms: merge it with PEFT's own add_weighted_adapter.")
     config = PeftConfig.from_pretrained(str(folder))

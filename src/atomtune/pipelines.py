@@ -170,7 +170,8 @@ def load_adapter(
 
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
-    folder, info, model = adapter_folder(path), adapter_info(path), denoiser(pipe)
+    folder, model = adapter_folder(path), denoiser(pipe)
+    info = adapter_info(folder)
     wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
     if wanted == given:
         given = "the weights it has now"
