@@ -207,7 +207,8 @@ class Pretraining:
         average.half().save_pretrained(WEIGHTS / "transformer", variant="fp16")
         self.vae.half().save_pretrained(WEIGHTS / "vae", variant="fp16")
         settings = json.loads((WEIGHTS / "vae" / "config.json").read_text())
-        del settings["block_out_channels"]  # written by diffusers, which warns of it when it reads it again
+        for written in ("block_out_channels", "_name_or_path"):  # diffusers warns of one; the other is of this machine
+            settings.pop(written, None)
         (WEIGHTS / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         for file in WEIGHTS.rglob("*.safetensors"):
             file.chmod(0o644)
