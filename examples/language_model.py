@@ -169,7 +169,7 @@ def measure(method: str | None, rate: float, seed: int) -> dict[str, Any]:
 
 
 def run() -> None:
-    """The base; both methods at one learning rate, then at another with the first seed, and where it is better with all."""
+    """The base; both methods at one learning rate; then at another with the first seed, and with all where it wins."""
     settings = {"model": MODEL, "text": TEXT, "steps": STEPS, "batch": BATCH, "sequences": SEQUENCES, "length": LENGTH}
 
     def one(method: str, rate: float, seed: int) -> float:
