@@ -141,8 +141,8 @@ def measure(name: str, kind: Kind) -> dict[str, Any]:
 
 
 def run() -> None:
-    for label, kind in KINDS.items():
-        for name in NAMES:
+    for name in NAMES:
+        for label, kind in KINDS.items():
             settings = {"base": subjects.weights_digest(), "options": kind.options, "num": NUM, "steps": STEPS}
             cell(RESULTS / f"{name}-{label}.json", settings, partial(measure, name, kind))
 
