@@ -124,8 +124,7 @@ def measure(name: str, kind: Kind) -> dict[str, Any]:
         model = atomtune.load_adapter(pipe, run)
         with trace(model) as seen:
             images = subjects.draw(pipe, name, NUM, steps=STEPS)
-    (events,) = (run / "logs").glob("*/events.out.*")  # hyperparameters lie a folder deeper
-    log = EventAccumulator(str(events), size_guidance={"scalars": 0})
+    log = EventAccumulator(str(run / "logs" / "customize"), size_guidance={"scalars": 0})
     log.Reload()
     values: dict[str, Any] = {
         layer: {point.step: point.value for point in log.Scalars(f"density_{layer}_layer")}
