@@ -166,9 +166,9 @@ def off_drawing(c: dict[str, Any]) -> tuple[float, float]:
 
 
 def heads_in_use(c: dict[str, Any]) -> float:
-    """exp(entropy) of the share of firing by head: all of them when they fire alike; mean over layers."""
-    shares = np.array(c["heads"]).clip(1e-12)
-    return float(np.exp(-(shares * np.log(shares)).sum(1)).mean())
+    """exp(entropy) of the share of firing by head: all of them when they fire alike; mean over layers that fire."""
+    shares = np.array(c["heads"], dtype=float).clip(1e-12)
+    return float(np.nanmean(np.exp(-(shares * np.log(shares)).sum(1))))
 
 
 def held(cells: list[dict[str, Any]]) -> bool:
@@ -215,8 +215,9 @@ the share of firing by head, of {count} heads.
 {_sentences(tried)}
 
 A fixed λ is chosen so that normal coefficients of size 1 would give the density. Units of scale measure λ in the
-running root mean square of each layer's coefficients. Batch top-k keeps k·N of a batch's coefficients while training,
-and draws with the threshold that did so; the λ of jumprelu is learned, with a penalty on the density's error.
+running root mean square of each layer's coefficients. Batch top-k keeps k·N of a batch's coefficients while training
+and draws with one fixed threshold, the one that did so, which is why it is further off there. The λ of jumprelu is
+learned, with a penalty on the density's error. Annealing ends half-way, at step 125.
 
 ![Density of the layers over training](figures/activations.png)
 """
