@@ -151,7 +151,8 @@ def section(place: Place) -> str | None:
 {table(head, rows)}
 
 "All used" is top-k with k = M: σ then passes everything, and such an adapter is linear in its input, as a LoRA on the
-value path is. "2 a token" still chooses, and is what `atomtune customize --compact` does. A group penalty on every
+value path is. "2 a token" still chooses, and is what `atomtune customize --compact` does; the four middle layers alone
+do as well within the spread, and no way reaches the full adapter's alignment. A group penalty on every
 atom's energy and annealing the density while training were tried in prototypes on two things and did not reach what a
 larger learning rate gives; they are not in the code.
 
