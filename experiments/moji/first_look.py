@@ -111,15 +111,18 @@ def dials_table() -> str:
 
 
 def sheet() -> Image.Image:
-    """One picture of each prompt (in columns) for the base and every method, thing by thing."""
+    """One picture of each prompt (in columns) for the base and every method, two things side by side."""
     folder = subjects.CACHE / subjects.weights_digest() / "first-look"
     rows, labels = [], []
-    for name in subjects.SUBJECTS:
+    for pair in zip(subjects.SUBJECTS[::2], subjects.SUBJECTS[1::2]):
         for method in ("base", *METHODS):
-            with Image.open(folder / f"methods-{name}-{method}.png") as stripe:
-                parts = np.split(np.asarray(stripe), len(subjects.task(name).prompts), axis=1)
-            rows.append([Image.fromarray(part) for part in parts])
-            labels.append(f"{name}, {method}")
+            row: list[Image.Image] = []
+            for name in pair:
+                with Image.open(folder / f"methods-{name}-{method}.png") as stripe:
+                    parts = np.split(np.asarray(stripe), len(subjects.task(name).prompts), axis=1)
+                row += [Image.fromarray(part) for part in parts]
+            rows.append(row)
+            labels.append(method.replace("Aσ(XW)", "(mixed last)").replace("σ(AXW)", "(mixed first)"))
     return sampling.grid(rows, labels)
 
 
