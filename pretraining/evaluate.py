@@ -3,8 +3,8 @@
 Draws prompts of seen names with fixed seeds and lets the judge name them (its score on the real drawings of the same
 scenes stands beside every number), reads background, size and place off the pixels, rebuilds held-out drawings with
 the autoencoder, and compares scenes that pretraining kept out (name × style × background × place) with seen ones.
-Also writes 64 samples in a fixed order, never chosen, and each sample's nearest training drawing. What earlier weights
-scored stays in the file, as `history`.
+Also writes 64 samples in a fixed order, never chosen, and how near samples come to the training drawings of their
+scenes. What earlier weights scored stays in the file, as `history`.
 """
 
 import argparse
