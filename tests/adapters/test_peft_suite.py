@@ -26,9 +26,9 @@ def woken(family: Family, targets: Any, seed: int = 0, **options: Any) -> Any:
     return wake(adapted(family, targets, **options), seed=seed)
 
 
-def with_two(family: Family, targets: Any) -> Any:
+def with_two(family: Family, targets: Any, dtype: torch.dtype = torch.float32) -> Any:
     """The model with the adapters "default" and "other", of different sizes and densities."""
-    model = woken(family, targets)
+    model = woken(family, targets, dtype=dtype)
     model.add_adapter("other", atom_config(target_modules=targets, num_atoms=11, density=0.3))
     return wake(model, "other", seed=5)
 
@@ -49,36 +49,36 @@ def last_linear(family: Family) -> str:
 
 @every_form
 def test_two_adapters_add_up_and_each_comes_and_goes_alone(family, targets):
-    """Both at once is their concatenation, exactly the sum of the two ΔO, in every layer."""
-    model = with_two(family, targets)
-    first = family.run(model)
+    """Both at once is their concatenation, exactly the sum of the two ΔO, in every layer; in float64."""
+    model = with_two(family, targets, torch.float64)
+    first = family.run(model, torch.float64)
     model.set_adapter("other")
-    other = family.run(model)
+    other = family.run(model, torch.float64)
     model.base_model.set_adapter(["default", "other"])
-    both = family.run(model)
+    both = family.run(model, torch.float64)
     assert not torch.allclose(both, first, atol=1e-3) and not torch.allclose(both, other, atol=1e-3)
     model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
     model.set_adapter("sum")
-    assert_close(family.run(model), both, atol=1e-4, rtol=1e-4)
+    assert_close(family.run(model, torch.float64), both, atol=1e-9, rtol=0)
     model.set_adapter("default")
     model.delete_adapter("sum")
     model.delete_adapter("other")
-    assert torch.equal(family.run(model), first)
+    assert torch.equal(family.run(model, torch.float64), first)
     assert list(model.peft_config) == ["default"] and not adapted_layers(model, "other")
 
 
 @every_form
 def test_weights_scale_each_adapter(family, targets):
-    """α ΔO: as if D had been multiplied by α; at 0 the adapter is away."""
-    model = with_two(family, targets)
+    """α ΔO: as if D had been multiplied by α; at 0 the adapter is away. In float64."""
+    model = with_two(family, targets, torch.float64)
     model.base_model.set_adapter(["default", "other"])
-    both = family.run(model)
-    weighted = family.run(scaled(model, default=0.5, other=0.0))
-    alone = woken(family, targets)
+    both = family.run(model, torch.float64)
+    weighted = family.run(scaled(model, default=0.5, other=0.0), torch.float64)
+    alone = woken(family, targets, dtype=torch.float64)
     for layer in adapted_layers(alone):
         layer.dictionary("default").dictionary.weight.data.mul_(0.5)
-    assert_close(weighted, family.run(alone), atol=1e-5, rtol=1e-5)
-    assert_close(family.run(scaled(model, default=1.0, other=1.0)), both, atol=0, rtol=0)
+    assert_close(weighted, family.run(alone, torch.float64), atol=1e-9, rtol=0)
+    assert torch.equal(family.run(scaled(model, default=1.0, other=1.0), torch.float64), both)
 
 
 @every_form
