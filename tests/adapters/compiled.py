@@ -53,7 +53,7 @@ if backend == "aot_eager":  # another adapter of the same shape, in place
         pipe: Any = SimpleNamespace(transformer=model, name_or_path="tiny")
         load_adapter(pipe, save_adapter(other, folder, base="tiny"), hotswap=True)
     atoms.layers[0].set_scale("default", 1.0)
-    assert_close(call(compiled), call(other), atol=1e-5, rtol=1e-5)
+    assert_close(call(compiled), call(other), atol=1e-5, rtol=1e-5)  # float32, and the compiler reorders sums
     assert counters["stats"]["unique_graphs"] == 1, dict(counters["stats"])
 if backend == "aot_eager":  # the other σ: λ, gain and, where there is one, density, of an adapter, a layer, an atom
     for σ in ("batch_topk", "jumprelu", "soft"):

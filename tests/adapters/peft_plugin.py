@@ -59,6 +59,7 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, name: str) -> None:
         (title, "atoms", kind, *({"init_weights": False} | options for options in pair)) for title, *pair in PAIRS
     ]
     module.ALL_PEFT_CONFIG_CLASSES[:] = [kind]
+    # Atoms refuse to merge, with a sentence that test_peft_suite.py asks for; what these tests do before goes on.
     module._skip_if_merging_not_supported = lambda *_: pytest.skip("atoms do not merge")
 
 

@@ -85,16 +85,16 @@ def test_weights_scale_each_adapter(family, targets):
 def test_the_models_own_methods_of_diffusers_and_transformers_work(family, targets):
     """`add_adapter`, `set_adapters` with weights (diffusers), `set_adapter`, `disable_adapters`, `delete_adapter`."""
     model = family.model()
-    if not hasattr(model, "add_adapter"):
+    if family.name in ("PixArt-α", "PixArt-Σ", "DiT", "Hunyuan-DiT"):
         pytest.skip("a class of diffusers without adapter methods of its own: get_peft_model is for these")
     base = family.run(model.requires_grad_(False))
     torch.manual_seed(0)
     model.add_adapter(atom_config(target_modules=targets), "default")
     output = family.run(wake(model))
-    assert_close(output, family.run(woken(family, targets)), atol=1e-6, rtol=0)
+    assert torch.equal(output, family.run(woken(family, targets)))
     if hasattr(model, "set_adapters"):
         model.set_adapters(["default"], [0.0])
-        assert_close(family.run(model), base, atol=1e-6, rtol=0)
+        assert torch.equal(family.run(model), base)
         model.set_adapters(["default"], [1.0])
     model.set_adapter("default")
     assert torch.equal(family.run(model), output)
