@@ -8,6 +8,7 @@ from pathlib import Path
 
 from atomtune import cli
 from atomtune.cli.demo import HEADS, table
+from atomtune.metrics import load_judge
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,7 @@ def markdown(summary: dict) -> str:
     methods = [method for method in HEADS if method in summary]
     lines = [f"| | {' | '.join(HEADS[method] for method in methods)} |", "|---|" + "--:|" * len(methods)]
     lines += [f"| {label} | {' | '.join(values)} |" for label, values in table(summary, methods)]
-    return "\n".join([*lines, "", f"The whole command took {summary['seconds']} s."])
+    return "\n".join([*lines, "", f"{load_judge()} The whole command took {summary['seconds']} s."])
 
 
 def main(run: Path) -> None:

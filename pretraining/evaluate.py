@@ -3,14 +3,14 @@
 Draws prompts of seen names with fixed seeds and lets the judge name them (its score on the real drawings of the same
 scenes stands beside every number), reads background, size and place off the pixels, rebuilds held-out drawings with
 the autoencoder, and compares scenes that pretraining kept out (name × style × background × place) with seen ones.
-Also writes 64 samples in a fixed order, never chosen, and how near samples come to the training drawings of their
-scenes. What earlier weights scored stays in the file, as `history`.
+Also writes 64 samples in a fixed order, never chosen, and half of them over the nearest pictures of pretraining. What
+earlier weights scored stays in the file, as `history`.
 """
 
 import argparse
 import json
 import random
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,35 @@ def score(pictures: list[Image.Image], wanted: list[Scene]) -> dict[str, float]:
     }
 
 
-def nearest(pictures: list[Image.Image], wanted: list[Scene], drawings: Drawings) -> list[float]:
-    """For each picture, the RMS pixel distance (0 to 1) to the nearest training drawing of its scene, in any style."""
-    distances = []
-    for picture, scene in zip(pictures, wanted, strict=True):
-        ours = np.asarray(picture, float) / 255
-        real = [drawings.picture(replace(scene, style=style)) for style in drawings.styles[scene.name]]
-        distances.append(min(float(np.sqrt(((np.asarray(r, float) / 255 - ours) ** 2).mean())) for r in real))
-    return distances
+@dataclass
+class Nearest:
+    """The picture seen in pretraining that is nearest to a sample."""
+
+    scene: Scene
+    rms: float
+    """Root of the mean squared difference of the pixels, 0 to 1."""
+
+
+def nearest(pictures: list[Image.Image], wanted: list[Scene], drawings: Drawings) -> list[Nearest]:
+    """For each picture, the nearest drawing of any name and style on the background and at the place asked for."""
+    found: dict[int, Nearest] = {}
+    stages = [(scene.background, scene.size, scene.place) for scene in wanted]
+    for stage in set(stages):
+        shown = [Scene(name, style, *stage) for name in SEEN_NAMES for style in drawings.styles[name]]
+        shown = [scene for scene in shown if not scene.kept_out]
+        real = np.stack([np.asarray(drawings.picture(scene), np.float32) for scene in shown]) / 255
+        for i, picture in enumerate(pictures):
+            if stages[i] == stage:
+                distances = np.sqrt(((real - np.asarray(picture, np.float32) / 255) ** 2).mean((1, 2, 3)))
+                found[i] = Nearest(shown[distances.argmin()], float(distances.min()))
+    return [found[i] for i in range(len(pictures))]
+
+
+def beside(pictures: list[Image.Image], found: list[Nearest], drawings: Drawings) -> Image.Image:
+    """The first 32 samples, each over what is nearest to it."""
+    real = [drawings.picture(one.scene) for one in found]
+    rows = [row[start : start + 8] for start in range(0, 32, 8) for row in (pictures, real)]
+    return grid(rows, ["sample", "nearest"] * (len(rows) // 2))
 
 
 def main() -> None:
@@ -85,12 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=WEIGHTS / "evaluation.json")
     parser.add_argument("--samples", type=Path, default=Path("docs/results/moji-samples.png"))
+    parser.add_argument("--nearest", type=Path, default=Path("docs/results/moji-nearest.png"))
     parser.add_argument("--prompts", type=int, default=400)
     options = parser.parse_args()
     drawings, pipe = Drawings(), load()
     pipe.set_progress_bar_config(disable=True)
     seen, kept = scenes(drawings, options.prompts, False), scenes(drawings, options.prompts // 4, True)
     drawn_seen, drawn_kept = draw(pipe, seen), draw(pipe, kept)
+    near = nearest(drawn_seen, seen, drawings)
     result = {
         "images_seen": json.loads((WEIGHTS / "training.json").read_text())["images"],
         "prompts": len(seen),
@@ -99,8 +122,9 @@ def main() -> None:
         "kept_out_compositions": score(drawn_kept, kept),
         "autoencoder_psnr_held_out_db": psnr(pipe.vae, held_out_pictures(drawings)),  # pyright: ignore[reportArgumentType]
         "rms_to_nearest_training_drawing": {
-            f"p{share}": float(np.percentile(nearest(drawn_seen, seen, drawings), share)) for share in (5, 50, 95)
+            f"p{share}": float(np.percentile([one.rms for one in near], share)) for share in (5, 50, 95)
         },
+        "nearest_has_the_name": float(np.mean([one.scene.name == s.name for one, s in zip(near, seen, strict=True)])),
     }
     before = json.loads(options.json.read_text()) if options.json.exists() else {}
     point = {"images_seen": result["images_seen"], **result["base"]}
@@ -110,6 +134,7 @@ def main() -> None:
         Path(file).write_text(json.dumps(result, indent=1) + "\n")
     rows = [drawn_seen[start : start + 8] for start in range(0, 64, 8)]
     save_png(grid(rows, [""] * len(rows)), options.samples)
+    save_png(beside(drawn_seen, near, drawings), options.nearest)
     print(json.dumps(result, indent=1))
 
 

@@ -82,14 +82,21 @@ styles are read by the judge; its own score on real drawings of the same scenes 
 
 ![Shares against images seen](moji-curve.png)
 
-Autoencoder: {numbers["autoencoder_psnr_held_out_db"]:.1f} dB on held-out drawings. RMS distance (0 to 1) from a
-sample to the nearest training drawing of its scene, in any style: {rms["p5"]:.3f}, {rms["p50"]:.3f} and
-{rms["p95"]:.3f} at the 5th, 50th and 95th percentile. With at most five drawings of a name,
-a good sample *is* close to a training drawing.
+Autoencoder: {numbers["autoencoder_psnr_held_out_db"]:.1f} dB on held-out drawings.
 
 64 samples in a fixed order, not chosen:
 
 ![64 samples](moji-samples.png)
+
+## What it has by heart
+
+The first 32 of them, each over the picture of pretraining that is nearest to it: a drawing of any name in any style, on
+the background and at the place asked for. RMS distance of the pixels (0 to 1) over all {numbers["prompts"]} samples:
+{rms["p5"]:.3f}, {rms["p50"]:.3f} and {rms["p95"]:.3f} at the 5th, 50th and 95th percentile; in
+{numbers["nearest_has_the_name"]:.0%} the nearest shows the name asked for. With at most five drawings of a name, a good
+sample *is* close to a training drawing, and moji is no evidence about what models of many pictures memorise.
+
+![Samples, each over the nearest picture of pretraining](moji-nearest.png)
 
 ## The judge
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from atomtune.cli import main
 from atomtune.cli.demo import NUM, UNSEEN, table
+from atomtune.metrics import load_judge
 from atomtune.moji.scenes import BACKGROUNDS
 
 
@@ -19,6 +20,7 @@ def test_demo(tmp_path, capsys):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
 
+    assert str(load_judge()) in printed
     base, atoms = summary["base"], summary["atoms"]
     assert atoms["fidelity"] > base["fidelity"] + 0.2  # the subject is learnt ...
     assert atoms["background"] >= 0.8  # ... and the prompt still obeyed

@@ -112,6 +112,10 @@ def test_one_prompt_for_each_picture(judge, pictures):
 def test_its_own_accuracy_comes_along(judge):
     assert judge.accuracy["name_top1"] >= 0.9
     assert judge.accuracy["style"] >= 0.9
+    for key in ("name_top1", "style", "without_fluent_name_top1"):
+        assert f"{judge.accuracy[key]:.1%}" in str(judge)
+    for key in ("alignment_real", "fidelity_same_drawing"):
+        assert f"{judge.accuracy[key]:.3f}" in str(judge)
 
 
 def test_over_a_thousand_scenes_noise_comes_last(judge):

@@ -86,6 +86,7 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     for label, values in table(summary, ("base", *methods)):
         printed.add_row(label, *values)
     console.print(printed)
+    console.print(str(judge), soft_wrap=True)
     console.print(f"{summary['seconds']} s in all. Look at {out / 'grid.png'}", soft_wrap=True)
     console.print(f"Numbers: {out / 'summary.json'}   adapter: {out / 'adapter'}", soft_wrap=True)
     console.print(f'Now try: atomtune generate {out} --prompt "{UNSEEN[0]}"', soft_wrap=True)

@@ -37,6 +37,7 @@ def edit(
         epochs: Times that the picture is seen, instead of steps.
     """
     from atomtune.editing import edit
+    from atomtune.metrics import load_judge
 
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
@@ -47,4 +48,6 @@ def edit(
         if rung["alignment"] is not None:
             line += f"  prompt {rung['alignment']:.3f}  picture {rung['fidelity']:.3f}"
         print(line + ("   best" if rung["label"] == result["best"] else ""))
+    if result["best"]:
+        print(load_judge())
     print(f"Look at {out / 'edit.png'}" + (f"; the best rung is {out / 'preset.json'}" if result["best"] else ""))

@@ -1,8 +1,8 @@
 """The judge: how well a picture shows what was asked for, and whether it is the same subject.
 
 It was trained on real drawings alone, never on generated pictures (`python -m pretraining.judge`), for moji's 64 × 64
-scenes; pictures of other sizes are resized. How often it is right itself is in `Judge.accuracy`, and belongs beside its
-numbers.
+scenes; pictures of other sizes are resized. How often it is right itself is in `Judge.accuracy`; `print(judge)` says
+it in one sentence, which belongs beside its numbers.
 """
 
 import json
@@ -58,6 +58,17 @@ class Judge:
         self.network = network.eval()
         self.accuracy = accuracy
         """What `pretraining.judge` measured on scenes the judge had not seen, see `metrics/weights/judge.json`."""
+
+    def __str__(self) -> str:
+        """How far its numbers can be trusted, in one sentence to print beside them."""
+        of = {key: round(value, 3) + 0.0 for key, value in self.accuracy.items()}  # no "-0.000"
+        return (
+            f"The judge itself, on real drawings it had not seen: names {of['name_top1']:.1%} and styles "
+            f"{of['style']:.1%} right (names in a style it was not taught {of['without_fluent_name_top1']:.1%}); "
+            f"alignment {of['alignment_real']:.3f} with a drawing's own prompt, {of['alignment_wrong_name']:.3f} "
+            f"with another thing's; fidelity {of['fidelity_same_drawing']:.3f} to the same drawing elsewhere, "
+            f"{of['fidelity_other_name']:.3f} to another thing."
+        )
 
     def features(self, images: Sequence[Picture]) -> Float[np.ndarray, "images 320"]:
         """The image tower's features: of subject, style, background, size and place. For `diversity`."""
