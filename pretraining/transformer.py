@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,15 @@ class Captions:
         return embeddings, mask
 
 
+def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Four of five logit-normal around t = 250, where the signal is as strong as the noise and shapes are decided (as
+    Stable Diffusion 3 does), the rest uniform: half of all uniform draws are nearly pure noise on latents this small.
+    """
+    middle = 1000 * torch.sigmoid(torch.randn(count, generator=generator) - 1.1)
+    anywhere = 1000 * torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < 0.8, middle, anywhere).long()
+
+
 @dataclass
 class Batch:
     """What one step learns from: noisy latents x_t, their captions and steps t, and the velocity to predict."""
@@ -122,13 +132,13 @@ class Batches:
         self.latents, self.captions = Latents(vae, self.drawings), Captions()
         self.noise_schedule: Any = DDPMScheduler(**SCHEDULER)
 
-    def __call__(self, number: int, count: int) -> Batch:
+    def __call__(self, number: int, count: int, sample: Callable[..., Tensor] = sample_timesteps) -> Batch:
         rng, generator = random.Random(number), torch.Generator().manual_seed(number)
         scenes, captions = zip(*(self.drawings.sample(SEEN_NAMES, rng) for _ in range(count)), strict=True)
         captions = ["" if rng.random() < DROPPED_CAPTIONS else caption for caption in captions]
         latents, (text, mask) = self.latents(list(scenes)), self.captions(captions)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = sample_timesteps(count, generator)
+        timesteps = sample(count, generator)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         target = self.noise_schedule.get_velocity(latents, noise, timesteps)
         return Batch(list(scenes), noisy, text, mask, timesteps, target)
@@ -153,15 +163,6 @@ def prepare(model: PixArtTransformer2DModel) -> None:
 
 def optimizer(model: PixArtTransformer2DModel, learning_rate: float = LEARNING_RATE) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-
-
-def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Four of five logit-normal around t = 250, where the signal is as strong as the noise and shapes are decided (as
-    Stable Diffusion 3 does), the rest uniform: half of all uniform draws are nearly pure noise on latents this small.
-    """
-    middle = 1000 * torch.sigmoid(torch.randn(count, generator=generator) - 1.1)
-    anywhere = 1000 * torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < 0.8, middle, anywhere).long()
 
 
 def trained_autoencoder() -> AutoencoderTiny:

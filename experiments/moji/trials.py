@@ -25,7 +25,8 @@ from atomtune.metrics import load_judge
 from atomtune.moji.pipeline import TRANSFORMER, assemble
 from atomtune.moji.scenes import Scene, caption
 from experiments.cells import cell, read
-from experiments.report import table
+from experiments.figures import plt, save
+from experiments.report import ROOT, table
 from pretraining import transformer
 from pretraining.__main__ import SETTINGS
 from pretraining.evaluate import draw, scenes, score
@@ -47,6 +48,9 @@ class Idea:
     batch: int = BATCH
     min_snr: bool = False
     repa: bool = False
+    uniform: bool = False
+    compiled: bool = True
+    cached: bool = True
     seed: int = 0
 
 
@@ -61,6 +65,9 @@ IDEAS = {
     "layers-12": Idea("12 layers", layers=12),
     "lr-5e-4": Idea("learning rate 0.0005", learning_rate=5e-4),
     "batch-16": Idea("batch 16", batch=16),
+    "uniform": Idea("timesteps uniform, not four of five logit-normal", uniform=True),
+    "eager": Idea("without torch.compile", compiled=False),
+    "no-cache": Idea("latents and text computed when needed", cached=False),
 }
 
 
@@ -115,6 +122,10 @@ def weights(batches: Batches, timesteps: Tensor) -> Tensor:
     return (weight / weight.mean())[timesteps]
 
 
+def uniform_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 1000, (count,), generator=generator)
+
+
 @torch.no_grad()
 def held_out(model: nn.Module, drawn: list[Batch]) -> float:
     return float(np.mean([(transformer.predict(model, b) - b.target).square().mean() for b in drawn]))
@@ -125,19 +136,23 @@ def measure(idea: Idea) -> dict[str, Any]:
     torch.manual_seed(idea.seed)
     vae = transformer.trained_autoencoder()
     batches = Batches(vae)
-    model = PixArtTransformer2DModel(**TRANSFORMER | {"num_layers": idea.layers})
+    shape: dict[str, Any] = TRANSFORMER | {"num_layers": idea.layers}
+    model = PixArtTransformer2DModel(**shape)
     features = Features(batches.drawings.picture) if idea.repa else None
     align = Alignment(model, features) if features else None
-    transformer.prepare(model)
+    if idea.compiled:
+        transformer.prepare(model)
+    sample = uniform_timesteps if idea.uniform else transformer.sample_timesteps
     optimizer = transformer.optimizer(model, idea.learning_rate)
     if align:
         optimizer.add_param_group({"params": list(align.parameters())})
     drawn = [batches(number, BATCH) for number in HELD_OUT]
     losses, images, spent = [], 0, 0.0
     while spent < SECONDS:
-        batch = batches(images // idea.batch, idea.batch)
+        before = time.process_time()
+        batch = batches(images // idea.batch, idea.batch, sample)
         targets = features(batch.scenes) if features else None
-        start = time.process_time()
+        start = time.process_time() if idea.cached else before
         errors = (transformer.predict(model, batch) - batch.target).square().mean((1, 2, 3))
         loss = (errors * weights(batches, batch.timesteps)).mean() if idea.min_snr else errors.mean()
         if align and targets is not None:
@@ -175,17 +190,44 @@ def main(names: list[str]) -> None:
         cell(HERE / f"trial-{name}.json", settings, lambda: measure(idea))  # noqa: B023
 
 
+def done() -> dict[str, dict[str, Any]]:
+    found = read(HERE)
+    return {name: found[f"trial-{name}"] for name in IDEAS if f"trial-{name}" in found}
+
+
 def trials_table() -> str:
     """Markdown: a row an idea."""
-    found = read(HERE)
     rows = []
-    for name, idea in IDEAS.items():
-        if one := found.get(f"trial-{name}"):
-            losses = [f"{one['losses'][at]['loss']:.4f}" for at in (0, -1)]
-            shares = [f"{one[key]:.0%}" for key in ("background", "place")]
-            rows.append((idea.title, f"{one['images']:,}", *losses, f"{one['alignment']:.3f}", *shares))
-    head = ("", "images in 15 min", "held-out loss after 3 min", "after 15 min", "alignment", "background", "place")
+    for name, one in done().items():
+        losses = [f"{one['losses'][at]['loss']:.4f}" for at in (0, -1)]
+        shares = [f"{one[key]:.0%}" for key in ("background", "place")]
+        rows.append((IDEAS[name].title, f"{one['images']:,}", *losses, f"{one['alignment']:.3f}", *shares))
+    head = ("", "images", f"held-out loss after {EVERY // 60} min", "at the end", "alignment", "background", "place")
     return table(head, rows)
+
+
+def found() -> str:
+    """Which ideas ended lower than the recipe did from either start."""
+    ends = {name: one["losses"][-1]["loss"] for name, one in done().items()}
+    starts = [ends[name] for name in ("recipe", "recipe-again") if name in ends]
+    better = [f"{IDEAS[name].title} ({end:.4f})" for name, end in ends.items() if end < min(starts)]
+    says = ", ".join(better) if better else "none"
+    return f"Lower at the end than the recipe from either start ({min(starts):.4f} and {max(starts):.4f}): {says}."
+
+
+def figure() -> None:
+    """Held-out loss against time, a line an idea."""
+    drawn, axis = plt.subplots(figsize=(7, 4))
+    for i, (name, one) in enumerate(done().items()):
+        minutes, losses = zip(*((at["seconds"] / 60, at["loss"]) for at in one["losses"]), strict=True)
+        colour, width = ("black", 2.5) if name.startswith("recipe") else (f"C{i}", 1.5)
+        line = ":" if name == "recipe-again" else "-"
+        axis.plot(
+            minutes, losses, line, color=colour, linewidth=width, marker="o", markersize=4, label=IDEAS[name].title
+        )
+    axis.set(xlabel="minutes of one core", ylabel="held-out loss", yscale="log")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(drawn, ROOT / "docs" / "results" / "moji-trials.png")
 
 
 if __name__ == "__main__":
