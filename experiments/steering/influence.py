@@ -215,7 +215,7 @@ def figure(place: Place) -> None:
         axis.set_xlabel("block (0: the shallowest)")
         axis.set_ylim(bottom=0)
         axis.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(drawn, place.figure("nonlinearity"))
 
 
