@@ -98,11 +98,11 @@ class Features:
 class Alignment(nn.Module):
     """REPA (Yu et al., 2024, eq. 8): minus the mean cosine of a layer's tokens, projected, and the features."""
 
-    def __init__(self, model: PixArtTransformer2DModel, features: Features) -> None:
+    def __init__(self, model: PixArtTransformer2DModel) -> None:
         super().__init__()
         width = model.config["num_attention_heads"] * model.config["attention_head_dim"]
         self.projector = nn.Sequential(nn.Linear(width, 1024), nn.SiLU(), nn.Linear(1024, 1280))
-        self._features, self._hidden = features, torch.empty(0)
+        self._hidden = torch.empty(0)
         model.transformer_blocks[REPA_LAYER - 1].register_forward_hook(self._keep)
 
     def _keep(self, _block: nn.Module, _inputs: Any, hidden: Tensor) -> None:
@@ -139,7 +139,7 @@ def measure(idea: Idea) -> dict[str, Any]:
     shape: dict[str, Any] = TRANSFORMER | {"num_layers": idea.layers}
     model = PixArtTransformer2DModel(**shape)
     features = Features(batches.drawings.picture) if idea.repa else None
-    align = Alignment(model, features) if features else None
+    align = Alignment(model) if idea.repa else None
     if idea.compiled:
         transformer.prepare(model)
     sample = uniform_timesteps if idea.uniform else transformer.sample_timesteps
