@@ -217,7 +217,7 @@ def found() -> str:
 
 def figure() -> None:
     """Held-out loss against time, a line an idea."""
-    drawn, axis = plt.subplots(figsize=(7, 4))
+    drawn, axis = plt.subplots(figsize=(10, 4))
     for i, (name, one) in enumerate(done().items()):
         minutes, losses = zip(*((at["seconds"] / 60, at["loss"]) for at in one["losses"]), strict=True)
         colour, width = ("black", 2.5) if name.startswith("recipe") else (f"C{i}", 1.5)
@@ -225,7 +225,7 @@ def figure() -> None:
         axis.plot(
             minutes, losses, line, color=colour, linewidth=width, marker="o", markersize=4, label=IDEAS[name].title
         )
-    axis.set(xlabel="minutes of one core", ylabel="held-out loss", yscale="log")
+    axis.set(xlabel="minutes of one core", ylabel="held-out loss", xlim=(0, None))
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(drawn, ROOT / "docs" / "results" / "moji-trials.png")
 
