@@ -111,9 +111,9 @@ and loss alone. Fifteen minutes tell which idea starts faster, not which ends be
 
 ![Held-out loss against time](moji-trials.png)
 
-{trials.found()} With fewer
-layers a step is cheaper and sees more images in the time; whether it would also end better is not known, and the weights
-that every experiment stands on have eight, so nothing of this was adopted.
+{trials.found()}
+With fewer layers a step is cheaper and sees more images in the time; whether it would also end better is not known, and
+the weights that every experiment stands on have eight, so nothing of this was adopted.
 
 ## The judge
 
