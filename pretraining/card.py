@@ -41,8 +41,8 @@ scenes stands beside.
 {rows}
 
 Autoencoder: {psnr:.1f} dB on held-out drawings. Median RMS distance (0 to 1) from a sample to the nearest
-training drawing of the same scene: {nearest:.3f}; with few drawings a name, a good sample *is* close to a
-training drawing, so expect memorised shapes. The judge names real drawings right {judge:.1%} of the time.
+picture it was trained on: {nearest:.3f}; with few drawings a name, a good sample *is* close to a training
+drawing, so expect memorised shapes. The judge names real drawings right {judge:.1%} of the time.
 
 ## Limits
 

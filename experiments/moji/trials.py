@@ -179,9 +179,7 @@ def measure(idea: Idea) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     """Run what is missing."""
-    if (
-        not SETTINGS.items() <= os.environ.items()
-    ):  # pretraining's own memory settings; they hold from a process's start
+    if not SETTINGS.items() <= os.environ.items():  # as in pretraining; they hold from a process's start on
         os.execve(sys.executable, sys.orig_argv, os.environ | SETTINGS)
     torch.set_num_threads(1)
     for name in names or IDEAS:
