@@ -155,7 +155,7 @@ def main() -> None:
         settings = {"base": subjects.weights_digest(), "case": json.loads(json.dumps(vars(case), default=vars))}
         cell(HERE / f"{name}.json", settings | {"pictures": NUM}, lambda: measure(name, case))  # noqa: B023
     sampling.save_png(sheet(), ROOT / "docs" / "how-to" / "edit.png")
-    fill(ROOT / "docs" / "how-to" / "edit.md", f"{results()}\n\n{metrics.load_judge()}")
+    fill(ROOT / "docs" / "how-to" / "edit.md", f"{results()}\n\n{subjects.measured()}")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def page() -> None:
             f"the style with {v['strength'][1]:.0%}; cosine of what they add {v['cosine'][0]:+.2f} and "
             f"{v['cosine'][1]:+.2f}."
         )
-    fill(PAGE, "\n\n".join([*parts, str(metrics.load_judge())]))
+    fill(PAGE, "\n\n".join([*parts, subjects.measured()]))
 
 
 if __name__ == "__main__":
