@@ -18,7 +18,7 @@ def markdown(summary: dict) -> str:
     methods = [method for method in HEADS if method in summary]
     lines = [f"| | {' | '.join(HEADS[method] for method in methods)} |", "|---|" + "--:|" * len(methods)]
     lines += [f"| {label} | {' | '.join(values)} |" for label, values in table(summary, methods)]
-    return "\n".join([*lines, "", f"{load_judge()} The whole command took {summary['seconds']} s."])
+    return "\n".join([*lines, "", f"The whole command took {summary['seconds']} s. {load_judge()}"])
 
 
 def main(run: Path) -> None:
