@@ -27,7 +27,7 @@ def test_min_snr_weights_of_v_prediction():
 def test_alignment_is_minus_the_mean_cosine_of_projected_tokens_and_features():
     torch.manual_seed(0)
     shape: dict[str, Any] = TRANSFORMER | {"num_layers": 4}
-    model = PixArtTransformer2DModel(**shape)
+    model: Any = PixArtTransformer2DModel(**shape)
     align = Alignment(model)
     seen = []
     model.transformer_blocks[2].register_forward_hook(lambda _block, _inputs, hidden: seen.append(hidden))
