@@ -218,7 +218,8 @@ the share of firing by head, of {count} heads.
 A fixed λ is chosen so that normal coefficients of size 1 would give the density. Units of scale measure λ in the
 running root mean square of each layer's coefficients. Batch top-k keeps k·N of a batch's coefficients while training
 and draws with one fixed threshold, the one that did so, which is why it is further off there. The λ of jumprelu is
-learned, with a penalty on the density's error. Annealing ends half-way, at step 125.
+learned, with a penalty on the density's error. Annealing ends half-way, at step 125. In the figure, gray is
+±{BAND:.0%} of the target.
 
 ![Density of the layers over training](figures/activations.png)
 """

@@ -59,7 +59,7 @@ def test_two_adapters_add_up_and_each_comes_and_goes_alone(family, targets):
     assert not torch.allclose(both, first, atol=1e-3) and not torch.allclose(both, other, atol=1e-3)
     model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
     model.set_adapter("sum")
-    assert_close(family.run(model, torch.float64), both, atol=1e-9, rtol=0)
+    assert_close(family.run(model, torch.float64), both, atol=1e-9, rtol=0)  # the sums have another order
     model.set_adapter("default")
     model.delete_adapter("sum")
     model.delete_adapter("other")
@@ -77,7 +77,7 @@ def test_weights_scale_each_adapter(family, targets):
     alone = woken(family, targets, dtype=torch.float64)
     for layer in adapted_layers(alone):
         layer.dictionary("default").dictionary.weight.data.mul_(0.5)
-    assert_close(weighted, family.run(alone, torch.float64), atol=1e-9, rtol=0)
+    assert_close(weighted, family.run(alone, torch.float64), atol=1e-9, rtol=0)  # α D is rounded once more
     assert torch.equal(family.run(scaled(model, default=1.0, other=1.0), torch.float64), both)
 
 
@@ -203,7 +203,7 @@ def test_lora_goes_on_the_same_layers_before_or_after(family, targets):
                 atom_config(target_modules=targets) if name == "atoms" else lora, model, name
             )
         outputs.append(family.run(wake(model, "atoms")))
-    assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)  # float32: W X + ΔO + ΔO' is added up in another order
     assert not torch.allclose(outputs[0], family.run(woken(family, targets)), atol=1e-3)
 
 
