@@ -44,9 +44,8 @@ for density in (0.15, 0.06):
     atoms.density = density
     atoms.layers[0].set_scale("default", 0.5)
     atoms.dictionaries[0].gain[3] = 0.25
-    assert_close(
-        call(compiled), call(part), atol=1e-5, rtol=1e-5
-    )  # float32; the compiler reorders sums, here and below
+    # float32, and the compiler reorders sums, here and below
+    assert_close(call(compiled), call(part), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(call(part), before)
 assert counters["stats"]["unique_graphs"] == graphs == 1, dict(counters["stats"])
 if backend == "aot_eager":  # another adapter of the same shape, in place
