@@ -16,7 +16,7 @@ import resvg_py
 from PIL import Image
 
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES
-from atomtune.moji.scenes import SIZES, STYLES, Scene, caption, compose, sample_scene
+from atomtune.moji.scenes import SIZES, STYLES, Mix, Scene, caption, compose, sample_scene
 from pretraining import CACHE
 
 VERSIONS = {"twemoji": "1.2.5", "noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "noto-v1": "1.2.5"}
@@ -89,11 +89,11 @@ class Drawings:
         """The RGBA drawing of `scene`, at its size."""
         return Image.fromarray(self._arrays[f"{scene.name}|{scene.style}|{SIZES[scene.size]}"])
 
-    def sample(self, names: list[str], rng: random.Random) -> tuple[Scene, str]:
+    def sample(self, names: list[str], rng: random.Random, mix: Mix = Mix()) -> tuple[Scene, str]:  # noqa: B008
         """A random scene of one of `names`, with a caption."""
         name = rng.choice(names)
-        scene = sample_scene(name, self.styles[name], rng)
-        return scene, caption(scene, rng)
+        scene = sample_scene(name, self.styles[name], rng, mix)
+        return scene, caption(scene, rng, mix)
 
 
 if __name__ == "__main__":

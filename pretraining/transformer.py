@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atomtune.moji.names import SEEN_NAMES
 from atomtune.moji.pipeline import AUTOENCODER, MAX_TOKENS, SCHEDULER, TRANSFORMER, WEIGHTS, assemble, text_encoder
-from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Scene
+from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Mix, Scene
 from atomtune.sampling import grid
 from pretraining import CACHE, autoencoder, state
 from pretraining.drawings import Drawings
@@ -127,14 +127,14 @@ class Batch:
 class Batches:
     """Scenes with captions, as the transformer is fed them; batch `number` is always the same."""
 
-    def __init__(self, vae: AutoencoderTiny) -> None:
-        self.drawings = Drawings()
+    def __init__(self, vae: AutoencoderTiny, mix: Mix = Mix()) -> None:  # noqa: B008
+        self.drawings, self.mix = Drawings(), mix
         self.latents, self.captions = Latents(vae, self.drawings), Captions()
         self.noise_schedule: Any = DDPMScheduler(**SCHEDULER)
 
     def __call__(self, number: int, count: int, sample: Callable[..., Tensor] = sample_timesteps) -> Batch:
         rng, generator = random.Random(number), torch.Generator().manual_seed(number)
-        scenes, captions = zip(*(self.drawings.sample(SEEN_NAMES, rng) for _ in range(count)), strict=True)
+        scenes, captions = zip(*(self.drawings.sample(SEEN_NAMES, rng, self.mix) for _ in range(count)), strict=True)
         captions = ["" if rng.random() < DROPPED_CAPTIONS else caption for caption in captions]
         latents, (text, mask) = self.latents(list(scenes)), self.captions(captions)
         noise = torch.randn(latents.shape, generator=generator)
