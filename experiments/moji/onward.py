@@ -1,6 +1,6 @@
 """What helps moji from here on? Each idea goes on from the committed weights: `python -m experiments.moji.onward`.
 
-Every idea sees `IMAGES` more images (twenty minutes of one core) on one thread, after the same warm-up and with the same
+Every idea sees `IMAGES` more images (twenty minutes of one core) on one thread, after the same warm-up, with the same
 first draws. Two running averages of its weights, a short and a long one, are then judged: squared error on 512 held-out
 draws whose captions say everything, as prompts do, and 400 prompts drawn. An idea's last state stays in the cache, so
 that pretraining can go on from it. One cell an idea in results/.

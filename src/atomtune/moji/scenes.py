@@ -75,7 +75,7 @@ class Mix:
     """Share of captions that say the style."""
 
 
-def sample_scene(name: str, styles: list[str], rng: random.Random, mix: Mix = Mix()) -> Scene:  # noqa: B008
+def sample_scene(name: str, styles: list[str], rng: random.Random, mix: Mix = Mix()) -> Scene:
     """A random scene of `name`. Never one kept out."""
     while True:
         size, place = "normal", "center"
@@ -91,7 +91,7 @@ def _with_article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def caption(scene: Scene, rng: random.Random | None = None, mix: Mix = Mix()) -> str:  # noqa: B008
+def caption(scene: Scene, rng: random.Random | None = None, mix: Mix = Mix()) -> str:
     """Words for `scene`. Without `rng` all of it is said in one fixed wording; with it, wordings vary, parts drop out.
 
     A normal size and the center are what a picture has when nothing is said of them, as people speak.
