@@ -27,8 +27,9 @@ from experiments.moji.trials import held_out
 from experiments.report import table
 from pretraining import CACHE, state, transformer
 from pretraining.__main__ import SETTINGS
+from pretraining.batches import Batches
 from pretraining.evaluate import draw, scenes, score
-from pretraining.transformer import AVERAGE, BATCH, LEARNING_RATE, WARMUP, Batches
+from pretraining.transformer import AVERAGE, BATCH, LEARNING_RATE, WARMUP
 
 HERE = Path(__file__).parent / "results"
 IMAGES, PROMPTS = 57_600, 400
