@@ -171,7 +171,7 @@ class CardBatches(Batches):
         self.drawings = Drawings(bundle / "drawings.npz")
         self.scenes, self.reader = Scenes(self.drawings, mix), Reader(bundle, device)
         self.noise_schedule = DDPMScheduler(**SCHEDULER)
-        self.workers = min(12, (os.cpu_count() or 2) - 1)
+        self.workers, self.pinned = min(12, (os.cpu_count() or 2) - 1), device.type == "cuda"
         stages = [(s, p) for s, p in product(SIZES, PLACES) if s != "large" or p == "center"]
         every = [
             Scene(name, style, background, *stage)
@@ -193,6 +193,6 @@ class CardBatches(Batches):
     def stream(self, first: int, count: int, step: int = 1) -> Iterator[Batch]:
         assert step == 1, "one card"
         numbered = _Numbered(self.scenes, self.rows, self.reader, first, count)
-        for number, rows, ids, mask in DataLoader(numbered, None, num_workers=self.workers, pin_memory=True):
+        for number, rows, ids, mask in DataLoader(numbered, None, num_workers=self.workers, pin_memory=self.pinned):
             latents = self.table[rows.to(self.table.device, non_blocking=True)].float()
             yield self.noised(number, [], latents, *self.reader.read(ids, mask))
