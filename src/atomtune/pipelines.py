@@ -143,6 +143,11 @@ def fingerprint(model: torch.nn.Module) -> list[float]:
     return first[:: max(1, len(first) // 16)][:16].float().cpu().tolist()
 
 
+def base_hash(fingerprint: list[float]) -> str:
+    """SHA-256 of a base's fingerprint in bfloat16, so that it is the same in most precisions."""
+    return hashlib.sha256(torch.tensor(fingerprint).bfloat16().view(torch.int16).numpy().tobytes()).hexdigest()
+
+
 def adapter_folder(path: str | Path) -> Path:
     """The PEFT folder at `path`: the folder itself, a run that holds it as `adapter/`, or a repository of the hub, of
     which a copy is kept in the hub's cache."""
@@ -343,15 +348,14 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 def _header(info: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
     """What a hub or a person can tell without loading the weights.
 
-    `base_model` and `base_hash` (SHA-256 of the base's fingerprint in bf16), `token`, `class_name`, `license`; of atoms
+    `base_model` and `base_hash`, `token`, `class_name`, `license`; of atoms
     also their number `num_atoms`, over all layers, `density` and `activation`. What is not known is left out.
     """
     mapping = info.get("auto_mapping") or {}
     known = {"peft_type": info.get("peft_type"), "base_model": info.get("base_model_name_or_path")}
     known |= {key: mapping.get(key) for key in ("token", "class_name", "license")}
     if (values := mapping.get("base_fingerprint")) is not None:
-        raw = torch.tensor(values).bfloat16().view(torch.int16).numpy().tobytes()
-        known["base_hash"] = hashlib.sha256(raw).hexdigest()
+        known["base_hash"] = base_hash(values)
     if info.get("peft_type") == "ATOMS":
         known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
         known |= {"density": json.dumps(info["density"]), "activation": info["activation"]}
