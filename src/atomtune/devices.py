@@ -13,12 +13,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" is the one that accelerate picks: the accelerator where there is one, each process
-    its own. Raises `UserError` if it is not there."""
+    """The device of that name. "auto" is the one that accelerate picks: the accelerator where there is one, for each
+    process its own. Raises `UserError` if it is not there."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    own = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device  # accelerate's own switch
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
+    state = PartialState(cpu=cpu)
+    if state.num_processes > 1:
+        own = state.device
+    else:  # `state.device` is what the last run of this process asked for
+        own = torch.device("cpu") if cpu else state.default_device
     if device == "auto":
         return own
     try:
@@ -26,8 +31,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(1, device=wanted)  # what is not compiled in, has no driver or no such index says so here
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(
-            f"there is no device {str(device)!r} here: expected auto (which is {own}), cpu, or an accelerator that torch "
-            "finds, such as cuda, cuda:1, mps or xpu."
+            f"there is no device {str(device)!r} here: expected auto (which is {own}), cpu, or an accelerator that "
+            "torch finds, such as cuda, cuda:1, mps or xpu."
         ) from error
     if wanted.type == "meta":
         raise UserError("nothing is computed on the device 'meta': expected auto, cpu, cuda, mps or xpu.")

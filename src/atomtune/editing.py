@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from atomtune.files import write_text
 from atomtune.training import configure, customize
 from atomtune.training.config import load_recipe, recipe_names
 from atomtune.training.data import read_picture, square
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
 COUNTS = (400, 120, 40, 12)
@@ -75,11 +72,11 @@ def edit(
     """Learn `picture`, draw `prompt` over two ladders of atoms, and return the rungs with their scores.
 
     Writes the run into `out` (see `customize`), a strip of the pictures as `out/edit.png`, the scores as
-    `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three are the latest
-    edit's; each edit keeps its own, and every picture, in a folder of `out/edit/`. `source_prompt` says what the picture
-    shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge scores; on another
-    base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of `load_base`, for training too.
-    Further options are those of `customize`. Raises `UserError`.
+    `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three are those of
+    the latest edit; each edit keeps its own, and every picture, in a folder of `out/edit/`. `source_prompt` says what
+    the picture shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge
+    scores; on another base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of
+    `load_base`, for training too. Further options are those of `customize`. Raises `UserError`.
     """
     picture, out = Path(picture), Path(out)
     if not picture.is_file():

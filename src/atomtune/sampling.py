@@ -101,8 +101,8 @@ def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: float) -> None:
     strength = guidance_scale if name == "guidance_scale" else accepted[name].default
     if strength <= 1:
         raise UserError(
-            f"a negative prompt acts through guidance, and {name} is {strength:g}, which is none: give a guidance_scale "
-            "above 1, or leave the negative prompt out."
+            f"a negative prompt acts through guidance, and {name} is {strength:g}, which is none: set it above 1, or "
+            "leave the negative prompt out."
         )
 
 

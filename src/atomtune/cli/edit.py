@@ -45,7 +45,19 @@ def edit(
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
-    result = edit(picture, prompt, out, source_prompt, removed, num, seed, dtype=hardware.dtype, device=hardware.device, base=base, **length)
+    result = edit(
+        picture,
+        prompt,
+        out,
+        source_prompt,
+        removed,
+        num,
+        seed,
+        dtype=hardware.dtype,
+        device=hardware.device,
+        base=base,
+        **length,
+    )
     for rung in result["rungs"]:
         line = f"{rung['label']:>20}"
         if rung["alignment"] is not None:

@@ -32,9 +32,9 @@ def generate(
 ) -> None:
     """Draw pictures, with or without an adapter.
 
-    Every picture is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for each
-    prompt. Other settings give other names, so nothing drawn before is lost. The same command after an interruption
-    draws what is missing.
+    Every picture is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
+    each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
+    command draws what is missing.
 
     Args:
         adapter: Folder of a run or of an adapter. Without one the base alone draws.

@@ -70,7 +70,13 @@ def _numbers(weights: str | None) -> list[float] | None:
 
 
 def _report(
-    adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None, hardware: Hardware
+    adapters: list[Path],
+    files: list[Path],
+    num: int,
+    seed: int,
+    steps: int | None,
+    base: str | None,
+    hardware: Hardware,
 ) -> None:
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")

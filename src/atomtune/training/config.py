@@ -120,8 +120,8 @@ class CustomizeConfig:
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
-    """Precision of the frozen base; what is trained stays in float32. auto: bf16 on an accelerator (fp16 where it has no
-    bf16), no, which is float32, on a CPU."""
+    """Precision of the frozen base; what is trained stays in float32. auto: bf16 on an accelerator (fp16 where it has
+    no bf16), no, which is float32, on a CPU."""
     device: str = "auto"
     """Where to train: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
     gradient_checkpointing: bool = False

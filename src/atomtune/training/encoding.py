@@ -199,6 +199,7 @@ def encode(
     pipe.maybe_free_model_hooks()
     cache = Cache(encode_pictures(pipe, pictures), [known[caption] for caption in captions], known[""], samples)
     if config.prior_preservation:
+        pipe.maybe_free_model_hooks()
         drawn = _class_pictures(pipe, config, class_prompt, resolution, accelerator)
         cache.class_latents = encode_pictures(pipe, drawn)
         cache.class_conditioning = known[class_prompt]

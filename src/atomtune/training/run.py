@@ -130,7 +130,7 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
-    own, state.device = state.device, device  # accelerate has no argument for it, and reads it here
+    state.device = device  # accelerate has no argument for it, and reads it here again and again
     try:
         return Accelerator(
             mixed_precision=precision,
@@ -142,5 +142,3 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
         if "mixed precision" not in str(error):
             raise
         raise UserError(f"{precision} does not go on the device {str(device)!r}: {error}") from error
-    finally:
-        state.device = own
