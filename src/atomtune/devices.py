@@ -20,10 +20,9 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
     state = PartialState(cpu=cpu)
+    own = torch.device("cpu") if cpu else state.default_device  # `state.device` is what the last run here asked for
     if state.num_processes > 1:
         own = state.device
-    else:  # `state.device` is what the last run of this process asked for
-        own = torch.device("cpu") if cpu else state.default_device
     if device == "auto":
         return own
     try:

@@ -266,6 +266,37 @@ def test_one_clear_sentence(case, capsys, tmp_path, run, pictures, base):
     assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written
 
 
+OPENING = {
+    "customize": ["{pictures}", *RUN, "--base", "{base}"],
+    "generate": ["{run}", "--prompt", "x"],
+    "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
+    "inspect": ["{run}"],
+    "merge": ["{run}", "{run}", "--report"],
+    "distill": ["{run}", "--out", "{empty}/out"],
+    "edit": ["{pictures}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
+    "demo": ["--out", "{empty}/out"],
+}
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(command, capsys, tmp_path, run, pictures, base):
+    places = {"empty": tmp_path, "run": run, "pictures": pictures, "base": base}
+    arguments = [argument.format(**places) for argument in OPENING[command]]
+    assert "there is no device 'banana' here" in said(capsys, command, *arguments, "--device", "banana")
+    assert "--dtype" in said(capsys, command, *arguments, "--dtype", "int3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_precision_of_a_run_has_two_spellings_and_is_recorded_as_it_came_to(base, pictures, tmp_path):
+    short = bound("pictures", "--class-name", "dog", "--out", "out", "--dtype", "bfloat16")
+    assert short == bound("pictures", "--class-name", "dog", "--out", "out", "--mixed-precision", "bf16")
+    options = ["--class-name", "dog", "--steps", "1", "--base", base, "--out", tmp_path / "run", "--device", "cpu"]
+    main([str(word) for word in ("customize", pictures, *options)])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["dtype"], summary["device"]) == ("float32", "cpu")
+
+
 def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
     other = save_tiny_pixart(tmp_path / "other", seed=1)
     sentence = said(capsys, "generate", run, "--base", other, "--prompt", "x")
