@@ -5,6 +5,8 @@ The accelerator where there is one, in half precision; without one the CPU, in f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from atomtune.errors import UserError
@@ -19,7 +21,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     from accelerate.utils import parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
-    state = PartialState(cpu=cpu)
+    state: Any = PartialState(cpu=cpu)
     own = torch.device("cpu") if cpu else state.default_device  # `state.device` is what the last run here asked for
     if state.num_processes > 1:
         own = state.device

@@ -91,7 +91,7 @@ def plan(
     return [{"prompt": prompt, "seed": seed + j} | common for prompt in prompts for j in range(num)]
 
 
-def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: float) -> None:
+def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: Any) -> None:
     """Raise `UserError` where a negative prompt would do nothing."""
     accepted = inspect.signature(pipe.__call__).parameters
     if "negative_prompt" not in accepted:
