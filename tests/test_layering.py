@@ -19,7 +19,7 @@ LAYERS = [
     {"adapters", "dictionary_attention"},
     {"dictionary"},
     {"thresholds"},
-    {"coding", "cards"},
+    {"coding", "cards", "devices"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
 BASEMENT = {"errors", "files"}

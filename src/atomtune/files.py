@@ -7,6 +7,7 @@ worst a `.tmp` that the next run removes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,6 +54,14 @@ def write_text(file: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def file_hash(*files: str | Path) -> str:
+    """SHA-256 of the files' bytes, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def remove_folder(folder: Path) -> None:

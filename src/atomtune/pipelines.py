@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from atomtune.cards import adapter_card
+from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder
 
@@ -31,20 +32,44 @@ MOJI = "moji"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def load_base(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name. Raises `UserError` if there is none."""
+def load_base(
+    name_or_path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> DiffusionPipeline:
+    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name.
+
+    As in diffusers it stays on the CPU unless a `device` is named. "auto" is the accelerator where there is one, which
+    is what every command of atomtune asks for. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
+    bfloat16 on an accelerator, float16 on one that has no bfloat16.
+
+    Raises `UserError` if there is no such base, device or precision.
+    """
     name = str(name_or_path)
+    place = torch.device("cpu") if device is None else pick_device(device)
+    precision = pick_dtype(dtype, place)
     if name == MOJI:
         from atomtune import moji
 
         pipe = moji.load()
-        if dtype != torch.float32:  # what it is; diffusers warns of any cast
-            pipe.to(dtype)
+        if precision != torch.float32:  # what it is; diffusers warns of any cast
+            pipe.to(precision)
         pipe.register_to_config(_name_or_path=MOJI)
     else:
-        pipe = _from_pretrained(name, dtype)
+        pipe = _from_pretrained(name, precision)
+    if place.type != "cpu":
+        pipe.to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
+    """`dtype` of the denoiser and `device` on which it runs, as records have them: {"dtype": "bfloat16", ...}."""
+    own: Any = pipe
+    return {
+        "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
+        "device": str(own._execution_device),  # under offload the weights are elsewhere
+    }
 
 
 def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -116,6 +141,11 @@ def fingerprint(model: torch.nn.Module) -> list[float]:
     """
     first = next(model.parameters()).detach().flatten()
     return first[:: max(1, len(first) // 16)][:16].float().cpu().tolist()
+
+
+def base_hash(fingerprint: list[float]) -> str:
+    """SHA-256 of a base's fingerprint in bfloat16, so that it is the same in most precisions."""
+    return hashlib.sha256(torch.tensor(fingerprint).bfloat16().view(torch.int16).numpy().tobytes()).hexdigest()
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -318,15 +348,14 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 def _header(info: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
     """What a hub or a person can tell without loading the weights.
 
-    `base_model` and `base_hash` (SHA-256 of the base's fingerprint in bf16), `token`, `class_name`, `license`; of atoms
+    `base_model` and `base_hash`, `token`, `class_name`, `license`; of atoms
     also their number `num_atoms`, over all layers, `density` and `activation`. What is not known is left out.
     """
     mapping = info.get("auto_mapping") or {}
     known = {"peft_type": info.get("peft_type"), "base_model": info.get("base_model_name_or_path")}
     known |= {key: mapping.get(key) for key in ("token", "class_name", "license")}
     if (values := mapping.get("base_fingerprint")) is not None:
-        raw = torch.tensor(values).bfloat16().view(torch.int16).numpy().tobytes()
-        known["base_hash"] = hashlib.sha256(raw).hexdigest()
+        known["base_hash"] = base_hash(values)
     if info.get("peft_type") == "ATOMS":
         known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
         known |= {"density": json.dumps(info["density"]), "activation": info["activation"]}

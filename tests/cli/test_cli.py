@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from atomtune import sampling
 from atomtune.cli import app, main
 from atomtune.sampling import read_settings
 from atomtune.training import load_recipe
@@ -108,10 +109,61 @@ def test_generate(run, tmp_path, capsys):
     )
     assert "6 pictures" in capsys.readouterr().out
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files[0] == "000-a-sks-dog-seed5.png" and files[5:] == ["005-a-cat-seed6.png", "grid.png"]
+    assert len(files) == 7 and files[0].startswith("000-a-sks-dog-seed5-") and files[5].startswith("005-a-cat-seed6-")
+    assert files[6].startswith("grid-")
     settings = read_settings(tmp_path / "out" / files[0])
     assert settings["prompt"] == "a sks dog" and settings["seed"] == 5 and settings["steps"] == 2
     assert settings["density"] == 0.25 and settings["scale"] == 0.5 and settings["adapter"] == str(run)
+
+
+def test_other_settings_never_overwrite_what_was_drawn(run, tmp_path):
+    out = tmp_path / "out"
+
+    def draw(*options: str) -> dict[str, int]:
+        steps = () if "--steps" in options else ("--steps", "1")
+        main(["generate", str(run), "--prompt", "a dog", "--num", "2", *steps, "--out", str(out), *options])
+        return {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+
+    found = draw()
+    (out / "preset.json").write_text('{"gain": {}}')
+    assert len(found) == 3
+    for number, options in enumerate(
+        [("--scale", "0.5"), ("--density", "0.25"), ("--steps", "2"), ("--guidance-scale", "2"), ("--resolution", "32"),
+         ("--negative-prompt", "snow"), ("--dtype", "bfloat16"), ("--preset", str(out / "preset.json"))],
+        start=2,
+    ):  # fmt: skip
+        now = draw(*options)
+        assert len([name for name in now if name.endswith(".png")]) == 3 * number
+        assert all(now[name] == found[name] for name in found)
+        found = now
+
+
+def test_the_same_command_draws_what_is_missing(run, tmp_path, capsys):
+    command = ["generate", str(run), "--prompt", "a dog", "--num", "3", "--steps", "1", "--out", str(tmp_path / "out")]
+    main(command)
+    files = sorted((tmp_path / "out").glob("0*.png"))
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    files[1].unlink()
+    capsys.readouterr()
+    main(command)
+    assert "3 pictures" in (said := capsys.readouterr().out) and "2 were there already" in said
+    after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert (after[0], after[2]) == (before[0], before[2]) and after[1] != before[1]
+
+
+def test_an_interrupted_generate_keeps_what_it_drew_and_says_how_to_go_on(run, tmp_path, capsys, monkeypatch):
+    out, save = tmp_path / "out", sampling.save_png
+
+    def interrupted(*arguments):
+        if len(list(out.glob("*.png"))) == 2:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(sampling, "save_png", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(run), "--prompt", "a dog", "--num", "4", "--steps", "1", "--out", str(out)])
+    assert stop.value.code == 130
+    assert f"2 of 4 pictures are in {out}: the same command draws the others" in capsys.readouterr().err
 
 
 def drawn(out) -> np.ndarray:
@@ -215,6 +267,37 @@ def test_one_clear_sentence(case, capsys, tmp_path, run, pictures, base):
     assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written
 
 
+OPENING = {
+    "customize": ["{pictures}", *RUN, "--base", "{base}"],
+    "generate": ["{run}", "--prompt", "x"],
+    "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
+    "inspect": ["{run}"],
+    "merge": ["{run}", "{run}", "--report"],
+    "distill": ["{run}", "--out", "{empty}/out"],
+    "edit": ["{pictures}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
+    "demo": ["--out", "{empty}/out"],
+}
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(command, capsys, tmp_path, run, pictures, base):
+    places = {"empty": tmp_path, "run": run, "pictures": pictures, "base": base}
+    arguments = [argument.format(**places) for argument in OPENING[command]]
+    assert "there is no device 'banana' here" in said(capsys, command, *arguments, "--device", "banana")
+    assert "--dtype" in said(capsys, command, *arguments, "--dtype", "int3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_precision_of_a_run_has_two_spellings_and_is_recorded_as_it_came_to(base, pictures, tmp_path):
+    short = bound("pictures", "--class-name", "dog", "--out", "out", "--dtype", "bfloat16")
+    assert short == bound("pictures", "--class-name", "dog", "--out", "out", "--mixed-precision", "bf16")
+    options = ["--class-name", "dog", "--steps", "1", "--base", base, "--out", tmp_path / "run", "--device", "cpu"]
+    main([str(word) for word in ("customize", pictures, *options)])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["dtype"], summary["device"]) == ("float32", "cpu")
+
+
 def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
     other = save_tiny_pixart(tmp_path / "other", seed=1)
     sentence = said(capsys, "generate", run, "--base", other, "--prompt", "x")
@@ -231,7 +314,7 @@ def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
     )
     assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
     main(["generate", str(tmp_path / "lora"), *draw, "--scale", "0.5"])
-    assert (tmp_path / "lora" / "generated" / "grid.png").is_file()
+    assert list((tmp_path / "lora" / "generated").glob("grid-*.png"))
 
 
 def test_as_a_program():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError
 
 
@@ -24,6 +25,7 @@ def distill(
     sampling_steps: int | None = None,
     resolution: int | None = None,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
 
@@ -48,7 +50,6 @@ def distill(
     for flag, value in (("--atoms", atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import track
 
@@ -64,7 +65,7 @@ def distill(
     if not wanted and token and class_name:
         wanted = [f"a {token} {class_name}"]
     base = base or str(info.get("base_model_name_or_path") or pipelines.MOJI)
-    pipe = pipelines.load_base(base).to(PartialState().device)
+    pipe = hardware.load_base(base)
     model = distillation.load_lora(pipe, lora)
     layers = distillation.distill(
         pipe,

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from atomtune.cli.hardware import AUTO, Hardware
+
 
 def edit(
     picture: Path,
@@ -17,6 +19,7 @@ def edit(
     base: str = "moji",
     steps: int | None = None,
     epochs: int | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
 
@@ -42,7 +45,19 @@ def edit(
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
-    result = edit(picture, prompt, out, source_prompt, removed, num, seed, base=base, **length)
+    result = edit(
+        picture,
+        prompt,
+        out,
+        source_prompt,
+        removed,
+        num,
+        seed,
+        dtype=hardware.dtype,
+        device=hardware.device,
+        base=base,
+        **length,
+    )
     for rung in result["rungs"]:
         line = f"{rung['label']:>20}"
         if rung["alignment"] is not None:

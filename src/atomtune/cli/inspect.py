@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError
 
 STAGES = {
@@ -32,6 +33,7 @@ def inspect(
     naming_prompts: int = 96,
     batch_size: int = 8,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
@@ -52,7 +54,6 @@ def inspect(
         batch_size: Pictures drawn at once.
         base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
@@ -72,7 +73,7 @@ def inspect(
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     wanted = wanted or _about(subject, class_name, 8)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
-    pipe = pipelines.load_base(base).to(PartialState().device)
+    pipe = hardware.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
     if against:
         pipelines.load_adapter(pipe, against, "against")
@@ -102,7 +103,8 @@ def inspect(
         )
     found.against = str(against or "")
     out = out or adapter / "report.html"
-    size = report.write(found, out, {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)})
+    made_by = {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)}
+    size = report.write(found, out, made_by | pipelines.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 
 

@@ -9,9 +9,10 @@ import typing
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from cyclopts import Parameter
 
 from atomtune.coding import atoms_per_token
 from atomtune.errors import UserError
@@ -116,8 +117,13 @@ class CustomizeConfig:
     """What they are drawn from ("a teapot" by default)."""
     resolution: int | None = None
     """Height and width of the training pictures in pixels (the base's own by default)."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the frozen base; what is trained stays in float32."""
+    mixed_precision: Annotated[
+        Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
+    ] = "auto"
+    """Precision of the frozen base; what is trained stays in float32. auto: bf16 on an accelerator (fp16 where it has
+    no bf16), no, which is float32, on a CPU."""
+    device: str = "auto"
+    """Where to train: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     seed: int = 0
@@ -140,6 +146,7 @@ class CustomizeConfig:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             setattr(self, field.name, convert(field.name, kinds[field.name], getattr(self, field.name)))
+        self.mixed_precision = _SHORT.get(self.mixed_precision, self.mixed_precision)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:
@@ -191,6 +198,7 @@ _MINIMA = {
     "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
     "snr_gamma": 0, "threshold": 0, "seed": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
+_SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
 
 
