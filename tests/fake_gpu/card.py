@@ -4,11 +4,11 @@
         model.to("gpu")(x.to("gpu"))       what mixes devices raises, as CUDA does
     card.waits                             what made the CPU wait for the card: `.item()`, `.cpu()`, `nonzero`, ...
 
-With `hollow=True` nothing is computed: shapes and devices alone go through, so that a full-size model takes no memory and
-no time; what is read from the card is then zero.
+With `hollow=True` nothing is computed: shapes and devices alone go through, so that a full-size model takes no memory
+and little time; what is read from the card is then zero.
 
-"gpu" is torch's PrivateUse1 backend under another name, for the autograd engine asks for one. It is registered when this
-module is imported, for the whole process: tests that use it run in a process of their own (tests/test_fake_gpu.py).
+"gpu" is torch's PrivateUse1 backend under another name, for the autograd engine asks for one. It is registered when
+this module is imported, for the whole process: tests of it run in a process of their own (tests/test_fake_gpu.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
 
 
 class _Backend:
@@ -43,13 +42,12 @@ _setup_privateuseone_for_python_backend("gpu", _Backend())
 _autocast = torch.library.Library("_", "IMPL")
 _autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 GPU, CPU = torch.device("gpu", 0), torch.device("cpu")
-aten = torch.ops.aten
 
 # Ops whose result is as long as the values say, or a number of Python: the CPU waits for the card.
 READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
 # Ops that CUDA runs with a tensor that is elsewhere.
 COPIES = {"_to_copy", "copy_"}
-SCALARS_OF_CPU = {"masked_fill", "masked_fill_", "fill", "fill_", "where"}
+TAKE_SCALARS = {"masked_fill", "masked_fill_", "fill", "fill_"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
 
@@ -132,7 +130,7 @@ class Card(TorchDispatchMode):
         self._count(name, args, there, here)
 
         if name == "_efficientzerotensor":  # a tensor without memory, of which a wrapper does not know
-            func, name = aten.zeros.default, "zeros"
+            func, name = torch.ops.aten.zeros.default, "zeros"
 
         hollow = self.inside.type == "meta"
         if hollow and name == "_local_scalar_dense":
@@ -156,18 +154,25 @@ class Card(TorchDispatchMode):
             raise RuntimeError(f"{name}: expected a 'gpu' device type for generator but found 'cpu'")
         if name in COPIES:
             return
-        away = [x for x in given if not isinstance(x, OnCard) and not (x.ndim == 0 and name in SCALARS_OF_CPU)]
-        if torch.Tag.pointwise in func.tags and not (func._schema.is_mutable and args[0] in away):
+        away = [x for x in given if not isinstance(x, OnCard) and (x.ndim or name not in TAKE_SCALARS)]
+        if torch.Tag.pointwise in func.tags and not (func._schema.is_mutable and any(x is args[0] for x in away)):
             away = [x for x in away if x.ndim]
         if name in INDEXED and isinstance(args[0], OnCard):  # indices may come from the CPU
             away = [x for x in args[2:3] if isinstance(x, torch.Tensor) and not isinstance(x, OnCard) and x.ndim]
         if away and len(given) > 1:
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, found gpu:0 and {away[0].device}")
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on the same device, found gpu:0 and {away[0].device}"
+            )
 
     def _count(self, name: str, args: Any, there: bool, here: bool) -> None:
-        mask = name in INDEXED and any(i is not None and (i.dtype == torch.bool or not isinstance(i, OnCard)) for i in args[1])
-        moved = name == "_to_copy" and there != here or name == "copy_" and isinstance(args[0], OnCard) != isinstance(args[1], OnCard)
-        if name in READS or mask or moved:
+        waits = name in READS
+        if name == "_to_copy":
+            waits = there != here
+        elif name == "copy_":
+            waits = isinstance(args[0], OnCard) != isinstance(args[1], OnCard)
+        elif name in INDEXED:  # a mask, whose rows have to be counted, or indices that have to be sent
+            waits = any(i is not None and (i.dtype == torch.bool or not isinstance(i, OnCard)) for i in args[1])
+        if waits:
             self.waits[f"{name} in {_place()}"] += 1
 
 

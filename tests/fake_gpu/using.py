@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from torch.testing import assert_close
 
+from atomtune.analysis.examples import training_examples
 from atomtune.analysis.heatmaps import layer_maps, overlay
 from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import influence, influences
@@ -27,7 +29,7 @@ from atomtune.sampling import generate
 from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 from tests.analysis.tiny import adapted_pixart
-from tests.fake_gpu.card import Card, moved, waits_of
+from tests.fake_gpu.card import Card, moved
 from tests.test_distillation import pipe_with_lora
 
 PROMPTS = ["a dog", "a cat"]
@@ -45,7 +47,7 @@ def model_on(device: str, **options: Any) -> tuple[Any, Callable[[], torch.Tenso
 def draw(pipe: Any, prompts: list[str], **options: Any) -> torch.Tensor:
     """The pictures, as numbers."""
     drawings = generate(pipe, prompts, steps=2, **options)
-    return torch.stack([torch.from_numpy(np.asarray(drawing.image.convert("RGB"))) for drawing in drawings]).float()
+    return torch.stack([torch.tensor(np.asarray(drawing.image.convert("RGB"))) for drawing in drawings]).float()
 
 
 def drawing(device: str, _: Any) -> Any:
@@ -92,16 +94,17 @@ def pruning(device: str, _: Any) -> Any:
 def merging(device: str, _: Any) -> Any:
     answers = []
     for options in ({}, {"activation": "batch_topk"}, {"activation": "jumprelu"}, {"target_modules": ["to_v"]}):
-        model, call = model_on(device, **options)
+        model, _ = model_on("cpu", **options)
         model.add_adapter("other", atom_config(**options))
-        wake(model, "other", seed=1)
+        wake(model, "other", seed=1).to(device)
+        given = moved(inputs(), device)
         for kind in ("cat", "linear"):
             model.base_model.add_weighted_adapter(["default", "other"], [1, 0.5], kind, kind)
             model.set_adapter(kind)
-            answers.append(call())
+            answers.append(model(**given, return_dict=False)[0])
         if options.get("activation") != "jumprelu":
             board(model, "cat").density = 0.3
-            answers.append(call())
+            answers.append(model(**given, return_dict=False)[0])
     return answers
 
 
@@ -141,7 +144,7 @@ def tracing(device: str, _: Any) -> Any:
     overlay(pictures[0].image, layer.maps(1)[0])
     codes, directions = dense_codes(layer), layer.dictionary.dictionary.weight.detach().T
     return [
-        layer.maps(1), *layer_maps(layer), coverage(magnitude_maps(layer)).nan_to_num(), seen.top_tokens(0, 1, 3)[0][:2],
+        layer.maps(1), *layer_maps(layer), coverage(magnitude_maps(layer)).nan_to_num(), seen.top_tokens(0, 1, 1),
         layer.energy_by_timestep, layer.energy_by_sample, layer.firing_rate, layer.peak, layer.active_timesteps(1),
         (seen.alive, seen.density), match(likeness(codes, directions, codes, directions)),
     ]  # fmt: skip
@@ -168,6 +171,16 @@ def judging_importance(device: str, _: Any) -> Any:
     return [*scores, importance(atoms, "ablation", loss=losses)]
 
 
+def weighing_examples(device: str, tmp_path: Any) -> Any:
+    """What `prune --by gradient` does."""
+    Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB").save(tmp_path / "0.png")
+    pipe = adapted_pixart()
+    pipe.to(device)
+    examples = training_examples(pipe, tmp_path, "a dog", draws=2)
+    each = [importance(board(pipe), "gradient", loss=one.losses) for one in examples.one_by_one()]
+    return examples.losses(), each
+
+
 def judging_influence(device: str, _: Any) -> Any:
     model, call = model_on(device)
     found = influences(model, "L0", call)
@@ -175,7 +188,7 @@ def judging_influence(device: str, _: Any) -> Any:
 
 
 DONE = [drawing, turning_dials, pruning, merging, distilling, converting, swapping]
-LOOKED_AT = [tracing, watching, judging_importance, judging_influence]
+LOOKED_AT = [tracing, watching, judging_importance, weighing_examples, judging_influence]
 
 
 @pytest.mark.parametrize("scenario", DONE + LOOKED_AT, ids=lambda scenario: scenario.__name__)
@@ -186,6 +199,33 @@ def test_the_card_answers_as_the_cpu_does(scenario, tmp_path):
     with Card():
         found = moved(scenario("gpu", tmp_path), "cpu")
     assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+MIXED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a sum": lambda x: x + torch.ones(3),
+    "a product of matrices": lambda x: x[None] @ torch.ones(3, 3),
+    "a stack": lambda x: torch.stack([x.sum(), torch.tensor(1.0)]),
+    "an index on the card, of a tensor that is not": lambda x: torch.ones(3)[torch.zeros_like(x, dtype=torch.long)],
+    "a result that is elsewhere": lambda x: torch.tensor(1.0).add_(x.sum()),
+    "a generator of the CPU": lambda x: x.normal_(generator=torch.Generator()),
+    "an array": lambda x: x.numpy(),
+}
+
+
+@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED.keys())
+def test_what_mixes_devices_raises(mix, card):
+    with pytest.raises((RuntimeError, TypeError), match="device"):
+        mix(torch.ones(3, device="gpu"))
+    assert not card.waits
+
+
+def test_what_cuda_takes_from_elsewhere_is_taken(card):
+    x = torch.ones(3, device="gpu", requires_grad=True)
+    (x * torch.tensor(2.0)).sum().backward()
+    assert x.grad is not None and x.grad.device == x.device
+    assert not card.waits
+    assert x[torch.tensor([0, 2])].tolist() == [1, 1] and x.grad.tolist() == [2, 2, 2]
+    assert sum(card.waits.values()) == 3  # an index was sent, two results came back
 
 
 def test_no_step_of_a_drawing_waits_for_the_card(card):
