@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Card(TorchDispatchMode):
         super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_made_of_others(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
@@ -174,6 +175,11 @@ class Card(TorchDispatchMode):
             waits = any(i is not None and (i.dtype == torch.bool or not isinstance(i, OnCard)) for i in args[1])
         if waits:
             self.waits[f"{name} in {_place()}"] += 1
+
+
+@cache
+def _is_made_of_others(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _place() -> str:

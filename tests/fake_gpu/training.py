@@ -21,7 +21,8 @@ from tests.fake_gpu.card import GPU, Card, moved, waits_of
 QUICK: dict[str, Any] = {"class_name": "dog", "steps": 3, "batch_size": 2, "sample_every": 0, "report_to": "none"}
 QUICK |= {"num_atoms": 16, "density": 0.25, "measure_every": 3}
 RUNS = [
-    {"mixed_precision": "bf16", "gradient_checkpointing": True, "activation": "jumprelu"},
+    {"mixed_precision": "bf16", "gradient_checkpointing": True, "activation": "soft", "threshold_units": "scale"},
+    {"activation": "jumprelu", "density_penalty": 0.1},
     {"activation": "batch_topk", "gradient_accumulation_steps": 2, "optimizer": "CAME"},
     {"density_start": 1.0, "l1": 0.1, "orthogonality": 0.1, "mix_first": False},
     {"method": "lora", "prior_preservation": True, "num_class_images": 1, "snr_gamma": 5.0},
@@ -46,8 +47,13 @@ def test_a_run_trains_on_the_card(options, base, pictures, tmp_path, monkeypatch
         assert step == sent and sum(sent.values()) <= 4 * micro, "nothing but the batch is sent"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("form", [{}, {"mix_first": False}, {"target_modules": ["to_v"]}], ids=str)
+@pytest.mark.parametrize(
+    "form, dtype",
+    [({}, torch.bfloat16), *(
+        (form, torch.float32) for form in ({}, {"mix_first": False}, {"target_modules": ["to_v"]})
+    )],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_step_on_the_card_is_a_step_on_the_cpu(activation, form, dtype, card):
     """The same gradients, the same weights afterwards, and the same counts."""
