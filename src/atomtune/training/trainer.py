@@ -139,15 +139,15 @@ class Trainer:
             with self.accelerator.accumulate(self.wrapped):
                 loss = self._loss(micro)
                 losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                if not torch.isfinite(losses[-1]):
-                    raise self._diverged()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-        loss = torch.stack(losses).mean().item()
+        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
+        if not math.isfinite(loss):
+            raise self._diverged()
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         self.step += 1
 
