@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 from peft import get_peft_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import atomtune
@@ -67,21 +68,28 @@ def test_a_step_on_the_card_is_a_step_on_the_cpu(activation, form, dtype, card):
         given = moved(inputs(dtype), device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-2)
-        with trace(model) as seen:
+        with trace(model) as seen, sdpa_kernel(SDPBackend.MATH):  # the card's own: top-k's choice hangs on rounding
             model(**given, return_dict=False)[0].float().square().mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         model(**given, return_dict=False)
         results.append([norm, [parameter.grad for parameter in trained], [layer.usage for layer in seen.layers]])
-    near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-1}
+    near: Any = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-1}
     assert_close(moved(results[1], "cpu"), results[0], **near)
 
 
 def test_a_step_at_the_real_shapes_of_pixart():
     """28 blocks, 1152 wide, in bf16, at 256 pixels; checkpointed. Nothing is computed."""
-    sizes = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "cross_attention_dim": 1152}
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "num_layers": 28,
+        "cross_attention_dim": 1152,
+        "caption_channels": 4096,
+        "sample_size": 32,
+    }
     with torch.device("meta"):
-        base: Any = PixArtTransformer2DModel(**CONFIG | sizes | {"caption_channels": 4096, "sample_size": 32})
+        base: Any = PixArtTransformer2DModel(**CONFIG | sizes)
     with Card(hollow=True) as card:
         base = base.to(torch.bfloat16).to_empty(device="gpu")
         base.enable_gradient_checkpointing()
