@@ -337,7 +337,7 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
 
 def _read_preset(file: Path) -> dict[str, Any]:
     try:
-        preset = json.loads(file.read_text(encoding="utf-8"))
+        preset = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"the preset {file} could not be read ({error}): expected JSON of `save_preset`.") from error
     if not isinstance(preset, dict):

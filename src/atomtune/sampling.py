@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 from atomtune.files import atomic_file
 from atomtune.pipelines import call_options
 
@@ -56,6 +56,8 @@ def generate(
     for name, value in {"num": num, "steps": steps, "batch_size": batch_size}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+    check_seed(seed, num)
+    options = call_options(pipe, resolution)
 
     jobs = [(prompt, seed + j) for prompt in prompts for j in range(num)]
     drawings = []
@@ -68,7 +70,7 @@ def generate(
             ],  # on the CPU: the same noise on every device
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            **call_options(pipe, resolution),
+            **options,
         ).images
         for image, (prompt, s) in zip(images, batch):
             settings = {"prompt": prompt, "seed": s, "steps": steps, "guidance_scale": guidance_scale}

@@ -86,7 +86,8 @@ def generate(
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line. Raises `UserError`."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # `splitlines` would also split at U+2028 and its like, inside a prompt.
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
