@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
+import os
 import re
 import warnings
 from importlib.util import find_spec
@@ -95,9 +97,31 @@ def native_resolution(pipe: DiffusionPipeline) -> int:
     return (size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor
 
 
+def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
+    """Height and width in pixels: those that are given, or the base's own. Raises `UserError` where it cannot draw them.
+
+    A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
+    two, say so by the factor of their image processor.)
+    """
+    if resolution is None:
+        return native_resolution(pipe)
+    patch = getattr(denoiser(pipe).config, "patch_size", None)
+    multiple = pipe.vae_scale_factor * (patch if isinstance(patch, int) else 1)
+    processor: Any = getattr(pipe, "image_processor", None)
+    if processor is not None:
+        multiple = math.lcm(multiple, processor.config.vae_scale_factor)
+    if resolution < multiple or resolution % multiple:
+        near = max(1, round(resolution / multiple)) * multiple
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {resolution}: try {near}.")
+    return resolution
+
+
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults."""
-    size = resolution or native_resolution(pipe)
+    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults.
+
+    Raises `UserError` for a resolution that the base cannot draw.
+    """
+    size = resolution_for(pipe, resolution)
     options: dict[str, Any] = {"height": size, "width": size}
     accepted = inspect.signature(type(pipe).__call__).parameters
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.

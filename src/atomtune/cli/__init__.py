@@ -4,8 +4,10 @@ Every option is a flag and a key of the YAML that `--config` names (flags win), 
 sources. What the user can fix is said in one sentence on stderr, with exit code 2.
 """
 
+import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
@@ -41,7 +43,15 @@ def _with_config(
 
         sources.append(shipped_recipe)
     app.config = tuple(sources)
-    return app(tokens, exit_on_error=False, print_error=False)
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return command(*map(_expanded, bound.args), **{name: _expanded(value) for name, value in bound.kwargs.items()})
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or a list of them, with the home folder for `~`, which no shell expands after `--out=` or in YAML."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _without_loading_bars(diffusers) -> None:

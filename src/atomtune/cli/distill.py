@@ -15,7 +15,7 @@ def distill(
     out: Path,
     atoms: int = 128,
     density: float = 0.05,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
     num: int = 2,
     steps: int = 500,

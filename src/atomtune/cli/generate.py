@@ -12,7 +12,7 @@ def generate(
     adapter: Annotated[Path | None, Parameter(name="RUN-OR-ADAPTER")] = None,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
     num: int = 1,
     seed: int = 0,

@@ -19,7 +19,7 @@ def merge(
     /,
     *,
     mode: Literal["concatenate", "add"] = "concatenate",
-    weights: str | None = None,
+    weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     out: Path | None = None,
     report: bool = False,
     prompts_file: Annotated[list[Path] | None, Parameter(negative=())] = None,

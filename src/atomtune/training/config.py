@@ -130,7 +130,7 @@ class CustomizeConfig:
 
     sample_every: int = 100
     """Steps between sample pictures (0: only at the end)."""
-    sample_prompts: tuple[Text, ...] = ()
+    sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
     """What to draw ("a sks teapot" by default)."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
