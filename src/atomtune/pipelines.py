@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from atomtune.cards import adapter_card
 from atomtune.errors import UserError
-from atomtune.files import atomic_folder
+from atomtune.files import atomic_folder, expanded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOJI = "moji"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def load_base(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """Open a base: `"moji"`, a folder saved by diffusers, or a hub name. Raises `UserError` if there is none."""
-    name = str(name_or_path)
+    name = os.path.expanduser(str(name_or_path))
     if name == MOJI:
         from atomtune import moji
 
@@ -71,7 +71,7 @@ def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
     """The base's autoencoder alone, of the class `kind`, in float32."""
     if str(name_or_path) == MOJI:
         return load_base(MOJI).vae
-    return kind.from_pretrained(str(name_or_path), subfolder="vae")
+    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae")
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
@@ -98,7 +98,7 @@ def native_resolution(pipe: DiffusionPipeline) -> int:
 
 
 def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
-    """Height and width in pixels: those that are given, or the base's own. Raises `UserError` where it cannot draw them.
+    """Height and width in pixels: `resolution`, or the base's own. Raises `UserError` where it cannot be drawn.
 
     A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
     two, say so by the factor of their image processor.)
@@ -145,7 +145,8 @@ def fingerprint(model: torch.nn.Module) -> list[float]:
 def adapter_folder(path: str | Path) -> Path:
     """The PEFT folder at `path`: the folder itself, a run that holds it as `adapter/`, or a repository of the hub, of
     which a copy is kept in the hub's cache."""
-    for folder in (Path(path), Path(path) / "adapter"):
+    path = expanded(path)
+    for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     expected = "expected a folder with adapter_config.json, a finished run of `atomtune customize`, or a hub name."
@@ -166,12 +167,42 @@ def adapter_folder(path: str | Path) -> Path:
 
 def adapter_info(path: str | Path) -> dict[str, Any]:
     """What `adapter_config.json` says: PEFT's own fields, `base_model_name_or_path`, and under `auto_mapping` ours
-    (`token`, `class_name`, `base_fingerprint`)."""
-    file = adapter_folder(path) / "adapter_config.json"
+    (`token`, `class_name`, `base_fingerprint`). Raises `UserError` if it, or the weights beside it, cannot be read."""
+    from peft import PeftType
+    from safetensors import SafetensorError, safe_open
+
+    import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
+
+    folder = adapter_folder(path)
+    file = folder / CONFIG
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
+    method = info.get("peft_type") if isinstance(info, dict) else None
+    if method not in [kind.value for kind in PeftType]:
+        raise UserError(f"{file} is of no method that PEFT knows (peft_type {method!r}): save the adapter again.")
+    try:
+        with safe_open(folder / WEIGHTS, "pt"):  # reads the header, which knows how long the file is
+            return info
+    except (OSError, SafetensorError) as error:
+        reason = error
+        if not (folder / WEIGHTS).is_file():
+            reason = f"there is no {WEIGHTS}"
+        raise UserError(f"the weights in {str(folder)!r} cannot be read ({reason}): save the adapter again.") from error
+
+
+def refuse_other_base(pipe: DiffusionPipeline, path: str | Path) -> str:
+    """Raise `UserError` if the adapter says that it was trained on another base; else return what would be said."""
+    info = adapter_info(path)
+    wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
+    if wanted == given:
+        given = "the weights it has now"
+    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
+    expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
+    if expected is not None and not same_weights(expected, fingerprint(denoiser(pipe))):
+        raise UserError(refusal)
+    return refusal
 
 
 def load_adapter(
@@ -195,14 +226,7 @@ def load_adapter(
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
     folder, model = adapter_folder(path), denoiser(pipe)
-    info = adapter_info(folder)
-    wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
-    if wanted == given:
-        given = "the weights it has now"
-    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
-    expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
-    if expected is not None and not same_weights(expected, fingerprint(model)):
-        raise UserError(refusal)
+    refusal = refuse_other_base(pipe, folder)
     if hotswap:
         _hotswap(model, folder, adapter_name)
         return model
@@ -299,6 +323,7 @@ def save_adapter(
         raise UserError(
             f"{type(model).__name__} carries no adapter: put one on it with get_peft_model or load_adapter."
         )
+    base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
         raise UserError("give the base's name with base=, so that the adapter can be opened again.")
     with atomic_folder(folder) as temporary:
@@ -323,7 +348,7 @@ def save_adapter(
         if card is None:
             card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    return Path(folder)
+    return folder
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -331,9 +356,10 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
     """
+    info = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     raw = save(tensors)
     length = int.from_bytes(raw[:8], "little")
-    head = {"__metadata__": _header(adapter_info(folder), tensors)} | json.loads(raw[8 : 8 + length])
+    head = {"__metadata__": _header(info, tensors)} | json.loads(raw[8 : 8 + length])
     text = json.dumps(head, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])

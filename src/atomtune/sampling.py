@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from atomtune.errors import UserError, check_seed
-from atomtune.files import atomic_file
+from atomtune.files import atomic_file, expanded
 from atomtune.pipelines import call_options
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
     files = []
     for index, drawing in enumerate(drawings):
         words = re.sub(r"\W+", "-", str(drawing.settings.get("prompt", "")).lower()).strip("-")[:60]
-        file = Path(folder) / f"{index:03d}-{words}-seed{drawing.settings.get('seed', 0)}.png"
+        file = expanded(folder) / f"{index:03d}-{words}-seed{drawing.settings.get('seed', 0)}.png"
         save_png(drawing.image, file, drawing.settings)
         files.append(file)
     return files
@@ -93,13 +93,13 @@ def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | No
     """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune"."""
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text("atomtune", json.dumps(settings or {}, ensure_ascii=False))
-    with atomic_file(file) as temporary:
+    with atomic_file(expanded(file)) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
     """The settings inside a PNG of ours."""
-    with Image.open(file) as image:
+    with Image.open(expanded(file)) as image:
         return json.loads(image.info.get("atomtune", "{}"))
 
 

@@ -4,7 +4,6 @@ Every option is a flag and a key of the YAML that `--config` names (flags win), 
 sources. What the user can fix is said in one sentence on stderr, with exit code 2.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from cyclopts.config import Dict
 from wrapt import register_post_import_hook
 
 from atomtune.errors import UserError
+from atomtune.files import expanded
 
 app = App(name="atomtune", help="Fine-tune frozen transformers with sparse dictionaries of feature atoms.")
 app.command("atomtune.cli.customize:customize", help="Learn a thing from a few pictures.")
@@ -51,7 +51,7 @@ def _expanded(value: Any) -> Any:
     """A path, or a list of them, with the home folder for `~`, which no shell expands after `--out=` or in YAML."""
     if isinstance(value, list):
         return [_expanded(item) for item in value]
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _without_loading_bars(diffusers) -> None:

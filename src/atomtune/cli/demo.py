@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from atomtune.errors import check_seed
+
 UNSEEN = (
     "a sks teapot on a red background",
     "a small sks teapot at the top on a black background",
@@ -42,6 +44,7 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
         seed: Seed of the training and of the pictures.
         steps: Training steps (the shipped recipe's by default).
     """
+    check_seed(seed, NUM)
     start = time.perf_counter()
     from rich.console import Console
     from rich.table import Column, Table

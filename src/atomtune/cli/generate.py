@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 
 
 def generate(
@@ -51,6 +51,7 @@ def generate(
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
+    check_seed(seed, num)
     for flag, given in (("--density", density), ("--preset", preset)):
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +68,7 @@ def _numbers(weights: str | None) -> list[float] | None:
 
 
 def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None) -> None:
+    check_seed(seed, num)
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")
     if len(files) > 2:

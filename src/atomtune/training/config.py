@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 from atomtune.coding import atoms_per_token
 from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded
 
 RECIPES = resources.files("atomtune.training") / "recipes"
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -213,7 +214,7 @@ def convert(name: str, kind: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(name, inner[0], item) for item in value)
     if origin is Path and isinstance(value, str | Path):
-        return Path(os.path.expanduser(value))
+        return expanded(value)
     if origin is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)
@@ -253,7 +254,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
     shipped = str(name_or_path) in recipe_names()
-    file = RECIPES / f"{name_or_path}.yaml" if shipped else Path(os.path.expanduser(name_or_path))
+    file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from atomtune.errors import UserError
+from atomtune.files import expanded
 from atomtune.training.captions import is_caption, read_captions
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
     are `default_caption`. What else is in the folder and is not used is logged as a warning, a line for each kind,
     but for names that begin with a dot. Raises `UserError` for an empty folder, a broken picture or a broken caption.
     """
-    pictures = Path(os.path.expanduser(pictures))
+    pictures = expanded(pictures)
     files = picture_files(pictures)
     several = [file.name for file in files if _decoded(file)[1] > 1]
     captions = read_captions(files, default_caption)

@@ -55,6 +55,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     with accelerator.main_process_first():
         finished = _claim(config)
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
+    if config.init_adapter is not None:
+        pipelines.refuse_other_base(pipe, config.init_adapter)
     resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
