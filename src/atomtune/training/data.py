@@ -50,7 +50,7 @@ def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
         _tell(pictures, "there is no image for the captions", captions.without_image)
         others = [file for file in sorted(pictures.iterdir()) if file not in files and not file.name.startswith(".")]
         folders = [file.name for file in others if file.is_dir() and any(map(_is_picture, file.rglob("*")))]
-        _tell(pictures, "subfolders with images are not read,", folders)
+        _tell(pictures, "not read are the images in the subfolders", folders)
         passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
         _tell(pictures, "neither images nor captions, by their names, are", passed)
     return captions.of
