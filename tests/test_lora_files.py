@@ -12,17 +12,18 @@ from atomtune.pipelines import denoiser
 from tests.tiny_pixart import tiny_pixart
 from tests.training.tiny_others import stable_diffusion
 
-RANK, ALPHA = 2, 6.0
+RANK, ALPHA, OTHER = 2, 6, 3
 BASES = {"PixArt": tiny_pixart, "Stable Diffusion": stable_diffusion}
 TARGETS = ["attn1.to_q", "attn1.to_out.0"]
 
 
 @pytest.fixture(scope="module", params=BASES)
 def opened(request):
-    """How a base is opened, its LoRA under PEFT's names, and the weights of the adapted layers with the LoRA in them."""
+    """How a base is opened, its LoRA under PEFT's names, and what it adds to the weights of each layer."""
     torch.manual_seed(0)
     pipe = BASES[request.param]()
-    model = get_peft_model(denoiser(pipe), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS))
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, alpha_pattern={TARGETS[1]: OTHER})
+    model = get_peft_model(denoiser(pipe), config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_()
@@ -48,7 +49,7 @@ def kohya(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor
         name, _, half = key.removesuffix(".weight").rpartition(".")
         flat = prefix + name.replace(".", "_")
         found[f"{flat}.{'lora_down' if half == 'lora_A' else 'lora_up'}.weight"] = x.contiguous()
-        found[f"{flat}.alpha"] = torch.tensor(ALPHA)
+        found[f"{flat}.alpha"] = torch.tensor(float(OTHER if TARGETS[1] in name else ALPHA))
     return found
 
 
@@ -79,7 +80,7 @@ def change(state, name):
         "wrong width": state | {first: torch.ones(RANK, 7)},
         "no such layer": {key.replace("attn1", "attn9"): x for key, x in state.items()},
         "half missing": {key: x for key, x in state.items() if key != first},
-        "DoRA": kohya(state, "lora_unet_") | {"lora_unet_x.dora_scale": tensor},
+        "DoRA": kohya(state, "lora_unet_") | {"lora_unet_x.dora_scale": torch.ones(1)},
         "LoHa": {"lora_unet_x.hada_w1_a": tensor},
         "of another base": kohya({"blocks.0.attn.qkv.lora_A.weight": tensor}, "lora_unet_"),
         "no LoRA": {"weight": tensor},

@@ -59,7 +59,7 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
     What is for text encoders is left out, and that is logged as a warning. Raises `UserError` if the rest does not fit.
     """
     from diffusers.utils.peft_utils import get_peft_kwargs
-    from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     state, alphas = _by_diffusers(pipe, state, file)
     if any(key.startswith(_TEXT) for key in state):
@@ -74,8 +74,8 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
     modules = dict(denoiser(pipe).named_modules())
     state = _by_modules(state, modules, file)
     alphas |= {key: float(state.pop(key)) for key in [key for key in state if key.endswith(".alpha")]}
-    if state and not any(".lora_A." in key for key in state):
-        state = convert_all_state_dict_to_peft(state)
+    if not any(".lora_A." in key for key in state):
+        state, alphas = convert_unet_state_dict_to_peft(state), convert_unet_state_dict_to_peft(alphas)
     _refuse_misfits(state, modules, file)
     ranks = {key: value.shape[1] for key, value in state.items() if ".lora_B." in key}
     return state, get_peft_kwargs(ranks, alphas, state)

@@ -50,7 +50,7 @@ def test_only_a_line_feed_ends_a_line(pictures, sign):
 def test_of_two_captions_the_first_form_is_used_and_a_difference_is_told(pictures, caplog):
     order = ["metadata.jsonl", "metadata.csv", "0.png.txt", "0.png.caption", "0.txt", "0.caption"]
     for name in order:
-        content = FORMS[name] if name in FORMS else b""
+        content = FORMS.get(name, b"")
         (pictures / name).write_bytes(content.replace(OWN.encode(), name.encode()) or name.encode())
     for used, *others in (order[i:] for i in range(len(order) - 1)):
         caplog.clear()
