@@ -54,7 +54,7 @@ def test_numbers_that_cannot_be_drawn_with(pipe, wrong):
     "wrong", [{"resolution": 70}, {"resolution": 0}, {"resolution": -64}, {"seed": 10**20}, {"seed": -1}]
 )
 def test_what_the_base_cannot_draw_is_refused_before_it_draws(pipe, wrong):
-    with pytest.raises(UserError, match="resolution must be a multiple of|seed must be a whole number"):
+    with pytest.raises(UserError, match=r"resolution must be a multiple of|seed must be a whole number"):
         generate(pipe, "a dog", **wrong)
 
 

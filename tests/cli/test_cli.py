@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from atomtune.cli import app, main
+from atomtune.cli import app, main, parsed
 from atomtune.cli.generate import read_prompts
 from atomtune.sampling import read_settings
 from atomtune.training import load_recipe
@@ -191,7 +191,7 @@ WRONG = {
     "prune with what": (["prune", "{run}", "--keep", "3", "--by", "luck", "--out", "{empty}/out"], "luck"),
     "seed beyond 64 bits": (["generate", "--prompt", "x", "--seed", "1" + "0" * 20], "seed must be a whole number"),
     "seed of a run": (["customize", "{pictures}", *RUN, "--seed", "1" + "0" * 20], "seed must be a whole number"),
-    "seed of edit": (["edit", "{pictures}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed (and 1"),
+    "seed of edit": (["edit", "{pictures}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed"),
     "seed of inspect": (["inspect", "{run}", "--seed", "-1"], "must be a whole number"),
     "seed of demo": (["demo", "--seed", "-1", "--out", "{empty}/o"], "must be a whole number"),
     "seed of a report": (["merge", "{run}", "{run}", "--report", "--seed", "-1"], "must be a whole number"),
@@ -251,7 +251,7 @@ def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
 COMMANDS = {  # each with all of its text options, as values that begin with a dash
     "customize": ["p", "--out", "~/o", "--class-name", "-1girl", "--token", "-t", "--caption", "-c", "--license", "-l",
                   "--sample-prompts", "-a, b", "--sample-prompts=-c", "--class-prompt", "-d"],
-    "generate": ["~/a", "--prompt", "-1girl, solo", "--prompt=-x", "--prompts-file", "~/p", "--preset=~/q", "--out=~/o"],
+    "generate": ["~/a", "--prompt", "-1girl, solo", "--prompt=-x", "--prompts-file=~/p", "--preset=~/q", "--out=~/o"],
     "edit": ["~/a.png", "--prompt", "-1girl", "--source-prompt", "-x", "--out=~/o"],
     "distill": ["~/a", "--prompt", "-1girl", "--prompt", "-x", "--out=~/o", "--prompts-file=~/p"],
     "merge": ["~/a", "~/b", "--weights", "-1,0.5", "--out=~/o", "--prompts-file", "~/p"],
@@ -264,15 +264,9 @@ COMMANDS = {  # each with all of its text options, as values that begin with a d
 @pytest.mark.parametrize("command", COMMANDS)
 def test_values_may_begin_with_a_dash_and_a_tilde_is_the_home_folder(command, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    given: list = []
-    parse = app.parse_args
-
-    def parsed(*args, **kwargs):
-        function, bound, ignored = parse(*args, **kwargs)
-        return lambda *a, **k: given.extend([*a, *k.values()]), bound, ignored
-
-    monkeypatch.setattr(app, "parse_args", parsed)
-    main([command, *COMMANDS[command]])
+    app.config = ()
+    _, args, kwargs = parsed([command, *COMMANDS[command]])
+    given = [*args, *kwargs.values()]
     values = [*given, *vars(given[0]).values()] if command == "customize" else given
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
     paths = [str(item) for item in flat if isinstance(item, Path)]

@@ -5,6 +5,7 @@ sources. What the user can fix is said in one sentence on stderr, with exit code
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,8 +44,14 @@ def _with_config(
 
         sources.append(shipped_recipe)
     app.config = tuple(sources)
+    command, args, kwargs = parsed(tokens)
+    return command(*args, **kwargs)
+
+
+def parsed(tokens: Sequence[str]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """The command and its arguments."""
     command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-    return command(*map(_expanded, bound.args), **{name: _expanded(value) for name, value in bound.kwargs.items()})
+    return command, [*map(_expanded, bound.args)], {name: _expanded(value) for name, value in bound.kwargs.items()}
 
 
 def _expanded(value: Any) -> Any:
