@@ -64,13 +64,7 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
     state, alphas = _by_diffusers(pipe, state, file)
     if any(key.startswith(_TEXT) for key in state):
         logger.warning("%s: what it has for text encoders is left out; only the denoiser carries atoms", file)
-    own = ("transformer.", "unet.")
-    state, alphas = (
-        {key.split(".", 1)[1] if key.startswith(own) else key: value for key, value in each.items()}
-        for each in (
-            {key: value for key, value in each.items() if not key.startswith(_TEXT)} for each in (state, alphas)
-        )
-    )
+    state, alphas = _of_the_denoiser(state), _of_the_denoiser(alphas)
     modules = dict(denoiser(pipe).named_modules())
     state = _by_modules(state, modules, file)
     alphas |= {key: float(state.pop(key)) for key in [key for key in state if key.endswith(".alpha")]}
@@ -79,6 +73,13 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
     _refuse_misfits(state, modules, file)
     ranks = {key: value.shape[1] for key, value in state.items() if ".lora_B." in key}
     return state, get_peft_kwargs(ranks, alphas, state)
+
+
+def _of_the_denoiser(values: dict[str, Any]) -> dict[str, Any]:
+    """What is not for text encoders, by names inside the denoiser."""
+    own = ("transformer.", "unet.")
+    values = {key: value for key, value in values.items() if not key.startswith(_TEXT)}
+    return {key.split(".", 1)[1] if key.startswith(own) else key: value for key, value in values.items()}
 
 
 def _by_diffusers(pipe: Any, state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
