@@ -68,6 +68,14 @@ def test_numbers_that_cannot_be_drawn_with(pipe, wrong):
         generate(pipe, "a dog", **wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"resolution": 70}, {"resolution": 0}, {"resolution": -64}, {"seed": 10**20}, {"seed": -1}]
+)
+def test_what_the_base_cannot_draw_is_refused_before_it_draws(pipe, wrong):
+    with pytest.raises(UserError, match=r"resolution must be a multiple of|seed must be a whole number"):
+        generate(pipe, "a dog", **wrong)
+
+
 def test_pictures_carry_their_settings(pipe, tmp_path):
     drawings = generate(pipe, "a dog on the snow", num=2, seed=3, steps=2, guidance_scale=1.0)
     drawings[1].settings["base"] = "PixArt-Σ"
@@ -140,6 +148,12 @@ def test_a_negative_prompt_that_would_do_nothing_is_refused(pipe):
 
     with pytest.raises(UserError, match="Distilled takes no negative prompt"):
         generate(Distilled(**pipe.components), "a dog", negative_prompt="snow")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (file,) = save_images([Drawing(Image.new("RGB", (2, 2)), {"prompt": "x"})], "~/out")
+    assert file.parent == tmp_path / "out" and read_settings(f"~/out/{file.name}") == {"prompt": "x"}
 
 
 def test_settings_of_a_picture_that_is_not_ours(tmp_path):

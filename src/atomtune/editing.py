@@ -21,8 +21,8 @@ from PIL import Image
 
 from atomtune import pipelines, sampling
 from atomtune.atoms import AtomBoard, board
-from atomtune.errors import UserError
-from atomtune.files import write_text
+from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded, write_text
 from atomtune.training import configure, customize
 from atomtune.training.config import load_recipe, recipe_names
 from atomtune.training.data import read_picture, square
@@ -78,7 +78,8 @@ def edit(
     scores; on another base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of
     `load_base`, for training too. Further options are those of `customize`. Raises `UserError`.
     """
-    picture, out = Path(picture), Path(out)
+    picture, out = expanded(picture), expanded(out)
+    check_seed(seed, num)
     if not picture.is_file():
         raise UserError(f"there is no picture {str(picture)!r}: edit takes one picture.")
     source_prompt = source_prompt or "a picture"

@@ -79,6 +79,11 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~` (as it is, where there is no such user)."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
     from safetensors import SafetensorError

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from atomtune.errors import UserError
-from atomtune.files import atomic_file, file_hash
+from atomtune.errors import UserError, check_seed
+from atomtune.files import atomic_file, expanded, file_hash
 from atomtune.pipelines import (
     adapter_folder,
     base_hash,
@@ -83,6 +83,7 @@ def plan(
     for name, value in {"num": num, "steps": steps}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+    check_seed(seed, num)
     common = {"steps": steps, "guidance_scale": guidance_scale, "resolution": call_options(pipe, resolution)["height"]}
     if negative_prompt is not None:
         _refuse_idle(pipe, guidance_scale)
@@ -137,7 +138,7 @@ def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
     """
     files = []
     for index, drawing in enumerate(drawings):
-        files.append(Path(folder) / file_name(index, drawing.settings))
+        files.append(expanded(folder) / file_name(index, drawing.settings))
         save_png(drawing.image, files[-1], drawing.settings)
     return files
 
@@ -175,13 +176,13 @@ def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | No
     """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune"."""
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text("atomtune", json.dumps(settings or {}, ensure_ascii=False))
-    with atomic_file(file) as temporary:
+    with atomic_file(expanded(file)) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
     """The settings inside a PNG of ours."""
-    with Image.open(file) as image:
+    with Image.open(expanded(file)) as image:
         return json.loads(image.info.get("atomtune", "{}"))
 
 

@@ -1,8 +1,10 @@
 """The command line on a small PixArt-Σ folder: options, where they come from, and what is said when they are wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atomtune import sampling
-from atomtune.cli import app, main
+from atomtune.cli import app, main, parsed
+from atomtune.cli.generate import read_prompts
 from atomtune.sampling import read_settings
 from atomtune.training import load_recipe
 from tests.tiny_pixart import save_tiny_pixart
@@ -238,6 +241,17 @@ WRONG = {
     "prune nothing": (["prune", "{run}", "--out", "{empty}/out"], "give one of --keep and --keep-per-layer"),
     "prune to none": (["prune", "{run}", "--keep", "0", "--out", "{empty}/out"], "must be at least 1, got 0"),
     "prune with what": (["prune", "{run}", "--keep", "3", "--by", "luck", "--out", "{empty}/out"], "luck"),
+    "seed beyond 64 bits": (["generate", "--prompt", "x", "--seed", "1" + "0" * 20], "seed must be a whole number"),
+    "seed of a run": (["customize", "{pictures}", *RUN, "--seed", "1" + "0" * 20], "seed must be a whole number"),
+    "seed of edit": (["edit", "{pictures}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed"),
+    "seed of inspect": (["inspect", "{run}", "--seed", "-1"], "must be a whole number"),
+    "seed of demo": (["demo", "--seed", "-1", "--out", "{empty}/o"], "must be a whole number"),
+    "seed of a report": (["merge", "{run}", "{run}", "--report", "--seed", "-1"], "must be a whole number"),
+    "seed of distill": (["distill", "{run}", "--out", "{empty}/o", "--seed", "-1"], "must be a whole number"),
+    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "is a ATOMS adapter: distill takes"),
+    "training resolution": (
+        ["customize", "{pictures}", *RUN, "--base", "{base}", "--resolution", "70"], "must be a multiple of"
+    ),
     "init of nothing": (
         ["customize", "{pictures}", *RUN, "--init-adapter", "{empty}", "--base", "{base}"],
         "there is no adapter in '{empty}'",
@@ -315,6 +329,49 @@ def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
     assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
     main(["generate", str(tmp_path / "lora"), *draw, "--scale", "0.5"])
     assert list((tmp_path / "lora" / "generated").glob("grid-*.png"))
+
+
+COMMANDS = {  # each with all of its text options, as values that begin with a dash
+    "customize": ["p", "--out", "~/o", "--class-name", "-1girl", "--token", "-t", "--caption", "-c", "--license", "-l",
+                  "--sample-prompts", "-a, b", "--sample-prompts=-c", "--class-prompt", "-d"],
+    "generate": ["~/a", "--prompt", "-1girl, solo", "--negative-prompt", "-y",
+                 "--prompt=-x", "--prompts-file=~/p", "--preset=~/q", "--out=~/o"],
+    "edit": ["~/a.png", "--prompt", "-1girl", "--source-prompt", "-x", "--out=~/o"],
+    "distill": ["~/a", "--prompt", "-1girl", "--prompt", "-x", "--out=~/o", "--prompts-file=~/p"],
+    "merge": ["~/a", "~/b", "--weights", "-1,0.5", "--out=~/o", "--prompts-file", "~/p"],
+    "inspect": ["~/a", "--prompts", "~/p", "--out=~/o", "--against", "~/b"],
+    "prune": ["~/a", "--keep", "1", "--out=~/o"],
+    "demo": ["--out=~/o"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_values_may_begin_with_a_dash_and_a_tilde_is_the_home_folder(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    app.config = ()
+    _, args, kwargs = parsed([command, *COMMANDS[command]])
+    given = [*args, *kwargs.values()]
+    values = [*given, *vars(given[0]).values()] if command == "customize" else given
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    paths = [str(item) for item in flat if isinstance(item, Path)]
+    assert paths and not any("~" in path for path in paths)
+    dashed = [word.removeprefix("--sample-prompts=").removeprefix("--prompt=") for word in COMMANDS[command]]
+    assert [word for word in dashed if word.startswith("-") and not word.startswith("--") and word not in flat] == []
+
+
+def test_what_is_passed_over_is_seen_on_the_command_line(tmp_path, pictures):
+    folder = shutil.copytree(pictures, tmp_path / "p")
+    (folder / "orphan.txt").write_text("x")
+    words = ["customize", str(folder), "--class-name", "dog", "--out", str(tmp_path / "o"), "--base", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "atomtune", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{folder}: there is no image for the captions orphan.txt\n" in done.stderr
+
+
+def test_prompts_files_of_any_editor(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa cat\r\n\r\na\u2028dog\na\x85fish \n".encode())
+    assert read_prompts(file) == ["a cat", "a\u2028dog", "a\x85fish"]
 
 
 def test_as_a_program():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import check_seed
 
 UNSEEN = (
     "a sks teapot on a red background",
@@ -51,6 +52,7 @@ def demo(
         seed: Seed of the training and of the pictures.
         steps: Training steps (the shipped recipe's by default).
     """
+    check_seed(seed, NUM)
     start = time.perf_counter()
     from rich.console import Console
     from rich.table import Column, Table

@@ -1,18 +1,22 @@
 """`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
+
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def edit(
     picture: Path,
     /,
     *,
-    prompt: str,
+    prompt: Text,
     out: Path,
-    source_prompt: str | None = None,
+    source_prompt: Text | None = None,
     remove: str | None = None,
     num: int = 2,
     seed: int = 0,

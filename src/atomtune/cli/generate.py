@@ -7,16 +7,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 
 
 def generate(
     adapter: Annotated[Path | None, Parameter(name="RUN-OR-ADAPTER")] = None,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
-    negative_prompt: str | None = None,
+    negative_prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     num: int = 1,
     seed: int = 0,
     density: float | None = None,
@@ -56,6 +56,7 @@ def generate(
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
+    check_seed(seed, num)
     for flag, given in (("--density", density), ("--preset", preset)):
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
@@ -99,7 +100,8 @@ def generate(
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line. Raises `UserError`."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # `splitlines` would also split at U+2028 and its like, inside a prompt.
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error

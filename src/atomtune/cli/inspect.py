@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 
 STAGES = {
     "base": "drawing without the adapter",
@@ -64,9 +64,11 @@ def inspect(
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
+    check_seed(seed, naming_prompts)
     info = pipelines.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    other = pipelines.adapter_info(against) if against else {}
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
@@ -91,7 +93,7 @@ def inspect(
             wanted,
             subject=subject,
             class_name=class_name,
-            against=("against", _about(*_subject(pipelines.adapter_info(against)), 4)) if against else None,
+            against=("against", _about(*_subject(other), 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
 from atomtune.cli.hardware import AUTO, Hardware
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ def merge(
     /,
     *,
     mode: Literal["concatenate", "add"] = "concatenate",
-    weights: str | None = None,
+    weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     out: Path | None = None,
     report: bool = False,
     prompts_file: Annotated[list[Path] | None, Parameter(negative=())] = None,
@@ -78,6 +78,7 @@ def _report(
     base: str | None,
     hardware: Hardware,
 ) -> None:
+    check_seed(seed, num)
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")
     if len(files) > 2:

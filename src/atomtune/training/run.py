@@ -58,7 +58,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     with accelerator.main_process_first():
         finished = _claim(config)
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
-    resolution = config.resolution or pipelines.native_resolution(pipe)
+    if config.init_adapter is not None:
+        pipelines.refuse_other_base(pipe, config.init_adapter)
+    resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
     _same_pictures(config, identity)
