@@ -287,15 +287,25 @@ OPENING = {
     "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
     "inspect": ["{run}"],
     "merge": ["{run}", "{run}", "--report"],
-    "distill": ["{run}", "--out", "{empty}/out"],
+    "distill": ["{lora}", "--out", "{empty}/out"],
     "edit": ["{pictures}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
     "demo": ["--out", "{empty}/out"],
 }
 
 
+@pytest.fixture(scope="module")
+def lora(base, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    options = ["--class-name", "dog", "--steps", "1", "--base", base, "--method", "lora", "--rank", "2", "--out", out]
+    main([str(word) for word in ("customize", pictures, *options)])
+    return out
+
+
 @pytest.mark.parametrize("command", OPENING)
-def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(command, capsys, tmp_path, run, pictures, base):
-    places = {"empty": tmp_path, "run": run, "pictures": pictures, "base": base}
+def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(
+    command, capsys, tmp_path, run, lora, pictures, base
+):
+    places = {"empty": tmp_path, "run": run, "lora": lora, "pictures": pictures, "base": base}
     arguments = [argument.format(**places) for argument in OPENING[command]]
     assert "there is no device 'banana' here" in said(capsys, command, *arguments, "--device", "banana")
     assert "--dtype" in said(capsys, command, *arguments, "--dtype", "int3")
@@ -318,17 +328,14 @@ def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
     assert "tiny" in sentence and "other" in sentence
 
 
-def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
-    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method"]
-    for method in ("lora", "oft"):
-        main(["customize", str(pictures), *common, method, "--rank", "2", "--out", str(tmp_path / method)])
+def test_density_is_refused_for_other_methods(base, pictures, lora, tmp_path, capsys):
+    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
+    main(["customize", str(pictures), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
-    assert "belongs to atoms; this adapter is LORA" in said(
-        capsys, "generate", tmp_path / "lora", *draw, "--density", "0.5"
-    )
+    assert "belongs to atoms; this adapter is LORA" in said(capsys, "generate", lora, *draw, "--density", "0.5")
     assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
-    main(["generate", str(tmp_path / "lora"), *draw, "--scale", "0.5"])
-    assert list((tmp_path / "lora" / "generated").glob("grid-*.png"))
+    main(["generate", str(lora), *draw, "--scale", "0.5"])
+    assert list((lora / "generated").glob("grid-*.png"))
 
 
 COMMANDS = {  # each with all of its text options, as values that begin with a dash
