@@ -6,6 +6,7 @@ has: sizes, defaults and text handling are read from the pipeline itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -90,16 +91,24 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Height and width, in pixels, that the base draws by default."""
-    size = denoiser(pipe).config.sample_size
-    return (size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor
+    """Height and width, in pixels, that the base draws by default. Raises `UserError` if it does not say."""
+    size, factor = denoiser(pipe).config.get("sample_size"), getattr(pipe, "vae_scale_factor", None)
+    if size is None or factor is None:
+        raise UserError(f"{type(pipe).__name__} does not say what size it draws: give a resolution in pixels.")
+    return (size if isinstance(size, int) else size[0]) * factor
 
 
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults."""
-    size = resolution or native_resolution(pipe)
-    options: dict[str, Any] = {"height": size, "width": size}
+    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults, and so is the size
+    of a base that does not say it. Raises `UserError` for a pipeline that does not draw pictures."""
     accepted = inspect.signature(type(pipe).__call__).parameters
+    if "num_frames" in accepted:
+        raise UserError(f"{type(pipe).__name__} draws films and not pictures: choose another base.")
+    options: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        resolution = resolution or native_resolution(pipe)
+    if resolution is not None:
+        options |= {"height": resolution, "width": resolution}
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
     if "use_resolution_binning" in accepted:
         options["use_resolution_binning"] = False

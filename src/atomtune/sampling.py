@@ -47,8 +47,9 @@ def generate(
     """Draw `num` pictures of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
     `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. Raises `UserError` for
-    numbers that cannot be drawn with.
+    numbers that cannot be drawn with, and for a size of the pipeline's own at which it fails.
     """
+    options = call_options(pipe, resolution)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     defaults = inspect.signature(pipe.__call__).parameters
     steps = defaults["num_inference_steps"].default if steps is None else steps
@@ -61,15 +62,23 @@ def generate(
     drawings = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        images = pipe(  # pyright: ignore[reportCallIssue]
-            prompt=[prompt for prompt, _ in batch],
-            generator=[
-                torch.Generator().manual_seed(s) for _, s in batch
-            ],  # on the CPU: the same noise on every device
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            **call_options(pipe, resolution),
-        ).images
+        try:
+            images = pipe(  # pyright: ignore[reportCallIssue]
+                prompt=[prompt for prompt, _ in batch],
+                generator=[
+                    torch.Generator().manual_seed(s) for _, s in batch
+                ],  # on the CPU: the same noise on every device
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                **options,
+            ).images
+        except (IndexError, RuntimeError, ValueError) as error:
+            if "height" in options:
+                raise
+            raise UserError(
+                f"{type(pipe).__name__} does not say what size it draws, and fails at its own ({error}): give a "
+                "resolution in pixels."
+            ) from error
         for image, (prompt, s) in zip(images, batch):
             settings = {"prompt": prompt, "seed": s, "steps": steps, "guidance_scale": guidance_scale}
             drawings.append(Drawing(image, settings))

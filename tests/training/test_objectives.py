@@ -53,7 +53,7 @@ def test_the_samplers_own_betas_are_used():
     sampler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     objective = objective_for(sampler)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    assert_close(objective.scheduler.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)
+    assert_close(objective.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", [FlowMatchEulerDiscreteScheduler(shift=3.0), None], ids=["euler", "dpm-solver"])

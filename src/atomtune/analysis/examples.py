@@ -63,15 +63,18 @@ def training_examples(
     """Every picture of a folder, `draws` times, each with noise and a timestep of its own.
 
     `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
-    and its autoencoder. Raises `UserError` for a folder without pictures.
+    and its autoencoder. Raises `UserError` for a folder without pictures, and for a
+    pipeline that draws otherwise than training would train.
     """
     found = data.find_examples(Path(pictures), caption)
     size = resolution or pipelines.native_resolution(pipe)
+    objective, words = objective_for(pipe.scheduler), next(iter(found.values()))
+    encoding.check(pipe, objective, words, encoding.encode_prompt(pipe, words, size), size)
     latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     generator = torch.Generator().manual_seed(seed)
     drawn = latents.draw(list(range(len(found))) * draws, generator)
-    noised = objective_for(pipe.scheduler).add_noise(drawn, generator)
+    noised = objective.add_noise(drawn, generator)
     denoiser = pipelines.denoiser(pipe)
     conditioning = encoding.cast(encoding.collate([known[words] for words in found.values()] * draws), denoiser.dtype)
     return Examples(pipe, noised.to(denoiser.device), conditioning)
