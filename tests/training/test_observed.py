@@ -225,5 +225,5 @@ def test_a_base_that_does_not_say_its_size_can_be_drawn_with_a_size():
     pipe.set_progress_bar_config(disable=True)
     (drawing,) = atomtune.generate(pipe, "a sks dog", steps=1, resolution=64)
     assert drawing.image.size == (64, 64)
-    with pytest.raises(UserError, match="ZImagePipeline does not say what size it draws.* give a resolution"):
+    with pytest.raises(UserError, match=r"ZImagePipeline does not say what size it draws.* give a resolution"):
         atomtune.generate(pipe, "a sks dog", steps=1)  # its own is too large for this miniature

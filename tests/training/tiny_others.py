@@ -170,8 +170,9 @@ def sana() -> SanaPipeline:
         caption_channels=16,
         sample_size=32,
     )
-    text_encoder, scheduler = Gemma2Model(gemma_config()), DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    text_encoder, scheduler = (
+        Gemma2Model(gemma_config()),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )
     return SanaPipeline(gemma_tokenizer(), text_encoder, autoencoder, transformer, scheduler)  # pyright: ignore
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atomtune import pipelines
+from atomtune.errors import check_seed
 from atomtune.training import data, encoding
 from atomtune.training.objectives import Noised, objective_for, prediction_loss
 
@@ -63,16 +64,18 @@ def training_examples(
     """Every picture of a folder, `draws` times, each with noise and a timestep of its own.
 
     `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
-    and its autoencoder. Raises `UserError` for a folder without pictures, and for a
-    pipeline that draws otherwise than training would train.
+    and its autoencoder. Raises `UserError` for a folder without pictures, and for a pipeline
+    that draws otherwise than training would train.
     """
+    check_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     found = data.find_examples(Path(pictures), caption)
-    size = resolution or pipelines.native_resolution(pipe)
+    size = pipelines.resolution_for(pipe, resolution)
+    encoding.refuse_missing_parts(pipe)
     objective, words = objective_for(pipe.scheduler), next(iter(found.values()))
     encoding.check(pipe, objective, words, encoding.encode_prompt(pipe, words, size), size)
     latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
-    generator = torch.Generator().manual_seed(seed)
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective.add_noise(drawn, generator)
     denoiser = pipelines.denoiser(pipe)

@@ -55,16 +55,26 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
     The autoencoder runs in float32: some overflow in half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
+    device = getattr(pipe, "_execution_device", vae.device)  # under offload it comes there
     shift, scale = latent_statistics(vae)
     means, stds = [], []
     for picture in pictures:
-        encoded = vae.encode(to_tensor(picture)[None].to(vae.device))
+        encoded = vae.encode(to_tensor(picture)[None].to(device))
         gaussian = getattr(encoded, "latent_dist", None)
         mean = encoded.latents if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
-        means.append((mean - shift) * scale)
-        stds.append(std * scale)
-    return Latents(torch.cat(means).cpu(), torch.cat(stds).cpu())
+        means.append((mean.cpu() - shift) * scale)
+        stds.append(std.cpu() * scale)
+    return Latents(torch.cat(means), torch.cat(stds))
+
+
+def refuse_missing_parts(pipe: Any) -> None:
+    """Raise `UserError` for a pipeline without the parts that training reads."""
+    missing = [name for name in ("vae", "scheduler", "encode_prompt") if getattr(pipe, name, None) is None]
+    if missing:
+        raise UserError(
+            f"{type(pipe).__name__} has no {' and no '.join(missing)}: it cannot be trained on; choose another base."
+        )
 
 
 def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
@@ -186,24 +196,28 @@ def encode(
 ) -> Cache:
     """Encode everything a run will need, then let the encoders leave memory.
 
-    Raises `UserError` if the pipeline draws otherwise than training would train (see `observed`).
+    Each part is on the accelerator while it works, and in the end the denoiser alone. Raises `UserError` if the
+    pipeline draws otherwise than training would train (see `observed`).
     """
+    device = accelerator.device
+    if device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
     prompts = config.sample_prompts or (config.instance_prompt,)
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     check(pipe, objective_for(pipe.scheduler, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
-    known = {caption: encode_caption(pipe, caption, resolution) for caption in {"": None, **dict.fromkeys(captions)}}
-    cache = Cache(
-        encode_pictures(pipe, pictures),
-        [known[caption] for caption in captions],
-        known[""],
-        samples,
-    )
+    class_prompt = config.class_prompt or f"a {config.class_name}"
+    all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
+    known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
+    pipe.maybe_free_model_hooks()
+    cache = Cache(encode_pictures(pipe, pictures), [known[caption] for caption in captions], known[""], samples)
     if config.prior_preservation:
-        prompt = config.class_prompt or f"a {config.class_name}"
-        drawn = _class_pictures(pipe, config, prompt, resolution, accelerator)
+        pipe.maybe_free_model_hooks()
+        drawn = _class_pictures(pipe, config, class_prompt, resolution, accelerator)
         cache.class_latents = encode_pictures(pipe, drawn)
-        cache.class_conditioning = encode_caption(pipe, prompt, resolution)
+        cache.class_conditioning = known[class_prompt]
+    pipe.remove_all_hooks()
     release(pipe)
+    denoiser(pipe).to(device)
     return cache
 
 

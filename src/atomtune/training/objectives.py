@@ -3,8 +3,8 @@
 Diffusion:      x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε     target ε, v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0, or x_0
 Flow matching:  x_t = (1 - σ_t) x_0 + σ_t ε               target ε - x_0
 
-The sampler says which, and its α and σ are read from it. Its `add_noise` is never called: DPM-Solver's looks timesteps up
-in its *current* schedule and is silently wrong after a preview. `observed.check` compares both with a drawing.
+The sampler says which, and its α and σ are read from it. Its `add_noise` is never called: DPM-Solver's looks timesteps
+up in its *current* schedule and is silently wrong after a preview. `observed.check` compares both with a drawing.
 """
 
 from __future__ import annotations

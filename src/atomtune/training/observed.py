@@ -1,9 +1,9 @@
 """Training gives the denoiser what its own pipeline gives it while drawing: observed, not assumed.
 
 Families differ in their clock (0 to 1000, 0 to 1, backwards), in the sign of the answer, in the scale of the input and
-in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an oracle in place of its denoiser: one that knows the
-latents x_0 that are to be drawn and answers the target of training. A solver's first step is exact on such answers. So
-if the two agree, the oracle's second input is
+in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an oracle in
+place of its denoiser: one that knows the latents x_0 that are to be drawn and answers the target of training. A
+solver's first step is exact on such answers. So if the two agree, the oracle's second input is
 
     x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep that comes with it,
 
@@ -70,14 +70,12 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def latent_statistics(vae: Any) -> tuple[float | Tensor, float | Tensor]:
-    """Shift and scale of an autoencoder's latents: the denoiser gets (raw - shift) · scale."""
+    """Shift and scale of an autoencoder's latents: the denoiser gets (raw - shift) · scale. Numbers, or CPU tensors."""
     config = vae.config
     scale = config.get("scaling_factor") or 1.0
     if config.get("latents_mean") is None or config.get("latents_std") is None:
         return config.get("shift_factor") or 0.0, scale
-    mean, std = (
-        torch.tensor(config[name], device=vae.device).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std")
-    )
+    mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
     return mean, scale / std
 
 
@@ -133,18 +131,22 @@ class _Oracle:
         scheduler, vae, decoded = pipe.scheduler, pipe.vae, []
 
         def decode(latents: Tensor, *args: Any, **kwargs: Any) -> None:
-            decoded.append(latents.float())
+            decoded.append(latents.float().cpu())
             raise Reached
 
         # Pipelines look at signatures: the originals' are kept.
         answer = functools.wraps(self.model.forward)(functools.partial(self.answer))
         step = functools.wraps(scheduler.step)(functools.partial(self.step, scheduler.step))
         options = call_options(pipe, resolution) | {"num_inference_steps": steps, "guidance_scale": 1.0}
-        with replaced(self.model, "forward", answer), replaced(scheduler, "step", step), replaced(vae, "decode", decode):
-            with until_reached(pipe, resolution):
-                pipe(prompt, generator=torch.Generator().manual_seed(0), **options)
+        with (
+            replaced(self.model, "forward", answer),
+            replaced(scheduler, "step", step),
+            replaced(vae, "decode", decode),
+            until_reached(pipe, resolution),
+        ):
+            pipe(prompt, generator=torch.Generator().manual_seed(0), **options)
         shift, scale = latent_statistics(vae)
-        if not decoded or not _close((decoded[0] - shift) * scale, self.latents.float()):
+        if not decoded or not _close((decoded[0] - shift) * scale, self.latents.float().cpu()):
             names = "scaling_factor, shift_factor, latents_mean and latents_std"
             raise self.refusal(f"undoes the scaling of its latents otherwise than its autoencoder's {names} say")
         if self.second is None:
@@ -158,7 +160,7 @@ class _Oracle:
         arguments = dict(self.signature.bind(*args, **kwargs).arguments)
         sample = arguments.pop(next(iter(arguments)))
         self.told = float(torch.as_tensor(arguments.pop("timestep")).flatten()[0])
-        noisy = sample[:1].double().cpu()
+        noisy = sample[:1].cpu().double()
         time = torch.tensor([self.told], dtype=torch.float64)
         alpha, sigma = (value.double() for value in self.objective.coefficients(time))
         self.calls += 1
@@ -187,7 +189,7 @@ class _Oracle:
         self.latents = result[0]
         # If the next input is not what training would give, one of these says why.
         target = self.target.flatten()
-        handed = model_output[:1, : self.target.shape[1]].double().cpu().flatten()
+        handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
         factor = float(handed @ target / (target @ target))
         if abs(self.told - float(timestep)) > 1:
             self.cause = f"tells its denoiser {self.told:g} where its sampler's timestep is {float(timestep):g}"
