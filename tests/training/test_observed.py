@@ -76,15 +76,15 @@ def test_flow_matching_by_dpm_solver(make):
         assert seen.rest < 1e-6
 
 
-STOCHASTIC = ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "KDPM2AncestralDiscreteScheduler"]
+STOCHASTIC = ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"]
 
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC)
 def test_samplers_that_add_fresh_noise(scheduler):
     """It is left out: the image is there in full, of the noise only what is kept."""
     for seen in check(stable_diffusion(scheduler)):
-        assert seen.image == pytest.approx(seen.alpha, abs=5e-6)
-        assert -1e-6 <= seen.noise <= seen.sigma + 1e-4
+        assert seen.image == pytest.approx(seen.alpha, abs=1e-6)
+        assert -1e-6 <= seen.noise <= seen.sigma + 1e-6
         assert seen.rest < 1e-6
 
 
@@ -122,7 +122,7 @@ class OtherNoise(DDIMScheduler):
     """Draws on another noise schedule than it says."""
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        says, self.alphas_cumprod = self.alphas_cumprod, self.alphas_cumprod**0.9
+        says, self.alphas_cumprod = self.alphas_cumprod, self.alphas_cumprod**0.5
         result = super().step(*args, **kwargs)
         self.alphas_cumprod = says
         return result
@@ -201,8 +201,9 @@ def test_statistics_that_the_pipeline_passes_over_are_refused(statistics):
 def test_nothing_runs_and_nothing_stays():
     pipe, runs = tiny_pixart(), []
     denoiser(pipe).proj_out.register_forward_hook(lambda *_: runs.append(1))
+    answer = encoding.encode_prompt(pipe, "a dog", 64)
     random = torch.get_rng_state()
-    check(pipe)
+    encoding.check(pipe, objective_for(pipe.scheduler), "a dog", answer, 64)
     assert runs == [] and torch.equal(torch.get_rng_state(), random)
     for part, name in ((pipe, "encode_prompt"), (pipe.transformer, "forward"), (pipe.scheduler, "step")):
         assert name not in vars(part)
