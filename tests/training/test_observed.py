@@ -198,6 +198,13 @@ def test_statistics_that_the_pipeline_passes_over_are_refused(statistics):
         check(pipe)
 
 
+def test_a_base_without_an_autoencoder_is_refused():
+    pipe: Any = tiny_others.stable_diffusion()
+    pipe.vae = None  # as in those that draw pixels
+    with pytest.raises(UserError, match="StableDiffusionPipeline has no vae"):
+        check(pipe)
+
+
 def test_nothing_runs_and_nothing_stays():
     pipe, runs = tiny_pixart(), []
     denoiser(pipe).proj_out.register_forward_hook(lambda *_: runs.append(1))

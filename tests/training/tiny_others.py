@@ -140,11 +140,12 @@ def stable_diffusion_xl(**autoencoder: Any) -> StableDiffusionXLPipeline:
 
 def sana() -> SanaPipeline:
     """Sana: a deep autoencoder and flow matching by DPM-Solver."""
+    blocks: Any = ("ResBlock", "EfficientViTBlock")
     autoencoder = AutoencoderDC(
         latent_channels=4,
         attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),
         encoder_qkv_multiscales=((), (5,)),

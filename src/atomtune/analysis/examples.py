@@ -71,9 +71,9 @@ def training_examples(
     generator = torch.Generator().manual_seed(seed)
     found = data.find_examples(Path(pictures), caption)
     size = pipelines.resolution_for(pipe, resolution)
-    encoding.refuse_missing_parts(pipe)
-    objective, words = objective_for(pipe.scheduler), next(iter(found.values()))
-    encoding.check(pipe, objective, words, encoding.encode_prompt(pipe, words, size), size)
+    words = next(iter(found.values()))
+    answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)
+    encoding.check(pipe, objective, words, answer, size)
     latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)

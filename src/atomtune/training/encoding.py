@@ -68,15 +68,6 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
     return Latents(torch.cat(means), torch.cat(stds))
 
 
-def refuse_missing_parts(pipe: Any) -> None:
-    """Raise `UserError` for a pipeline without the parts that training reads."""
-    missing = [name for name in ("vae", "scheduler", "encode_prompt") if getattr(pipe, name, None) is None]
-    if missing:
-        raise UserError(
-            f"{type(pipe).__name__} has no {' and no '.join(missing)}: it cannot be trained on; choose another base."
-        )
-
-
 def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
     """What the pipeline tells its denoiser about a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
@@ -111,8 +102,15 @@ def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Co
 
 
 def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
-    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance."""
-    original, answers = pipe.encode_prompt, []
+    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance.
+
+    Raises `UserError` for a pipeline that has no such function, no sampler or no autoencoder: none can be trained on.
+    """
+    for part in ("encode_prompt", "scheduler", "vae"):
+        if getattr(pipe, part, None) is None:
+            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: choose another base.")
+    original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
+    answers = []
 
     def record(*args: Any, **kwargs: Any) -> Any:
         answers.append(original(*args, **kwargs))

@@ -61,7 +61,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         pipelines.refuse_other_base(pipe, config.init_adapter)
     resolution = pipelines.resolution_for(pipe, config.resolution)
-    encoding.refuse_missing_parts(pipe)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
     _same_pictures(config, identity)
@@ -69,7 +68,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
-    autoencoder = type(pipe.vae)
+    autoencoder = type(getattr(pipe, "vae", None))
     if accelerator.is_main_process:
         write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
