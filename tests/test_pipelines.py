@@ -57,6 +57,25 @@ def draw(pipe) -> torch.Tensor:
     return pipe("a sks dog", generator=torch.Generator().manual_seed(0), **options).images
 
 
+def test_a_base_that_does_not_say_its_size_is_left_to_its_own():
+    from tests.training.tiny_others import flux, z_image
+
+    assert native_resolution(flux()) == 1024  # the pipeline says it where the denoiser does not
+    pipe = z_image()
+    with pytest.raises(UserError, match="ZImagePipeline does not say what size it draws: give a resolution in pixels"):
+        native_resolution(pipe)
+    assert "height" not in call_options(pipe)
+    assert call_options(pipe, 64)["height"] == 64
+
+
+def test_films_are_refused(base):
+    class Films(type(load_base(base))):
+        def __call__(self, prompt: str, num_frames: int = 16): ...
+
+    with pytest.raises(UserError, match="Films draws films and not images"):
+        call_options(Films(**load_base(base).components))
+
+
 def test_a_base_from_a_folder(base):
     pipe = load_base(base)
     assert native_resolution(pipe) == 64

@@ -117,9 +117,24 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Height and width, in pixels, that the base draws by default."""
-    size = denoiser(pipe).config.sample_size
-    return (size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor
+    """Height and width, in pixels, that the base draws by default. Raises `UserError` if it does not say."""
+    size = _own_resolution(pipe)
+    if size is None:
+        raise UserError(f"{type(pipe).__name__} does not say what size it draws: give a resolution in pixels.")
+    return size
+
+
+def _own_resolution(pipe: Any) -> int | None:
+    size = denoiser(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if size is None or factor is None:
+        return None
+    return (size if isinstance(size, int) else size[0]) * factor
+
+
+def _refuse_films(pipe: DiffusionPipeline) -> None:
+    if "num_frames" in inspect.signature(type(pipe).__call__).parameters:
+        raise UserError(f"{type(pipe).__name__} draws films and not images: choose another base.")
 
 
 def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
@@ -128,10 +143,11 @@ def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
     A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
     two, say so by the factor of their image processor.)
     """
+    _refuse_films(pipe)
     if resolution is None:
         return native_resolution(pipe)
     patch = getattr(denoiser(pipe).config, "patch_size", None)
-    multiple = pipe.vae_scale_factor * (patch if isinstance(patch, int) else 1)
+    multiple = getattr(pipe, "vae_scale_factor", 1) * (patch if isinstance(patch, int) else 1)
     processor: Any = getattr(pipe, "image_processor", None)
     if processor is not None:
         multiple = math.lcm(multiple, processor.config.vae_scale_factor)
@@ -142,12 +158,16 @@ def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
 
 
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults.
+    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults, and so is the size
+    of a base that does not say it.
 
-    Raises `UserError` for a resolution that the base cannot draw.
+    Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw pictures.
     """
-    size = resolution_for(pipe, resolution)
-    options: dict[str, Any] = {"height": size, "width": size}
+    _refuse_films(pipe)
+    options: dict[str, Any] = {}
+    if resolution is not None or _own_resolution(pipe) is not None:
+        size = resolution_for(pipe, resolution)
+        options |= {"height": size, "width": size}
     accepted = inspect.signature(type(pipe).__call__).parameters
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
     if "use_resolution_binning" in accepted:

@@ -57,9 +57,9 @@ def generate(
 ) -> list[Drawing]:
     """Draw `num` pictures of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. `negative_prompt` is what
-    no picture should show; it acts through guidance. Raises `UserError` for what cannot be drawn with. `draw` does the
-    same and hands out each picture as soon as it is there.
+    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given (of a base that does not
+    say its size, None is recorded). `negative_prompt` is what no picture should show; it acts through guidance. Raises
+    `UserError` for what cannot be drawn with. `draw` does the same and hands out each picture as soon as it is there.
     """
     planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     return list(draw(pipe, planned, batch_size))
@@ -84,7 +84,8 @@ def plan(
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
     check_seed(seed, num)
-    common = {"steps": steps, "guidance_scale": guidance_scale, "resolution": call_options(pipe, resolution)["height"]}
+    size = call_options(pipe, resolution).get("height")
+    common = {"steps": steps, "guidance_scale": guidance_scale, "resolution": size}
     if negative_prompt is not None:
         _refuse_idle(pipe, guidance_scale)
         common["negative_prompt"] = negative_prompt
@@ -120,14 +121,22 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
         options = call_options(pipe, batch[0]["resolution"])
         if "negative_prompt" in batch[0]:
             options["negative_prompt"] = [settings["negative_prompt"] for settings in batch]
-        images = pipe(  # pyright: ignore[reportCallIssue]
-            prompt=[settings["prompt"] for settings in batch],
-            # on the CPU: the same noise on every device
-            generator=[torch.Generator().manual_seed(settings["seed"]) for settings in batch],
-            num_inference_steps=batch[0]["steps"],
-            guidance_scale=batch[0]["guidance_scale"],
-            **options,
-        ).images
+        try:
+            images = pipe(  # pyright: ignore[reportCallIssue]
+                prompt=[settings["prompt"] for settings in batch],
+                # on the CPU: the same noise on every device
+                generator=[torch.Generator().manual_seed(settings["seed"]) for settings in batch],
+                num_inference_steps=batch[0]["steps"],
+                guidance_scale=batch[0]["guidance_scale"],
+                **options,
+            ).images
+        except (IndexError, RuntimeError, ValueError) as error:
+            if "height" in options:
+                raise
+            raise UserError(
+                f"{type(pipe).__name__} does not say what size it draws, and fails at its own ({error}): give a "
+                "resolution in pixels."
+            ) from error
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
 

@@ -20,7 +20,7 @@ from tests.adapters.tiny import CONFIG, atom_config, inputs, transformer, wake
 from tests.fake_gpu.card import GPU, Card, moved, waits_of
 
 QUICK: dict[str, Any] = {"class_name": "dog", "steps": 3, "batch_size": 2, "sample_every": 0, "report_to": "none"}
-QUICK |= {"num_atoms": 16, "density": 0.25, "measure_every": 3}
+QUICK |= {"num_atoms": 16, "density": 0.25, "measure_every": 3, "device": "gpu"}
 RUNS = [
     {"mixed_precision": "bf16", "gradient_checkpointing": True, "activation": "soft", "threshold_units": "scale"},
     {"activation": "jumprelu", "density_penalty": 0.1},

@@ -11,7 +11,7 @@ from diffusers import (
 from torch.testing import assert_close
 
 from atomtune.errors import UserError
-from atomtune.training.objectives import Noised, objective_for, prediction_loss
+from atomtune.training.objectives import Diffusion, Noised, objective_for, prediction_loss
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -52,8 +52,9 @@ def test_a_preview_does_not_change_the_training_noise():
 def test_the_samplers_own_betas_are_used():
     sampler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     objective = objective_for(sampler)
+    assert isinstance(objective, Diffusion)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    assert_close(objective.scheduler.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)
+    assert_close(objective.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", [FlowMatchEulerDiscreteScheduler(shift=3.0), None], ids=["euler", "dpm-solver"])

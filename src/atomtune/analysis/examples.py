@@ -64,16 +64,20 @@ def training_examples(
     """Every picture of a folder, `draws` times, each with noise and a timestep of its own.
 
     `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
-    and its autoencoder. Raises `UserError` for a folder without pictures.
+    and its autoencoder. Raises `UserError` for a folder without pictures, and for a pipeline
+    that draws otherwise than training would train.
     """
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     found = data.find_examples(Path(pictures), caption)
     size = pipelines.resolution_for(pipe, resolution)
+    words = next(iter(found.values()))
+    answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)
+    encoding.check(pipe, objective, words, answer, size)
     latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)
-    noised = objective_for(pipe.scheduler).add_noise(drawn, generator)
+    noised = objective.add_noise(drawn, generator)
     denoiser = pipelines.denoiser(pipe)
     conditioning = encoding.cast(encoding.collate([known[words] for words in found.values()] * draws), denoiser.dtype)
     return Examples(pipe, noised.to(denoiser.device), conditioning)

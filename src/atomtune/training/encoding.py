@@ -21,8 +21,11 @@ from atomtune import sampling
 from atomtune.errors import UserError
 from atomtune.pipelines import call_options, denoiser
 from atomtune.tracing import bare_model
+from atomtune.training import observed
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_picture, square, to_tensor
+from atomtune.training.objectives import Objective, objective_for
+from atomtune.training.observed import Reached, latent_statistics, replaced, until_reached
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,20 +55,17 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
     The autoencoder runs in float32: some overflow in half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
-    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
+    device = getattr(pipe, "_execution_device", vae.device)  # under offload it comes there
+    shift, scale = latent_statistics(vae)
     means, stds = [], []
     for picture in pictures:
-        encoded = vae.encode(to_tensor(picture)[None].to(pipe._execution_device))  # under offload it comes there
+        encoded = vae.encode(to_tensor(picture)[None].to(device))
         gaussian = getattr(encoded, "latent_dist", None)
         mean = encoded.latents if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
-        means.append((mean - shift) * scale)
-        stds.append(std * scale)
-    return Latents(torch.cat(means).cpu(), torch.cat(stds).cpu())
-
-
-class _Reached(Exception):
-    """The pipeline reached its denoiser."""
+        means.append((mean.cpu() - shift) * scale)
+        stds.append(std.cpu() * scale)
+    return Latents(torch.cat(means), torch.cat(stds))
 
 
 def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
@@ -74,23 +74,24 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
 
     def stop(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         arguments.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-        raise _Reached
+        raise Reached
 
     model = bare_model(denoiser(pipe))  # PEFT's wrapping hides the names of the arguments
+    options |= call_options(pipe, resolution) | {"num_inference_steps": 1}
     handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         draw: Any = pipe
-        draw(prompt, num_inference_steps=1, **call_options(pipe, resolution), **options)
-    except _Reached:
-        pass
+        with until_reached(pipe, resolution):
+            draw(prompt, **options)
     finally:
         handle.remove()
     sample_name, *others = arguments
     sample = arguments[sample_name]
-    if sample.ndim != 4 or sample.shape[1] != model.config.in_channels:
+    shape = tuple(sample.shape) if isinstance(sample, Tensor) else f"a {type(sample).__name__}"
+    if len(shape) != 4 or shape[1] != model.config.get("in_channels"):
         raise UserError(
-            f"{type(pipe).__name__} gives its denoiser {tuple(sample.shape)} and not latents [batch, channels, height, "
-            "width]: bases that pack their latents are not supported."
+            f"{type(pipe).__name__} gives its denoiser {shape} and not latents [batch, channels, height, width]: bases "
+            "that pack or list their latents cannot be trained on; choose another base."
         )
     return {name: arguments[name] for name in others if name not in ("timestep", "return_dict")}
 
@@ -101,14 +102,21 @@ def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Co
 
 
 def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
-    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance."""
-    original, answers = pipe.encode_prompt, []
+    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance.
+
+    Raises `UserError` for a pipeline that has no such function, no sampler or no autoencoder: none can be trained on.
+    """
+    for part in ("encode_prompt", "scheduler", "vae"):
+        if getattr(pipe, part, None) is None:
+            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: choose another base.")
+    original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
+    answers = []
 
     def record(*args: Any, **kwargs: Any) -> Any:
         answers.append(original(*args, **kwargs))
         return answers[-1]
 
-    with _replaced(pipe, record):
+    with replaced(pipe, "encode_prompt", record):
         condition(pipe, prompt, resolution)
     return answers[-1]
 
@@ -116,17 +124,15 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
 @contextlib.contextmanager
 def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
     """The pipeline draws the prompt that `encode_prompt` recorded, with its text encoder gone."""
-    with _replaced(pipe, lambda *args, **kwargs: answer):
+    with replaced(pipe, "encode_prompt", lambda *args, **kwargs: answer):
         yield
 
 
-@contextlib.contextmanager
-def _replaced(pipe: Any, encode: Any) -> Iterator[None]:
-    pipe.encode_prompt = encode
-    try:
-        yield
-    finally:
-        del pipe.encode_prompt
+def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: int) -> None:
+    """Raise `UserError` unless training agrees with how the pipeline draws `prompt`, for which `encode_prompt` gave
+    `answer`. In float32 on whatever base: half a precision's rounding would be amplified by the sampler."""
+    with replayed(pipe, cast(answer, torch.float32)):
+        observed.check(pipe, objective, prompt, resolution)
 
 
 def collate(conditionings: list[Any]) -> Any:
@@ -154,6 +160,8 @@ def cast(conditioning: Any, dtype: torch.dtype) -> Any:
         return conditioning.to(dtype) if conditioning.is_floating_point() else conditioning
     if isinstance(conditioning, dict):
         return {name: cast(value, dtype) for name, value in conditioning.items()}
+    if isinstance(conditioning, tuple | list):
+        return type(conditioning)(cast(value, dtype) for value in conditioning)
     return conditioning
 
 
@@ -186,16 +194,18 @@ def encode(
 ) -> Cache:
     """Encode everything a run will need, then let the encoders leave memory.
 
-    Each part is on the accelerator while it works, and in the end the denoiser alone.
+    Each part is on the accelerator while it works, and in the end the denoiser alone. Raises `UserError` if the
+    pipeline draws otherwise than training would train (see `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
+    prompts = config.sample_prompts or (config.instance_prompt,)
+    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
+    check(pipe, objective_for(pipe.scheduler, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
     class_prompt = config.class_prompt or f"a {config.class_name}"
     all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
     known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
-    prompts = config.sample_prompts or (config.instance_prompt,)
-    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     pipe.maybe_free_model_hooks()
     cache = Cache(encode_pictures(pipe, pictures), [known[caption] for caption in captions], known[""], samples)
     if config.prior_preservation:

@@ -3,8 +3,8 @@
 Diffusion:      x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε     target ε, v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0, or x_0
 Flow matching:  x_t = (1 - σ_t) x_0 + σ_t ε               target ε - x_0
 
-The sampler says which. Its object is never used: DPM-Solver's `add_noise` looks timesteps up in its *current* schedule
-and is silently wrong after a preview. A training scheduler is built from the same configuration.
+The sampler says which, and its α and σ are read from it. Its `add_noise` is never called: DPM-Solver's looks timesteps
+up in its *current* schedule and is silently wrong after a preview. `observed.check` compares both with a drawing.
 """
 
 from __future__ import annotations
@@ -36,25 +36,31 @@ class Noised:
 class Diffusion:
     """ε, v or x_0 prediction on the sampler's noise schedule, with optional min-SNR weights (arXiv 2303.09556)."""
 
-    def __init__(self, sampler_config: Any, snr_gamma: float | None = None):
-        from diffusers import DDPMScheduler
-
-        self.scheduler: Any = DDPMScheduler.from_config(sampler_config)
-        self.prediction_type = self.scheduler.config["prediction_type"]
+    def __init__(self, sampler: Any, snr_gamma: float | None = None):
+        self.alphas_cumprod: Float[Tensor, " timesteps"] = sampler.alphas_cumprod.float().cpu()
+        self.prediction_type = sampler.config["prediction_type"]
         self.snr_gamma = snr_gamma
 
     def add_noise(self, latents: Float[Tensor, "batch channels height width"], generator: torch.Generator) -> Noised:
         """Noise and timesteps from `generator` (CPU), timesteps uniform over the schedule."""
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(self.scheduler.config["num_train_timesteps"], (len(latents),), generator=generator)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),), generator=generator)
+        alpha, sigma = self.coefficients(timesteps)
+        target = self.target(latents, noise, alpha, sigma)
+        return Noised(alpha * latents + sigma * noise, timesteps, target, self.weight(timesteps))
+
+    def coefficients(self, timesteps: Shaped[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
+        """α and σ [batch, 1, 1, 1]; between two timesteps, where some samplers stop, their ᾱ is interpolated."""
+        known, t = self.alphas_cumprod, timesteps.clamp(0, len(self.alphas_cumprod) - 1)
+        below = t.floor().long()
+        squared = torch.lerp(known[below], known[t.ceil().long()], (t - below).float())[:, None, None, None]
+        return squared.sqrt(), (1 - squared).sqrt()
+
+    def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the denoiser is to answer for alpha · latents + sigma · noise."""
         if self.prediction_type == "epsilon":
-            target = noise
-        elif self.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timesteps)
-        else:
-            target = latents
-        return Noised(noisy, timesteps, target, self.weight(timesteps))
+            return noise
+        return latents if self.prediction_type == "sample" else alpha * noise - sigma * latents
 
     def weight(self, timesteps: Shaped[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """min(SNR, γ) as a weight on the loss in x_0, put in terms of what is predicted."""
@@ -62,7 +68,7 @@ class Diffusion:
             return torch.ones(len(timesteps))
         from diffusers.training_utils import compute_snr
 
-        snr = compute_snr(self.scheduler, timesteps)
+        snr = compute_snr(self, timesteps)  # which reads `alphas_cumprod`
         divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.prediction_type]
         # 0/0 at zero terminal SNR, where min(SNR, γ)/SNR is 1
         return torch.where(divisor == 0, 1.0, snr.clamp(max=self.snr_gamma) / divisor)
@@ -76,7 +82,8 @@ class FlowMatching:
 
         # DPM-Solver and its kin say "flow_shift" where the flow-matching scheduler says "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
-        self.scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(sampler_config, shift=shift)
+        options = {"use_dynamic_shifting": sampler_config.get("use_dynamic_shifting", False), "shift": shift}
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler(sampler_config["num_train_timesteps"], **options)
 
     def add_noise(self, latents: Float[Tensor, "batch channels height width"], generator: torch.Generator) -> Noised:
         """Noise and timesteps from `generator` (CPU)."""
@@ -85,13 +92,26 @@ class FlowMatching:
         noise = torch.randn(latents.shape, generator=generator)
         u = compute_density_for_timestep_sampling("logit_normal", len(latents), 0.0, 1.0, generator=generator)
         steps = (u * self.scheduler.config["num_train_timesteps"]).long()
-        sigma = self.scheduler.sigmas[steps].float()[:, None, None, None]
-        noisy = (1 - sigma) * latents + sigma * noise
-        return Noised(noisy, self.scheduler.timesteps[steps], noise - latents, torch.ones(len(latents)))
+        timesteps = self.scheduler.timesteps[steps]
+        alpha, sigma = self.coefficients(timesteps)
+        target = self.target(latents, noise, alpha, sigma)
+        return Noised(alpha * latents + sigma * noise, timesteps, target, torch.ones(len(latents)))
+
+    def coefficients(self, timesteps: Shaped[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
+        """1 - σ and σ [batch, 1, 1, 1]."""
+        sigma = (timesteps / self.scheduler.config["num_train_timesteps"])[:, None, None, None]
+        return 1 - sigma, sigma
+
+    def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the denoiser is to answer for alpha · latents + sigma · noise."""
+        return noise - latents
 
 
-def objective_for(sampler: Any, snr_gamma: float | None = None) -> Diffusion | FlowMatching:
-    """The objective that fits a pipeline's sampler. Raises `UserError` for a prediction type that has none here."""
+Objective = Diffusion | FlowMatching
+
+
+def objective_for(sampler: Any, snr_gamma: float | None = None) -> Objective:
+    """The objective that fits a pipeline's sampler. Raises `UserError` for a process or a prediction that has none."""
     kind = sampler.config.get("prediction_type", "flow_prediction" if "FlowMatch" in type(sampler).__name__ else None)
     if kind == "flow_prediction":
         if snr_gamma is not None:
@@ -103,7 +123,12 @@ def objective_for(sampler: Any, snr_gamma: float | None = None) -> Diffusion | F
         raise UserError(
             f"{type(sampler).__name__} predicts {kind!r}: expected epsilon, v_prediction, sample or flow_prediction."
         )
-    return Diffusion(sampler.config, snr_gamma)
+    if getattr(sampler, "alphas_cumprod", None) is None:  # EDM and other processes that scale input and time
+        raise UserError(
+            f"{type(sampler).__name__} adds noise in a way that is not trained here: expected a sampler with DDPM's "
+            "noise schedule (alphas_cumprod) or one of flow matching; choose another base."
+        )
+    return Diffusion(sampler, snr_gamma)
 
 
 def prediction_loss(

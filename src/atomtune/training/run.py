@@ -68,7 +68,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
-    autoencoder = type(pipe.vae)
+    autoencoder: Any = type(getattr(pipe, "vae", None))
     if accelerator.is_main_process:
         write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))

@@ -1,0 +1,245 @@
+"""Training gives the denoiser what its own pipeline gives it while drawing: observed, not assumed.
+
+Families differ in their clock (0 to 1000, 0 to 1, backwards), in the sign of the answer, in the scale of the input and
+in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an oracle in
+place of its denoiser: one that knows the latents x_0 that are to be drawn and answers the target of training. A
+solver's first step is exact on such answers. So if the two agree, the oracle's second input is
+
+    x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep that comes with it,
+
+and what goes to the autoencoder in the end is the sampler's last latents with the scaling of `encode_pictures` undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from atomtune.errors import UserError
+from atomtune.pipelines import call_options, denoiser
+from atomtune.tracing import bare_model
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from atomtune.training.objectives import Objective
+
+STEPS = (2, 4)  # of the two drawings, so that their second inputs are at two timesteps
+# A sampler may round its timesteps to whole ones, which moves α and σ by less.
+TOLERANCE = 0.01
+
+
+class Reached(Exception):
+    """The pipeline reached the part at which it was to stop."""
+
+
+@contextlib.contextmanager
+def until_reached(pipe: DiffusionPipeline, resolution: int) -> Iterator[None]:
+    """Draw until something raises `Reached`; raises `UserError` if the pipeline fails before."""
+    try:
+        yield
+    except (Reached, UserError) as end:
+        if isinstance(end, UserError):
+            raise
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{type(pipe).__name__} cannot draw a prompt at {resolution} pixels ({' '.join(str(error).split()):.200}): "
+            "give another resolution, or choose another base."
+        ) from error
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` for a while; a hook that sat there before (offloading has them) comes back."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if before is not None:
+            setattr(owner, name, before)
+
+
+def latent_statistics(vae: Any) -> tuple[float | Tensor, float | Tensor]:
+    """Shift and scale of an autoencoder's latents: the denoiser gets (raw - shift) · scale. Numbers, or CPU tensors."""
+    config = vae.config
+    scale = config.get("scaling_factor") or 1.0
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return config.get("shift_factor") or 0.0, scale
+    mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return mean, scale / std
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of the denoiser while drawing, as image · x_0 + noise · ε + something of size `rest` (rms)."""
+
+    timestep: float
+    image: float
+    noise: float
+    rest: float
+    alpha: float  # what training gives at this timestep in place of `image`
+    sigma: float  # and in place of `noise`
+
+    def agrees(self, stochastic: bool) -> bool:
+        """Whether training would give the same; part of a stochastic sampler's noise is fresh and was left out."""
+        noise = abs(self.noise - self.sigma) <= TOLERANCE
+        if stochastic:
+            noise = -TOLERANCE <= self.noise <= self.sigma + TOLERANCE
+        return noise and abs(self.image - self.alpha) <= TOLERANCE and self.rest <= TOLERANCE
+
+
+@torch.no_grad()
+def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, resolution: int) -> list[Input]:
+    """What the denoiser gets at two timesteps of drawing; raises `UserError` where training would differ.
+
+    Nothing is computed by the denoiser or the autoencoder. The scheduler is left as after any drawing.
+    """
+    return [_Oracle(pipe, objective).draw(pipe, prompt, resolution, steps) for steps in STEPS]
+
+
+class _Oracle:
+    """Stands in for the denoiser and answers the target of training for latents that it knows."""
+
+    x_0: Tensor
+    noise: Tensor
+    told: float  # the timestep of the last call
+    target: Tensor  # the answer to it
+    others: dict[str, Any]  # the first call's other arguments
+    latents: Tensor  # what the sampler's last step gave
+
+    def __init__(self, pipe: DiffusionPipeline, objective: Objective):
+        self.name, self.objective = type(pipe).__name__, objective
+        self.model: Any = bare_model(denoiser(pipe))
+        self.signature = inspect.signature(self.model.forward)
+        self.calls = 0
+        self.second: Input | None = None
+        self.stochastic = False
+        self.cause: str | None = None
+
+    def draw(self, pipe: Any, prompt: str, resolution: int, steps: int) -> Input:
+        """The second input of one drawing, as far as the autoencoder. Raises `UserError`."""
+        scheduler, vae, decoded = pipe.scheduler, pipe.vae, []
+
+        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> None:
+            decoded.append(latents.float().cpu())
+            raise Reached
+
+        # Pipelines look at signatures: the originals' are kept.
+        answer = functools.wraps(self.model.forward)(functools.partial(self.answer))
+        step = functools.wraps(scheduler.step)(functools.partial(self.step, scheduler.step))
+        options = call_options(pipe, resolution) | {"num_inference_steps": steps, "guidance_scale": 1.0}
+        with (
+            replaced(self.model, "forward", answer),
+            replaced(scheduler, "step", step),
+            replaced(vae, "decode", decode),
+            until_reached(pipe, resolution),
+        ):
+            pipe(prompt, generator=torch.Generator().manual_seed(0), **options)
+        shift, scale = latent_statistics(vae)
+        if not decoded or not _close((decoded[0] - shift) * scale, self.latents.float().cpu()):
+            names = "scaling_factor, shift_factor, latents_mean and latents_std"
+            raise self.refusal(f"undoes the scaling of its latents otherwise than its autoencoder's {names} say")
+        if self.second is None:
+            raise self.refusal(f"asks its denoiser less than twice in {steps} steps")
+        return self.second
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the denoiser's `forward`."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+        sample = arguments.pop(next(iter(arguments)))
+        self.told = float(torch.as_tensor(arguments.pop("timestep")).flatten()[0])
+        noisy = sample[:1].cpu().double()
+        time = torch.tensor([self.told], dtype=torch.float64)
+        alpha, sigma = (value.double() for value in self.objective.coefficients(time))
+        self.calls += 1
+        if self.calls == 1:
+            random = torch.rand(noisy.shape, generator=torch.Generator().manual_seed(1), dtype=noisy.dtype)
+            self.x_0 = 1.8 * random - 0.9  # below 1, so that nothing is clipped
+        noise = (noisy - alpha * self.x_0) / sigma.clamp(min=1e-6)  # a clock that runs backwards begins at 0
+        if self.calls == 1:
+            self.noise, self.others = noise, arguments
+        elif self.calls == 2:
+            self.second = self._compared(noisy, float(alpha), float(sigma))
+        for name, value in self.others.items():
+            if not _same(value, arguments.get(name)):
+                raise self.refusal(f"gives its denoiser another {name} from step to step")
+        self.target = self.objective.target(self.x_0, noise, alpha, sigma)
+        target = self.target.expand(sample.shape)
+        if self.model.config.get("out_channels") == 2 * sample.shape[1]:  # learned variance
+            target = torch.cat([target, torch.zeros_like(target)], dim=1)
+        return Transformer2DModelOutput(sample=target.to(sample))  # pyright: ignore[reportArgumentType]
+
+    def step(self, original: Any, model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        """In place of the scheduler's `step`: without fresh noise, and seeing what it is handed."""
+        with _WithoutNoise() as mode:
+            result = original(model_output, timestep, *args, **kwargs)
+        self.stochastic |= mode.asked
+        self.latents = result[0]
+        # If the next input is not what training would give, one of these says why.
+        target = self.target.flatten()
+        handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
+        factor = float(handed @ target / (target @ target))
+        if abs(self.told - float(timestep)) > 1:
+            self.cause = f"tells its denoiser {self.told:g} where its sampler's timestep is {float(timestep):g}"
+        elif abs(factor - 1) > TOLERANCE:
+            self.cause = f"hands its sampler {factor:.3g} times what its denoiser answers"
+        return result
+
+    def _compared(self, noisy: Tensor, alpha: float, sigma: float) -> Input:
+        parts = torch.stack([self.x_0.flatten(), self.noise.flatten()], dim=1)
+        whole = noisy.nan_to_num().flatten()[:, None]
+        weights = torch.linalg.lstsq(parts, whole).solution
+        rest = float((whole - parts @ weights).square().mean().sqrt())
+        seen = Input(self.told, float(weights[0]), float(weights[1]), rest, alpha, sigma)
+        if not seen.agrees(self.stochastic):
+            what = f"gives its denoiser {seen.image:.3f} of the image and {seen.noise:.3f} of the noise at timestep "
+            what += f"{self.told:g}, where {alpha:.3f} and {sigma:.3f} would be trained"
+            raise self.refusal(self.cause or what)
+        return seen
+
+    def refusal(self, what: str) -> UserError:
+        """The sentence that names the pipeline and what differs."""
+        return UserError(
+            f"{self.name} {what}: it would be trained on what it never sees while drawing, so training on this base is "
+            "not supported; choose another base."
+        )
+
+
+class _WithoutNoise(TorchFunctionMode):
+    """Normal noise is zero, and that it was asked for is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        zeros = {torch.randn: torch.zeros, torch.randn_like: torch.zeros_like}.get(func)
+        if zeros is None:
+            return func(*args, **(kwargs or {}))
+        self.asked = True
+        return zeros(*args, **{name: value for name, value in (kwargs or {}).items() if name != "generator"})
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments of a denoiser tell it the same; what is neither tensor nor plain value is passed over."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    return not isinstance(a, bool | int | float | str) or a == b
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).square().mean().sqrt() <= 0.01 * b.square().mean().sqrt())

@@ -1,0 +1,237 @@
+"""Training gives every supported denoiser what its own pipeline gives it, and refuses bases where it would not."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch.testing import assert_close
+
+import atomtune
+from atomtune import moji
+from atomtune.analysis.examples import training_examples
+from atomtune.errors import UserError
+from atomtune.pipelines import call_options, denoiser
+from atomtune.training import encoding, observed
+from atomtune.training.objectives import objective_for
+from tests.tiny_pixart import tiny_pixart
+from tests.training import tiny_others
+
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+def check(pipe: Any, dtype: torch.dtype = torch.float64) -> list[observed.Input]:
+    """As `encoding.check`, in float64: what is left of a difference is then the float32 of the samplers' own tables."""
+    pipe.set_progress_bar_config(disable=True)
+    answer = encoding.cast(encoding.encode_prompt(pipe, "a sks dog", 64), dtype)
+    with encoding.replayed(pipe, answer):
+        return observed.check(pipe, objective_for(pipe.scheduler), "a sks dog", 64)
+
+
+def stable_diffusion(scheduler: str, **options: Any) -> Any:
+    pipe: Any = tiny_others.stable_diffusion()
+    pipe.scheduler = getattr(diffusers, scheduler)(**BETAS, **options)
+    return pipe
+
+
+V: dict[str, Any] = {"prediction_type": "v_prediction"}
+ZERO_SNR: dict[str, Any] = V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SUPPORTED = {
+    "moji": moji.random_pipeline,
+    "PixArt": tiny_pixart,
+    "PixArt, v": lambda: tiny_pixart(**V),
+    "PixArt, x_0": lambda: tiny_pixart(prediction_type="sample"),
+    "SD, DDIM": tiny_others.stable_diffusion,
+    "SD, v": lambda: stable_diffusion("DDIMScheduler", **V),
+    "SD, v to zero SNR": lambda: stable_diffusion("DDIMScheduler", **ZERO_SNR),
+    "SD, PNDM": lambda: stable_diffusion("PNDMScheduler", skip_prk_steps=True),
+    "SD, PNDM, v": lambda: stable_diffusion("PNDMScheduler", skip_prk_steps=True, steps_offset=1, **V),
+    "SD, Euler": lambda: stable_diffusion("EulerDiscreteScheduler"),
+    "SD, Euler, v": lambda: stable_diffusion("EulerDiscreteScheduler", **V),
+    "SD, UniPC": lambda: stable_diffusion("UniPCMultistepScheduler"),
+    "SD, Heun": lambda: stable_diffusion("HeunDiscreteScheduler"),
+    "SDXL": tiny_others.stable_diffusion_xl,
+    "SD3": tiny_others.stable_diffusion_3,
+}
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_training_gives_what_the_pipeline_gives(name):
+    inputs = check(SUPPORTED[name]())
+    assert len({round(seen.timestep) for seen in inputs}) == 2
+    for seen in inputs:
+        assert seen.image == pytest.approx(seen.alpha, abs=1e-6)
+        assert seen.noise == pytest.approx(seen.sigma, abs=2e-6)  # UniPC goes through σ/α, in float32
+        assert seen.rest < 1e-6
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_pixart(**FLOW), tiny_others.sana], ids=["PixArt", "Sana"])
+def test_flow_matching_by_dpm_solver(make):
+    for seen in check(make()):
+        assert seen.image == pytest.approx(seen.alpha, abs=1e-3)  # it rounds its timesteps down to whole ones of 1000
+        assert seen.image + seen.noise == pytest.approx(1, abs=1e-6)
+        assert seen.rest < 1e-6
+
+
+STOCHASTIC = ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"]
+
+
+@pytest.mark.parametrize("scheduler", STOCHASTIC)
+def test_samplers_that_add_fresh_noise(scheduler):
+    """It is left out: the image is there in full, of the noise only what is kept."""
+    for seen in check(stable_diffusion(scheduler)):
+        assert seen.image == pytest.approx(seen.alpha, abs=1e-6)
+        assert -1e-6 <= seen.noise <= seen.sigma + 1e-6
+        assert seen.rest < 1e-6
+
+
+def test_a_base_in_half_precision():
+    pipe = tiny_pixart().to(torch.bfloat16)
+    encoding.check(pipe, objective_for(pipe.scheduler), "a dog", encoding.encode_prompt(pipe, "a dog", 64), 64)
+
+
+class Negated(DDIMScheduler):
+    """Takes the answer with the other sign."""
+
+    def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().step(-model_output, *args, **kwargs)
+
+
+class Backwards(DDIMScheduler):
+    """Counts time the other way round."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.timesteps = 999 - self.timesteps
+
+    def step(self, model_output: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().step(model_output, 999 - timestep, *args, **kwargs)
+
+
+class Scaled(DDIMScheduler):
+    """Scales the input, as EDM does."""
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        return 0.8 * sample
+
+
+class OtherNoise(DDIMScheduler):
+    """Draws on another noise schedule than it says."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        says, self.alphas_cumprod = self.alphas_cumprod, self.alphas_cumprod**0.5
+        result = super().step(*args, **kwargs)
+        self.alphas_cumprod = says
+        return result
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("scheduler", [Negated, Backwards, Scaled, OtherNoise])
+def test_another_sign_clock_or_scale_is_noticed(scheduler, prediction_type):
+    pipe = tiny_others.stable_diffusion()
+    pipe.scheduler = scheduler(**BETAS, clip_sample=False, prediction_type=prediction_type)
+    with pytest.raises(UserError, match=r"StableDiffusionPipeline gives its denoiser .* of the image"):
+        check(pipe)
+
+
+class Drifting(StableDiffusionPipeline):
+    """Tells its denoiser another prompt after the first step."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def drift(pipe: Any, index: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+            return {"prompt_embeds": values["prompt_embeds"] + 1}
+
+        options: dict[str, Any] = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        return super().__call__(*args, callback_on_step_end=drift, **options, **kwargs)  # pyright: ignore
+
+
+def test_conditioning_that_changes_while_drawing_is_noticed():
+    pipe: Any = Drifting(**tiny_others.stable_diffusion().components)
+    with pytest.raises(UserError, match="Drifting gives its denoiser another encoder_hidden_states from step to step"):
+        check(pipe)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (tiny_others.lumina_2, "Lumina2Pipeline tells its denoiser 0 where its sampler's timestep is 1000"),
+        (tiny_others.aura_flow, "AuraFlowPipeline tells its denoiser 1 where its sampler's timestep is 1000"),
+        (lambda: tiny_pixart(prediction_type="flow_prediction"), "PixArtSigmaPipeline gives its denoiser"),
+        (tiny_others.flux, r"FluxPipeline gives its denoiser \(1, 16, 16\)"),
+        (tiny_others.z_image, "ZImagePipeline gives its denoiser a list"),
+    ],
+)
+def test_bases_that_draw_otherwise_are_refused_by_name(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(make())
+
+
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm_is_refused(scheduler):
+    with pytest.raises(UserError, match=scheduler):
+        objective_for(getattr(diffusers, scheduler)())
+
+
+STATISTICS: dict[str, Any] = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [5.0, 6.0, 7.0, 8.0]}
+
+
+def test_latents_are_standardized_where_the_pipeline_does_so():
+    pipe = tiny_others.stable_diffusion_xl(scaling_factor=0.5, **STATISTICS)
+    check(pipe)
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    with torch.no_grad():
+        raw = pipe.vae.encode(encoding.to_tensor(picture)[None]).latent_dist
+    mean, std = (torch.tensor(STATISTICS[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
+    latents = encoding.encode_pictures(pipe, [picture])
+    assert_close(latents.mean, 0.5 * (raw.mean - mean) / std)
+    assert_close(latents.std, 0.5 * raw.std / std)
+
+
+@pytest.mark.parametrize("statistics", [STATISTICS, {"shift_factor": 0.1}], ids=["mean and std", "shift"])
+def test_statistics_that_the_pipeline_passes_over_are_refused(statistics):
+    pipe = tiny_others.stable_diffusion()
+    pipe.vae.register_to_config(**statistics)
+    with pytest.raises(UserError, match="StableDiffusionPipeline undoes the scaling of its latents otherwise"):
+        check(pipe)
+
+
+def test_a_base_without_an_autoencoder_is_refused():
+    pipe: Any = tiny_others.stable_diffusion()
+    pipe.vae = None  # as in those that draw pixels
+    with pytest.raises(UserError, match="StableDiffusionPipeline has no vae"):
+        check(pipe)
+
+
+def test_nothing_runs_and_nothing_stays():
+    pipe, runs = tiny_pixart(), []
+    denoiser(pipe).proj_out.register_forward_hook(lambda *_: runs.append(1))
+    answer = encoding.encode_prompt(pipe, "a dog", 64)
+    random = torch.get_rng_state()
+    encoding.check(pipe, objective_for(pipe.scheduler), "a dog", answer, 64)
+    assert runs == [] and torch.equal(torch.get_rng_state(), random)
+    for part, name in ((pipe, "encode_prompt"), (pipe.transformer, "forward"), (pipe.scheduler, "step")):
+        assert name not in vars(part)
+    assert "decode" not in vars(pipe.vae)
+    pipe("a dog", num_inference_steps=1, output_type="latent", **call_options(pipe, 64))
+    assert runs == [1]
+
+
+def test_a_run_and_the_examples_of_an_analysis_are_refused_alike(pictures, tmp_path):
+    pipe = tiny_others.aura_flow()
+    pipe.save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
+        atomtune.customize(pictures, class_name="dog", out=tmp_path / "run", base=str(tmp_path / "base"), steps=1)
+    with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
+        training_examples(pipe, pictures, "a sks dog", resolution=64)
+
+
+def test_a_base_that_does_not_say_its_size_can_be_drawn_with_a_size():
+    pipe: Any = tiny_others.z_image()
+    pipe.set_progress_bar_config(disable=True)
+    (drawing,) = atomtune.generate(pipe, "a sks dog", steps=1, resolution=64)
+    assert drawing.image.size == (64, 64)
+    with pytest.raises(UserError, match=r"ZImagePipeline does not say what size it draws.* give a resolution"):
+        atomtune.generate(pipe, "a sks dog", steps=1)  # its own is too large for this miniature
