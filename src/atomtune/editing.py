@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from atomtune import pipelines, sampling
+from atomtune import manifest, pipelines, sampling
 from atomtune.atoms import AtomBoard, board
 from atomtune.errors import UserError
 from atomtune.files import write_text
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
 COUNTS = (400, 120, 40, 12)
+RESULTS = ("edit.png", "edit.json", "preset.json")
 
 
 @runtime_checkable
@@ -84,7 +85,9 @@ def edit(
     base = str(options.get("base", pipelines.MOJI))
     run: dict[str, Any] = {"sample_every": 0, "seed": seed} | _recipe(base, options) | options
     run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
-    customize(configure(**run))
+    config = configure(**run)
+    manifest.refuse_foreign(config.out, *RESULTS)
+    customize(config)
 
     pipe = pipelines.load_base(base)
     source = square(read_picture(picture), pipelines.native_resolution(pipe))
@@ -108,6 +111,7 @@ def edit(
         rungs.append(without)
     atoms.reset()
 
+    manifest.record(out, *(out / name for name in RESULTS))
     for label, images in columns.items():
         drawings = [
             sampling.Drawing(image, {"prompt": prompt, "seed": seed + i, "rung": label})

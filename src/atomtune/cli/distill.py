@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from atomtune.errors import UserError
+from atomtune.files import refuse_output
 
 
 def distill(
@@ -54,9 +55,12 @@ def distill(
 
     from atomtune import distillation, pipelines
     from atomtune.cli.generate import read_prompts
+    from atomtune.cli.prune import refuse_taken
     from atomtune.coding import atoms_per_token
 
     atoms_per_token(atoms, density)
+    refuse_output(out, lora)
+    refuse_taken(out)
     info = pipelines.adapter_info(lora) if lora.is_dir() and not distillation.diffusers_file(lora) else {}
     ours = info.get("auto_mapping") or {}
     token, class_name = ours.get("token"), ours.get("class_name")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.errors import UserError
+from atomtune.files import refuse_output
 
 
 def generate(
@@ -60,6 +61,10 @@ def generate(
 
     from atomtune import pipelines, sampling
 
+    out = out or (adapter or Path("runs")) / "generated"
+    refuse_output(out)
+    sampling.refuse_other_image(out / "grid.png")
+
     info = pipelines.adapter_info(adapter) if adapter else {}
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base, getattr(torch, dtype)).to(PartialState().device)
@@ -73,7 +78,6 @@ def generate(
     for drawing in drawings:
         drawing.settings |= made_by
 
-    out = out or (adapter or Path("runs")) / "generated"
     sampling.save_images(drawings, out)
     rows = [[drawing.image for drawing in drawings[i * num : (i + 1) * num]] for i in range(len(prompts))]
     seeds = [f"seed {s}" for s in range(seed, seed + num)]

@@ -66,6 +66,8 @@ def inspect(
     info = pipelines.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    out = out or adapter / "report.html"
+    report.refuse_other_file(out)
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
@@ -101,7 +103,6 @@ def inspect(
             tell=tell,
         )
     found.against = str(against or "")
-    out = out or adapter / "report.html"
     size = report.write(found, out, {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)})
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 

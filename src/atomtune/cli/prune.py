@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from atomtune.errors import UserError
+from atomtune.files import refuse_output
 
 
 def prune(
@@ -54,7 +55,8 @@ def prune(
         wanting = "--finetune-steps" if finetune_steps else "--by gradient"
         raise UserError(f"{wanting} needs the run that {adapter} came from: there is no config.yaml beside it.")
     by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
-    _refuse_taken(out)
+    refuse_output(out, adapter, *([run["pictures"]] if run else []))
+    refuse_taken(out)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = pipelines.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
@@ -109,8 +111,9 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_taken(out: Path) -> None:
-    if any((out / name).exists() for name in ("adapter", "config.yaml")):
+def refuse_taken(out: Path) -> None:
+    """Raise `UserError` where there is a run or an adapter."""
+    if any((out / name).exists() for name in ("adapter/adapter_config.json", "adapter_config.json", "pruned", "config.yaml")):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from atomtune import pipelines
+from atomtune import manifest, pipelines
 from atomtune.errors import UserError
-from atomtune.files import remove_folder, remove_leftovers, write_text
+from atomtune.files import refuse_output, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+NAMES = (
+    "config.yaml", "summary.json", "logs/pictures.json", *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
+    "checkpoints/step-[0-9]*", "samples/step-[0-9]*.png", "class_pictures/[0-9][0-9][0-9][0-9].png",
+)  # fmt: skip
+"""Patterns of all that a run writes, but for what its tracker adds to the logs."""
 
 
 def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -33,8 +38,8 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
 
     Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`. Where the same run was stopped it continues; where it has finished it returns its numbers. Raises
-    `UserError`.
+    into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
+    Where the same run was stopped it continues; where it has finished it returns its numbers. Raises `UserError`.
     """
     config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
     try:
@@ -54,11 +59,13 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     examples = data.find_examples(config.pictures, config.instance_prompt)
     with accelerator.main_process_first():
         finished = _claim(config)
+    accelerator.wait_for_everyone()  # before the main process writes what the others look at
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
     resolution = config.resolution or pipelines.native_resolution(pipe)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
-    _same_pictures(config, identity)
+    if not config.overwrite:
+        _same_pictures(config, identity)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return finished
@@ -66,26 +73,41 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     pipe.to(accelerator.device)
     autoencoder = type(pipe.vae)
     if accelerator.is_main_process:
+        if config.overwrite:
+            manifest.clear(config.out)
+        manifest.record(config.out, config.out / "config.yaml", config.out / "logs" / "pictures.json")
         write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
         write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+    accelerator.wait_for_everyone()
     try:
         cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
         trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
     except UserError:
         if accelerator.is_main_process and not checkpoints.checkpoints(config.out / "checkpoints"):
-            _clear(config.out)  # refused options leave nothing behind
+            manifest.clear(config.out)  # refused options leave nothing behind
         raise
     return trainer.finish()
 
 
 def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
-    """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
-    if config.overwrite:
-        _clear(config.out)
+    """See that `out` can be this run's: return the numbers if it has finished, raise `UserError` if it is another's."""
+    refuse_output(config.out, config.pictures, *([] if config.base == pipelines.MOJI else [config.base]))
+    if config.init_adapter is not None:
+        for name in FOLDERS:
+            refuse_output(config.out / name, pipelines.adapter_folder(config.init_adapter))
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
         remove_leftovers(folder)
     written = config.out / "config.yaml"
-    if not written.is_file():
+    unlisted = _is_run(written) and not manifest.written(config.out)
+    refusal = f"{config.out} holds a run of an older atomtune, which kept no list of its files, so none of them is removed "
+    refusal += "or replaced: choose another folder, or remove that one yourself."
+    if config.overwrite and unlisted:
+        raise UserError(refusal)
+    if not unlisted:
+        manifest.refuse_foreign(config.out, *NAMES)
+    if config.overwrite:
+        manifest.refuse_links(config.out)
+    if config.overwrite or not written.is_file():
         return None
     ignored = {"out": None, "overwrite": None}
     defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
@@ -97,15 +119,20 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
         raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
     summary = config.out / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+    if summary.is_file():
+        return json.loads(summary.read_text(encoding="utf-8"))
+    if unlisted:
+        raise UserError(refusal)
+    return None
 
 
-def _clear(out: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in ("summary.json", "config.yaml"):
-        (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        remove_folder(out / name)
+def _is_run(file: Path) -> bool:
+    """Whether this is the config.yaml of a run."""
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(options, dict) and {"pictures", "class_name", "out"} <= options.keys()
 
 
 def _same_pictures(config: CustomizeConfig, identity: str) -> None:

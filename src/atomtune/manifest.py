@@ -1,0 +1,81 @@
+"""The list of what atomtune wrote into a folder, so that it removes and replaces nothing else there.
+
+`atomtune-files.txt` names a file a line, or with a slash at the end a folder that was made, relative to itself. A file
+is listed before it is written, so that a kill leaves nothing of ours unlisted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atomtune.errors import UserError
+from atomtune.files import remove, write_text
+
+NAME = "atomtune-files.txt"
+HEAD = "# What atomtune wrote here. Starting over (--overwrite) removes these files and no others."
+
+
+def written(folder: Path) -> set[str]:
+    """The entries of the list in `folder`; none where there is no list. Raises `UserError` if it is not a list of ours."""
+    file = folder / NAME
+    if not file.is_file():
+        return set()
+    try:
+        head, *entries = file.read_text(encoding="utf-8").splitlines() or [""]
+    except UnicodeDecodeError:
+        head, entries = "", []
+    if head != HEAD or any(Path(entry).is_absolute() or ".." in Path(entry).parts for entry in entries):
+        raise UserError(f"{file} is not a list that atomtune wrote: move it, or choose another folder.")
+    return set(entries)
+
+
+def record(folder: Path, *paths: Path) -> None:
+    """List `paths`, which are about to be written into `folder`, and the folders that this will make.
+
+    What was listed and is not there any more is forgotten: a file of that name would be somebody else's.
+    """
+    new = {_entry(folder, path) for path in paths}
+    for path in paths:
+        inside = [parent for parent in path.parents if parent != folder and parent.is_relative_to(folder)]
+        new |= {_entry(folder, parent) + "/" for parent in inside if not parent.exists()}
+    old = written(folder)
+    kept = {entry for entry in old if (folder / entry).exists()}
+    if new | kept != old:
+        write_text(folder / NAME, "\n".join([HEAD, *sorted(new | kept)]) + "\n")
+
+
+def refuse_foreign(folder: Path, *patterns: str) -> None:
+    """Raise `UserError` if something in `folder` that matches one of the glob patterns is not in its list."""
+    known = written(folder)
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+        if _entry(folder, path) not in known:
+            raise UserError(
+                f"{path} is there already, and is not in the list of what atomtune wrote ({NAME}): move it, or choose "
+                "another folder."
+            )
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `UserError` if a listed file has become a link: what it points to is not ours to remove."""
+    for entry in sorted(written(folder)):
+        if not entry.endswith("/") and (folder / entry).is_symlink():
+            raise UserError(f"{folder / entry} is a link, which atomtune does not remove: remove it yourself first.")
+
+
+def clear(folder: Path) -> None:
+    """Remove the listed files, those of the listed folders that are empty then, and the list.
+
+    A kill half-way leaves no run that looks whole: JSON goes first, without which nothing of ours opens, and the
+    run's config.yaml last.
+    """
+    entries = written(folder)
+    files = sorted(entry for entry in entries if not entry.endswith("/"))
+    files.sort(key=lambda entry: (entry == "config.yaml", not entry.endswith(".json")))
+    remove(
+        [folder / entry for entry in (*files, NAME)],
+        [folder / entry for entry in entries if entry.endswith("/")],
+    )
+
+
+def _entry(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix() + ("/" if path.is_dir() else "")
