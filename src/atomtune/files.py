@@ -35,7 +35,7 @@ def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]
     `UserError` when it cannot be written.
     """
     folder = real_path(folder)
-    with _reporting(folder), _temporary(folder) as temporary:
+    with _reporting(folder), temporary_beside(folder) as temporary:
         temporary.mkdir(parents=True)
         mode = temporary.stat().st_mode & 0o666  # the umask's: safetensors makes files that only their owner can read
         yield temporary
@@ -72,7 +72,7 @@ def _files(folder: Path) -> list[Path]:
 def atomic_file(file: str | Path) -> Iterator[Path]:
     """Yield a temporary path that takes `file`'s place at the end. Raises `UserError` when it cannot be written."""
     file = real_path(file)
-    with _reporting(file), _temporary(file) as temporary:
+    with _reporting(file), temporary_beside(file) as temporary:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -134,8 +134,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(place: Path) -> Iterator[Path]:
-    """A name beside `place` that no other process uses; what is there in the end is removed.
+def temporary_beside(place: Path) -> Iterator[Path]:
+    """Yield a name beside `place` that no other process uses; what has it in the end is removed.
 
     It keeps the extension, by which writers choose the format, and not the name, which may be as long as names can be.
     """

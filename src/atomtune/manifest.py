@@ -6,10 +6,13 @@ is listed before it is written, so that a kill leaves nothing of ours unlisted.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from atomtune.errors import UserError
-from atomtune.files import remove, write_text
+from atomtune.files import real_path, remove, temporary_beside, write_text
 
 NAME = "atomtune-files.txt"
 HEAD = "# What atomtune wrote here. Starting over (--overwrite) removes these files and no others."
@@ -63,18 +66,38 @@ def refuse_links(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the listed files, those of the listed folders that are empty then, and the list.
+    """Remove the listed files, those of the listed folders that are empty then, and the list."""
+    folders = [folder / entry for entry in written(folder) if entry.endswith("/")]
+    remove([folder / entry for entry in _files(folder)], folders)
 
-    A kill half-way leaves no run that looks whole: JSON goes first, without which nothing of ours opens, and the
-    run's config.yaml last.
-    """
-    entries = written(folder)
-    files = sorted(entry for entry in entries if not entry.endswith("/"))
-    files.sort(key=lambda entry: (entry == "config.yaml", not entry.endswith(".json")))
-    remove(
-        [folder / entry for entry in (*files, NAME)],
-        [folder / entry for entry in entries if entry.endswith("/")],
-    )
+
+@contextlib.contextmanager
+def set_aside(folder: Path) -> Iterator[None]:
+    """Clear `folder` for what is done inside; if that raises, what it wrote is removed and everything is back."""
+    with temporary_beside(real_path(folder / NAME)) as aside:
+        files = [entry for entry in _files(folder) if (folder / entry).is_file()]
+        for entry in files:
+            _move(folder / entry, aside / entry)
+        remove([], [folder / entry for entry in (written(aside) if files else ()) if entry.endswith("/")])
+        try:
+            yield
+        except BaseException:
+            clear(folder)
+            for entry in reversed(files):
+                _move(aside / entry, folder / entry)
+            raise
+
+
+def _move(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(file, place)
+
+
+def _files(folder: Path) -> list[str]:
+    """The listed files and the list, in the order in which they go, so that a kill half-way leaves no run that looks
+    whole: JSON first, without which nothing of ours opens, the run's config.yaml and the list last."""
+    files = sorted(entry for entry in written(folder) if not entry.endswith("/"))
+    return [*sorted(files, key=lambda entry: (entry == "config.yaml", not entry.endswith(".json"))), NAME]
 
 
 def _entry(folder: Path, path: Path) -> str:

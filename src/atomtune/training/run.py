@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -72,20 +73,21 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 
     pipe.to(accelerator.device)
     autoencoder = type(pipe.vae)
-    if accelerator.is_main_process:
-        if config.overwrite:
-            manifest.clear(config.out)
-        manifest.record(config.out, config.out / "config.yaml", config.out / "logs" / "pictures.json")
-        write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
-    accelerator.wait_for_everyone()
-    try:
-        cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
-        trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
-    except UserError:
-        if accelerator.is_main_process and not checkpoints.checkpoints(config.out / "checkpoints"):
-            manifest.clear(config.out)  # refused options leave nothing behind
-        raise
+    main = accelerator.is_main_process
+    with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
+        if main:
+            manifest.record(config.out, config.out / "config.yaml", config.out / "logs" / "pictures.json")
+            settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+            write_text(config.out / "config.yaml", settings)
+            write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+        accelerator.wait_for_everyone()
+        try:
+            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
+        except UserError:
+            if main and not checkpoints.checkpoints(config.out / "checkpoints"):
+                manifest.clear(config.out)  # refused options leave nothing behind
+            raise
     return trainer.finish()
 
 
