@@ -23,6 +23,13 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def save(folder: Path, text: str = "new") -> None:
+    """As an adapter is saved: the seal and what it belongs to."""
+    with atomic_folder(folder, seal="config") as temporary:
+        for name in ("config", "weights"):
+            (temporary / name).write_text(text)
+
+
 def test_a_folder_takes_its_place_at_the_end(tmp_path):
     for text in ("old", "new"):
         with atomic_folder(tmp_path / "a" / "run") as temporary:
@@ -44,9 +51,7 @@ def test_a_folder_that_is_there_keeps_its_other_files(tmp_path):
     (tmp_path / "run" / "photos").mkdir(parents=True)
     for name in ("train.py", "photos/cat.jpg", "weights"):
         (tmp_path / "run" / name).write_text("old")
-    with atomic_folder(tmp_path / "run", seal="config") as temporary:
-        for name in ("config", "weights"):
-            (temporary / name).write_text("new")
+    save(tmp_path / "run")
     assert names(tmp_path / "run") == ["config", "photos", "photos/cat.jpg", "train.py", "weights"]
     assert (tmp_path / "run" / "weights").read_text() == "new"
 
@@ -63,18 +68,16 @@ def test_a_kill_between_two_files_leaves_no_mixture_that_opens(tmp_path, monkeyp
         replace(source, place)
 
     monkeypatch.setattr(os, "replace", dying)
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path, seal="config") as temporary:
-        for name in ("config", "weights"):
-            (temporary / name).write_text("new")
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path)
     assert names(tmp_path) == ["weights"]
 
 
 def test_a_folder_in_the_place_of_a_file_stops_before_anything_is_replaced(tmp_path):
     (tmp_path / "run" / "weights").mkdir(parents=True)
     (tmp_path / "run" / "config").write_text("old")
-    with pytest.raises(UserError, match="Is a directory"), atomic_folder(tmp_path / "run", seal="config") as temporary:
-        for name in ("config", "weights"):
-            (temporary / name).write_text("new")
+    with pytest.raises(UserError, match="Is a directory"):
+        save(tmp_path / "run")
     assert (tmp_path / "run" / "config").read_text() == "old"
 
 
@@ -134,9 +137,7 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "folder" / "weights").symlink_to(tmp_path / "disk" / "file")
     write_text(tmp_path / "file", "new")
     assert (tmp_path / "disk" / "file").read_text() == "new"
-    with atomic_folder(tmp_path / "folder", seal="config") as temporary:
-        for name in ("config", "weights"):
-            (temporary / name).write_text("newer")
+    save(tmp_path / "folder", "newer")
     assert (tmp_path / "disk" / "file").read_text() == "newer"
     assert all((tmp_path / name).is_symlink() for name in ("file", "folder", "folder/weights"))
     assert names(tmp_path / "disk") == ["file", "folder", "folder/config", "folder/weights"]
@@ -146,7 +147,7 @@ def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "unmounted" / "disk")
     for write in (lambda path: write_text(path, "text"), lambda path: atomic_folder(path).__enter__(), refuse_output):
         for path in (tmp_path / "link", tmp_path / "link" / "run"):
-            with pytest.raises(UserError, match="is a link to .*disk, which is not there"):
+            with pytest.raises(UserError, match=r"is a link to .*disk, which is not there"):
                 write(path)
     assert names(tmp_path) == ["link"] and (tmp_path / "link").is_symlink()
 
@@ -168,7 +169,7 @@ def test_an_output_that_contains_an_input_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "photos")
     cat = tmp_path / "photos" / "cat"
     for out in (cat, tmp_path / "photos", tmp_path, tmp_path / "link", ".", "..", "cat/", "cat/../../photos"):
-        with pytest.raises(UserError, match="the output .* contains the input .*cat: choose another folder"):
+        with pytest.raises(UserError, match=r"the output .* contains the input .*cat: choose another folder"):
             refuse_output(out, cat)
     for out in (tmp_path / "runs", cat / "run", tmp_path / "photos" / "cats"):
         refuse_output(out, cat, "someone/base-on-the-hub")
@@ -179,7 +180,7 @@ def test_an_output_that_contains_an_input_is_refused(tmp_path, monkeypatch):
 def test_an_output_that_is_a_file_or_in_one_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match="cannot be a folder, because .*file is a file"):
+        with pytest.raises(UserError, match=r"cannot be a folder, because .*file is a file"):
             refuse_output(out)
 
 

@@ -10,7 +10,7 @@ import atomtune
 ROOT = Path(atomtune.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# A piece may import pieces of lower layers and of its own; `errors`, `files` and `manifest` may be imported from anywhere.
+# A piece may import pieces of lower layers and of its own; those of the basement may be imported anywhere.
 LAYERS = [
     {"cli", "studio"},
     {"editing", "distillation"},

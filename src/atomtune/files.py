@@ -1,8 +1,8 @@
 """Write a file or a folder whole or not at all, and take nothing of the user's away.
 
 Everything is written under a temporary name beside its place and then renamed, so a kill leaves no half of anything, at
-worst a hidden `.atomtune-HOST-PID-RANDOM` that a later run removes. A link is written through: what it points to changes,
-the link stays.
+worst a hidden `.atomtune-HOST-PID-RANDOM` that a later run removes. A link is written through: what it points to
+changes, the link stays.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def real_path(path: str | Path) -> Path:
     path = Path(path)
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
-            raise UserError(f"{link} is a link to {os.readlink(link)}, which is not there: make it, or remove the link.")
+            raise UserError(
+                f"{link} is a link to {os.readlink(link)}, which is not there: make it, or remove the link."
+            )
     return Path(os.path.realpath(path))
 
 

@@ -19,7 +19,7 @@ HEAD = "# What atomtune wrote here. Starting over (--overwrite) removes these fi
 
 
 def written(folder: Path) -> set[str]:
-    """The entries of the list in `folder`; none where there is no list. Raises `UserError` if it is not a list of ours."""
+    """The entries of the list in `folder`; none without a list. Raises `UserError` if it is not ours."""
     file = folder / NAME
     if not file.is_file():
         return set()

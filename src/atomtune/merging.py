@@ -65,7 +65,9 @@ def merge(
         for key, tensor in own.items()
     }
     with atomic_folder(out, seal=CONFIG) as temporary:
-        card = adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", _text(sources, mode))
+        card = adapter_card(
+            str(config.base_model_name_or_path), "atoms", "Several adapters in one", _text(sources, mode)
+        )
         mapping["card"] = write_card(temporary, Path(out), card)
         replace(config, auto_mapping=mapping).save_pretrained(str(temporary))
         write_weights(temporary, tensors)
@@ -115,9 +117,7 @@ def _source(path: str | Path, weight: float, first_id: int) -> dict[str, Any]:
 
 def _text(sources: list[dict[str, Any]], mode: str) -> str:
     """What the card says."""
-    rows = "\n".join(
-        f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in sources
-    )
+    rows = "\n".join(f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in sources)
     return f"""\
 Made by `atomtune merge --mode {mode}`.
 

@@ -194,6 +194,24 @@ WRONG = {
         ["customize", "{pictures}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
         "is ATOMS, and the run is of method lora: give its method",
     ),
+    "prune into its run": (["prune", "{run}", "--keep", "3", "--out", "{run}"], "contains the input"),
+    "prune around its run": (["prune", "{run}", "--keep", "3", "--out", "{run}/.."], "contains the input"),
+    "distill into its LoRA": (["distill", "{run}", "--prompt", "x", "--out", "{run}"], "contains the input"),
+    "merge into an input": (["merge", "{run}", "{run}", "--out", "{run}/adapter"], "contains the input"),
+    "pictures in the output": (["customize", "{pictures}", "--class-name", "x", "--out", "{pictures}"], "contains the"),
+    "base in the output": (["customize", "{pictures}", *RUN[:2], "--base", "{base}", "--out", "{base}/.."], "contains"),
+    "a file as the output": (["generate", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to customize into": (
+        ["customize", "{pictures}", *RUN[:2], "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+    ),
+    "a file to edit into": (
+        ["edit", "{pictures}/a.png", "--prompt", "x", "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+    ),
+    "a file to prune into": (["prune", "{run}", "--keep", "3", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to merge into": (["merge", "{run}", "{run}", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to distill into": (["distill", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
+    "a file for the demo": (["demo", "--out", "{run}/config.yaml"], "is a file"),
+    "distill over a run": (["distill", "{empty}", "--prompt", "x", "--out", "{run}"], "holds an adapter already"),
     "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
     "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
     "missing class": (["customize", "{pictures}", "--out", "{empty}/out"], "--class-name"),

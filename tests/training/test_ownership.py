@@ -69,8 +69,8 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
 
 @pytest.mark.parametrize(
     "name",
-    ["config.yaml", "summary.json", "adapter/README.md", "checkpoints/step-000001/model.bin", "samples/step-000002-0.png",
-     "class_pictures/0000.png"],
+    ["config.yaml", "summary.json", "adapter/README.md", "checkpoints/step-000001/model.bin",
+     "samples/step-000002-0.png", "class_pictures/0000.png"],
 )  # fmt: skip
 def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, name):
     write(out, name)
@@ -125,7 +125,7 @@ def test_an_output_that_contains_the_images_is_refused(base, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "photos")
     before = files(tmp_path)
     for pictures in ("cat", "cat/1.png"):
-        with pytest.raises(atomtune.UserError, match="contains the input cat|1.png is a file"):
+        with pytest.raises(atomtune.UserError, match=r"contains the input cat|1.png is a file"):
             atomtune.customize(pictures, **QUICK, base="nowhere", out=place)
     assert files(tmp_path) == before
 
@@ -153,7 +153,7 @@ def test_a_run_through_links_leaves_the_links(run, out, tmp_path):
     assert names(tmp_path / "elsewhere") == ["step-000001-0.png"]
     shutil.move(disk / "summary.json", tmp_path / "elsewhere")
     (disk / "summary.json").symlink_to(tmp_path / "elsewhere" / "summary.json")
-    with pytest.raises(atomtune.UserError, match="summary.json is a link, which atomtune does not remove"):
+    with pytest.raises(atomtune.UserError, match=r"summary.json is a link, which atomtune does not remove"):
         run(overwrite=True)
     assert yaml.safe_load((disk / "config.yaml").read_text())["steps"] == 1
 
@@ -161,7 +161,7 @@ def test_a_run_through_links_leaves_the_links(run, out, tmp_path):
 def test_an_edit_does_not_replace_a_file_of_the_user(out, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     write(out, "preset.json")
-    with pytest.raises(atomtune.UserError, match="preset.json is there already"):
+    with pytest.raises(atomtune.UserError, match=r"preset.json is there already"):
         atomtune.edit(tmp_path / "a.png", "a dog", out, base="nowhere")
     with pytest.raises(atomtune.UserError, match="contains the input"):
         atomtune.edit(tmp_path / "a.png", "a dog", tmp_path, base="nowhere")

@@ -113,7 +113,10 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
 
 def refuse_taken(out: Path) -> None:
     """Raise `UserError` where there is a run or an adapter."""
-    if any((out / name).exists() for name in ("adapter/adapter_config.json", "adapter_config.json", "pruned", "config.yaml")):
+    if any(
+        (out / name).exists()
+        for name in ("adapter/adapter_config.json", "adapter_config.json", "pruned", "config.yaml")
+    ):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 

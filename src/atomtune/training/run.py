@@ -101,7 +101,7 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
         remove_leftovers(folder)
     written = config.out / "config.yaml"
     unlisted = _is_run(written) and not manifest.written(config.out)
-    refusal = f"{config.out} holds a run of an older atomtune, which kept no list of its files, so none of them is removed "
+    refusal = f"{config.out} holds a run of an older atomtune, which kept no list of its files, so none is removed "
     refusal += "or replaced: choose another folder, or remove that one yourself."
     if config.overwrite and unlisted:
         raise UserError(refusal)

@@ -215,7 +215,10 @@ class Trainer:
                 if config.sample_every and self.step % config.sample_every == 0 and self.step < self.steps:
                     self._sample()
         samples = self._sample()
-        summary = self._numbers() | {"samples": samples, "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step))}
+        summary = self._numbers() | {
+            "samples": samples,
+            "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step)),
+        }
         if accelerator.is_main_process:
             files = [config.out / "adapter" / name for name in pipelines.ADAPTER_FILES]
             manifest.record(config.out, *files, config.out / "summary.json")
@@ -228,12 +231,12 @@ class Trainer:
 
     def _start_trackers(self) -> None:
         """Start the trackers of `report_to`. They choose the names of their files, so these are listed afterwards."""
-        logs = self.config.out / "logs" / "customize"
-        before = set(logs.rglob("*"))
+        logs = self.config.out / "logs"
+        before = {*logs.glob("customize"), *logs.glob("customize/**/*")}
         self.accelerator.init_trackers("customize", self._hyperparameters())
         if self.accelerator.is_main_process:
-            made = [logs] if logs.is_dir() and not before else []
-            manifest.record(self.config.out, *made, *(set(logs.rglob("*")) - before))
+            after = {*logs.glob("customize"), *logs.glob("customize/**/*")}
+            manifest.record(self.config.out, *(after - before))
 
     def _measured_advance(self) -> None:
         """A step during which the codes are counted."""
