@@ -102,7 +102,7 @@ def test_an_output_that_contains_or_is_an_input_is_refused_and_everything_stays(
     run = shutil.copytree(both[0], tmp_path / "run" / "adapter").parent
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for out in (tmp_path, both[0], run, run / "adapter", run / "..", f"{both[1]}/"):
-        with pytest.raises(UserError, match="the output .* contains the input"):
+        with pytest.raises(UserError, match=r"the output .* contains the input"):
             merge([*both, run], out)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     shutil.copytree(both[0], tmp_path / "trained")

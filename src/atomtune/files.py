@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import platform
 import re
@@ -87,6 +88,14 @@ def write_text(file: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def file_hash(*files: str | Path) -> str:
+    """SHA-256 of the files' bytes, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
 def real_path(path: str | Path) -> Path:
     """The place that `path` means, every link followed. Raises `UserError` for a link to what is not there."""
     path = Path(path)
@@ -133,6 +142,11 @@ def remove_leftovers(folder: Path) -> None:
             continue
         if int(found[1]) == os.getpid() or not pid_exists(int(found[1])):
             _remove(leftover)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~` (as it is, where there is no such user)."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
 from atomtune.cards import adapter_card, write_card
 from atomtune.errors import UserError
-from atomtune.files import atomic_folder, refuse_output
+from atomtune.files import atomic_folder, expanded, refuse_output
 from atomtune.pipelines import CONFIG, WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
 
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
@@ -50,10 +50,11 @@ def merge(
         raise UserError(f"mode must be concatenate or add, got {mode!r}.")
     if len(weights) != len(adapters):
         raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
+    out, adapters = expanded(out), [expanded(path) for path in adapters]
     refuse_output(out, *map(adapter_folder, adapters))
-    if (Path(out) / CONFIG).exists() and not parts_of(out):
+    if (out / CONFIG).exists() and not parts_of(out):
         raise UserError(f"{out} holds an adapter that was not made by merge: choose another folder.")
-    parts = [_read(Path(path), weight) for path, weight in zip(adapters, weights)]
+    parts = [_read(path, weight) for path, weight in zip(adapters, weights)]
     _same_base(adapters)
     config, layers = combine(parts, COMBINATION_TYPES[mode])
     moved = first_ids(parts) if mode == "concatenate" else [0] * len(parts)
@@ -71,7 +72,7 @@ def merge(
         mapping["card"] = write_card(temporary, Path(out), card)
         replace(config, auto_mapping=mapping).save_pretrained(str(temporary))
         write_weights(temporary, tensors)
-    return Path(out)
+    return out
 
 
 def parts_of(path: str | Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
 from atomtune.errors import UserError
-from atomtune.files import refuse_output, write_text
+from atomtune.files import expanded, refuse_output, write_text
 
 MARK = b'<p class="eyebrow">atomtune inspect</p>'  # in every page
 LARGEST = 8_000_000  # bytes of a page
@@ -41,7 +41,7 @@ def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | No
         page = render(inspection, made_by, width, quality)
         if len(page.encode()) < LARGEST:
             break
-    write_text(file, page)
+    write_text(expanded(file), page)
     return len(page.encode())
 
 
