@@ -1,5 +1,7 @@
 """The list of what was written, and that nothing else is removed or replaced."""
 
+import shutil
+
 import pytest
 
 from atomtune import manifest
@@ -71,6 +73,20 @@ def test_what_was_set_aside_comes_back_after_an_error(folder):
     with manifest.set_aside(folder):
         pass
     assert names(folder) == ["logs"]
+
+
+def test_an_interruption_while_files_are_set_aside_loses_none(folder, monkeypatch):
+    before, move = names(folder), shutil.move
+
+    def interrupted(file, place):
+        if file.name == "config.yaml" and place.parent != folder:
+            raise KeyboardInterrupt
+        move(file, place)
+
+    monkeypatch.setattr(shutil, "move", interrupted)
+    with pytest.raises(KeyboardInterrupt), manifest.set_aside(folder):
+        raise AssertionError("not reached")
+    assert names(folder) == before
 
 
 @pytest.mark.parametrize("text", ["shopping", "", f"{manifest.HEAD}\n../outside\n", f"{manifest.HEAD}\n/etc/passwd\n"])

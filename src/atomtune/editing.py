@@ -98,6 +98,7 @@ def edit(
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
     asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **pipelines.precision_and_device(pipe)}
     own = out / "edit" / f"{sampling.file_words(prompt)}-{sampling.digest(made_by | asked)}"
+    manifest.refuse_foreign(own, *RESULTS)
     pipelines.load_adapter(pipe, out)
     atoms = board(pipe)
     for address in remove:
@@ -143,6 +144,7 @@ def edit(
         "rungs": [asdict(rung) for rung in rungs],
     }
     for folder in (own, out):
+        manifest.record(folder, *(folder / name for name in RESULTS))
         sampling.save_png(strip, folder / "edit.png", asked | made_by)
         write_text(folder / "edit.json", json.dumps(result, indent=1) + "\n")
         if best:

@@ -36,6 +36,7 @@ def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]
     `UserError` when it cannot be written.
     """
     folder = real_path(folder)
+    remove_leftovers(folder.parent)
     with _reporting(folder), temporary_beside(folder) as temporary:
         temporary.mkdir(parents=True)
         mode = temporary.stat().st_mode & 0o666  # the umask's: safetensors makes files that only their owner can read

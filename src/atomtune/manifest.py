@@ -76,15 +76,17 @@ def set_aside(folder: Path) -> Iterator[None]:
     """Clear `folder` for what is done inside; if that raises, what it wrote is removed and everything is back."""
     with temporary_beside(real_path(folder / NAME)) as aside:
         files = [entry for entry in _files(folder) if (folder / entry).is_file()]
-        for entry in files:
-            _move(folder / entry, aside / entry)
-        remove([], [folder / entry for entry in (written(aside) if files else ()) if entry.endswith("/")])
         try:
+            for entry in files:
+                _move(folder / entry, aside / entry)
+            remove([], [folder / entry for entry in (written(aside) if files else ()) if entry.endswith("/")])
             yield
         except BaseException:
-            clear(folder)
+            if not files or (aside / NAME).is_file():  # the list moves last: before that nothing new is written
+                clear(folder)
             for entry in reversed(files):
-                _move(aside / entry, folder / entry)
+                if (aside / entry).is_file():
+                    _move(aside / entry, folder / entry)
             raise
 
 

@@ -52,8 +52,8 @@ def merge(
         raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
     out, adapters = expanded(out), [expanded(path) for path in adapters]
     refuse_output(out, *map(adapter_folder, adapters))
-    if (out / CONFIG).exists() and not parts_of(out):
-        raise UserError(f"{out} holds an adapter that was not made by merge: choose another folder.")
+    if any((out / name).exists() for name in (CONFIG, WEIGHTS)) and not ((out / CONFIG).exists() and parts_of(out)):
+        raise UserError(f"{out} holds an adapter that was not made by merge, or a part of one: choose another folder.")
     parts = [_read(path, weight) for path, weight in zip(adapters, weights)]
     _same_base(adapters)
     config, layers = combine(parts, COMBINATION_TYPES[mode])

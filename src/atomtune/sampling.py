@@ -177,10 +177,11 @@ def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | No
 
     Raises `UserError` if there is a file of that name without such a chunk, which is not ours to replace.
     """
+    file = expanded(file)
     refuse_other_image(file)
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text("atomtune", json.dumps(settings or {}, ensure_ascii=False))
-    with atomic_file(expanded(file)) as temporary:
+    with atomic_file(file) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 

@@ -15,7 +15,7 @@ from tests.test_files import names
 QUICK = {"class_name": "dog", "steps": 2, "checkpoint_every": 1, "num_atoms": 8, "sample_every": 0}
 THEIRS = (
     "samples/client.png", "logs/server.log", "logs/customize/notes.txt", "checkpoints/other-model.safetensors",
-    "checkpoints/step-by-step.md", "adapter/notes.txt", "class_pictures/holiday.jpg", "chapter.tmp", ".tmprc",
+    "checkpoints/step-by-step.md", "checkpoints/step-000001-best/state.json", "adapter/notes.txt", "class_pictures/holiday.jpg", "chapter.tmp", ".tmprc",
 )  # fmt: skip
 
 
@@ -59,9 +59,11 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
         assert files(out) == before
     run()
     write(out, "checkpoints/step-000001/notes.txt", "samples/step-000002-best.txt")
-    run(overwrite=True, steps=3)
-    for name in (*THEIRS, "checkpoints/step-000001/notes.txt", "samples/step-000002-best.txt"):
-        assert (out / name).read_text() == "theirs"
+    for steps in (3, 2, 3):  # what stayed does not stand in the way of the next start
+        run(overwrite=True, steps=steps)
+        run(steps=steps)
+        for name in (*THEIRS, "checkpoints/step-000001/notes.txt", "samples/step-000002-best.txt"):
+            assert (out / name).read_text() == "theirs"
     assert names(out / "checkpoints" / "step-000001") == ["notes.txt"]  # the third checkpoint took its place
     manifest.clear(out)
     assert sorted(files(out)) == sorted([*THEIRS, "checkpoints/step-000001/notes.txt", "samples/step-000002-best.txt"])
@@ -69,7 +71,7 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
 
 @pytest.mark.parametrize(
     "name",
-    ["config.yaml", "summary.json", "adapter/README.md", "checkpoints/step-000001/model.bin",
+    ["config.yaml", "summary.json", "adapter/README.md", "checkpoints/step-000001/state.json",
      "samples/step-000002-0.png", "class_pictures/0000.png"],
 )  # fmt: skip
 def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, name):

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError, check_seed
-from atomtune.files import refuse_output
+from atomtune.files import refuse_output, remove_leftovers
 
 
 def generate(
@@ -67,6 +67,7 @@ def generate(
 
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
+    remove_leftovers(out)
     info = pipelines.adapter_info(adapter) if adapter else {}
     pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", pipelines.MOJI)))
     made_by = sampling.made_by(pipe, adapter)

@@ -116,10 +116,10 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
 
 def refuse_taken(out: Path) -> None:
     """Raise `UserError` where there is a run or an adapter."""
-    if any(
-        (out / name).exists()
-        for name in ("adapter/adapter_config.json", "adapter_config.json", "pruned", "config.yaml")
-    ):
+    from atomtune.pipelines import CONFIG, WEIGHTS
+
+    names = ("config.yaml", *(folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG, WEIGHTS)))
+    if any((out / name).exists() for name in names):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 

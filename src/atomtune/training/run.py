@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+_STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
-    "config.yaml", "summary.json", "logs/pictures.json", *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
-    "checkpoints/step-[0-9]*", "samples/step-[0-9]*.png", "class_pictures/[0-9][0-9][0-9][0-9].png",
+    "config.yaml", "summary.json", "logs/pictures.json", "class_pictures/[0-9][0-9][0-9][0-9].png",
+    *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
+    *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
+    *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
 )  # fmt: skip
 """Patterns of all that a run writes, but for what its tracker adds to the logs."""
 
@@ -89,7 +92,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
         except UserError:
-            if main and not checkpoints.checkpoints(config.out / "checkpoints"):
+            trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
+            if main and not trained:
                 manifest.clear(config.out)  # refused options leave nothing behind
             raise
     return trainer.finish()
