@@ -15,7 +15,8 @@ from tests.test_files import names
 QUICK = {"class_name": "dog", "steps": 2, "checkpoint_every": 1, "num_atoms": 8, "sample_every": 0}
 THEIRS = (
     "samples/client.png", "logs/server.log", "logs/customize/notes.txt", "checkpoints/other-model.safetensors",
-    "checkpoints/step-by-step.md", "checkpoints/step-000001-best/state.json", "adapter/notes.txt", "class_pictures/holiday.jpg", "chapter.tmp", ".tmprc",
+    "checkpoints/step-by-step.md", "checkpoints/step-000001-best/state.json",
+    "adapter/notes.txt", "class_pictures/holiday.jpg", "chapter.tmp", ".tmprc",
 )  # fmt: skip
 
 
