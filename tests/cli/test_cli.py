@@ -224,7 +224,7 @@ def test_distill(base, pictures, tmp_path, capsys):
     assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
     main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
     assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
-    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", atoms)
+    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
 
 
 RUN = ("--class-name", "x", "--out", "{empty}/out")
