@@ -368,10 +368,9 @@ def save_adapter(
             for file in (temporary / adapter_name).iterdir():
                 file.rename(temporary / file.name)
             (temporary / adapter_name).rmdir()
-        if card is None:
-            kind = model.peft_config[adapter_name].peft_type.value.lower()
-            card = adapter_card(base, kind, token or "An adapter", "", license=license)
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+        if card is None:
+            card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
         config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
         config["auto_mapping"] = (config["auto_mapping"] or {}) | {
             "base_fingerprint": fingerprint(model),
