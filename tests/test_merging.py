@@ -1,6 +1,7 @@
 """merge: adapter folders into one, without their base."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -93,3 +94,29 @@ def test_adapters_of_other_methods_and_whole_modules_are_refused(folders, tmp_pa
     pipelines.save_adapter(model, tmp_path / "whole", base="tiny", adapter_name="one")
     with pytest.raises(UserError, match=r"carries whole modules \(proj_out\), which cannot be merged"):
         merge([tmp_path / "whole", both[1]], tmp_path / "c")
+
+
+def test_an_output_that_contains_or_is_an_input_is_refused_and_everything_stays(folders, tmp_path):
+    _, both = folders()
+    (tmp_path / "run").mkdir()
+    run = shutil.copytree(both[0], tmp_path / "run" / "adapter").parent
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for out in (tmp_path, both[0], run, run / "adapter", run / "..", f"{both[1]}/"):
+        with pytest.raises(UserError, match=r"the output .* contains the input"):
+            merge([*both, run], out)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    shutil.copytree(both[0], tmp_path / "trained")
+    for name in pipelines.CONFIG, pipelines.WEIGHTS:
+        with pytest.raises(UserError, match="trained holds an adapter that was not made by merge"):
+            merge(both, tmp_path / "trained")
+        (tmp_path / "trained" / name).unlink()
+
+
+def test_merging_again_replaces_the_merged_adapter_alone(folders, tmp_path):
+    _, both = folders()
+    merge(both, tmp_path / "c")
+    (tmp_path / "c" / "notes.txt").write_text("theirs")
+    merge(both, tmp_path / "c", weights=[1, 0.5])
+    assert [part["weight"] for part in parts_of(tmp_path / "c")] == [1, 0.5]
+    assert "| 0.5 |" in (tmp_path / "c" / "README.md").read_text()
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {*pipelines.ADAPTER_FILES, "notes.txt"}

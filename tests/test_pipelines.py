@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from atomtune import AtomConfig, UserError, board, merge
 from atomtune.pipelines import (
+    ADAPTER_FILES,
     WEIGHTS,
     adapter_info,
     call_options,
@@ -224,6 +225,33 @@ def test_saving_needs_an_adapter_and_a_name_for_the_base(base, tmp_path):
         save_adapter(load_base(base), tmp_path / "a")
     with pytest.raises(UserError, match="give the base's name"):
         save_adapter(adapted(base).transformer, tmp_path / "a")
+
+
+def test_saving_replaces_the_adapters_own_files_alone(base, tmp_path):
+    project = tmp_path / "project"
+    (project / "photos").mkdir(parents=True)
+    for name in ("train.py", "photos/cat.jpg", "adapter_model.bin"):
+        (project / name).write_text("theirs")
+    for token in ("sks", "zwx"):
+        save_adapter(adapted(base), project, token=token)
+        assert adapter_info(project)["auto_mapping"]["token"] == token
+        assert f"# {token}" in (project / "README.md").read_text()
+    assert {path.name for path in project.iterdir()} == {*ADAPTER_FILES, "train.py", "photos", "adapter_model.bin"}
+    assert all((project / name).read_text() == "theirs" for name in ("train.py", "photos/cat.jpg", "adapter_model.bin"))
+    assert len({(project / name).stat().st_mode for name in (*ADAPTER_FILES, "train.py")}) == 1  # the umask's
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_readme_of_the_user_stays(base, tmp_path, when, caplog):
+    if when == "after":
+        save_adapter(adapted(base), tmp_path / "a", token="sks")
+    (tmp_path / "a").mkdir(exist_ok=True)
+    (tmp_path / "a" / "README.md").write_text("my own words")
+    for _ in range(2):
+        save_adapter(adapted(base), tmp_path / "a", token="zwx")
+        assert (tmp_path / "a" / "README.md").read_text() == "my own words"
+        assert "README.md is not as atomtune wrote it, and stays as it is" in caplog.text
+    assert adapter_info(tmp_path / "a")["auto_mapping"]["token"] == "zwx"
 
 
 def test_an_adapter_comes_from_the_hub(base, tmp_path, monkeypatch):

@@ -161,6 +161,17 @@ def test_settings_of_a_picture_that_is_not_ours(tmp_path):
     assert read_settings(tmp_path / "plain.png") == {}
 
 
+def test_an_image_of_the_user_is_not_replaced(tmp_path):
+    drawings = [Drawing(Image.new("RGB", (2, 2), "red"), {"prompt": "a dog"})]
+    (file,) = save_images(drawings, tmp_path)
+    assert save_images(drawings, tmp_path) == [file]
+    for theirs in (Image.new("RGB", (2, 2)).save, lambda path: path.write_text("no image"), lambda path: path.mkdir()):
+        file.unlink()
+        theirs(file)
+        with pytest.raises(UserError, match="is there already and is not an image that atomtune drew"):
+            save_images(drawings, tmp_path)
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, pipe):
     drawings = generate(pipe, "a dog", steps=1)
     (tmp_path / "file").write_text("")

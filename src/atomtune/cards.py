@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 
 
 def adapter_card(
@@ -33,3 +40,30 @@ The import comes first: without it PEFT does not know the method and says so wit
 
 {text.strip()}
 """
+
+
+def write_card(new: Path, folder: Path, text: str) -> str | None:
+    """Write `text` as the README.md of the adapter in `new`, which is about to take its place in `folder`.
+
+    Returns its digest, which `adapter_config.json` keeps (`auto_mapping`, `card`) as the proof that it is ours. If
+    `folder` has a README.md without that proof, somebody else's or changed since, none is written: None.
+    """
+    there = folder / CARD
+    if there.is_file() and _digest(there.read_bytes()) not in (_recorded(folder), _digest(text.encode())):
+        (new / CARD).unlink(missing_ok=True)  # PEFT writes one of its own
+        logger.warning("%s is not as atomtune wrote it, and stays as it is: it may not describe this adapter", there)
+        return None
+    (new / CARD).write_bytes(text.encode())
+    return _digest(text.encode())
+
+
+def _recorded(folder: Path) -> str | None:
+    """The digest in the `adapter_config.json` of `folder`, if it can be read."""
+    try:
+        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["auto_mapping"]["card"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]

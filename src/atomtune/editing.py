@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune import pipelines, sampling
+from atomtune import manifest, pipelines, sampling
 from atomtune.atoms import AtomBoard, board
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
@@ -29,6 +29,7 @@ from atomtune.training.data import read_picture, square
 
 DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
 COUNTS = (400, 120, 40, 12)
+RESULTS = ("edit.png", "edit.json", "preset.json")
 
 
 @runtime_checkable
@@ -87,7 +88,9 @@ def edit(
     run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
     run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | _recipe(base, options) | options
     run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
-    customize(configure(**run))
+    config = configure(**run)
+    manifest.refuse_foreign(config.out, *RESULTS)
+    customize(config)
 
     pipe = pipelines.load_base(base, dtype, device)
     source = square(read_picture(picture), pipelines.native_resolution(pipe))
@@ -95,6 +98,7 @@ def edit(
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
     asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **pipelines.precision_and_device(pipe)}
     own = out / "edit" / f"{sampling.file_words(prompt)}-{sampling.digest(made_by | asked)}"
+    manifest.refuse_foreign(own, *RESULTS)
     pipelines.load_adapter(pipe, out)
     atoms = board(pipe)
     for address in remove:
@@ -140,6 +144,7 @@ def edit(
         "rungs": [asdict(rung) for rung in rungs],
     }
     for folder in (own, out):
+        manifest.record(folder, *(folder / name for name in RESULTS))
         sampling.save_png(strip, folder / "edit.png", asked | made_by)
         write_text(folder / "edit.json", json.dumps(result, indent=1) + "\n")
         if best:

@@ -1,53 +1,86 @@
-"""Write a file or a folder whole or not at all.
+"""Write a file or a folder whole or not at all, and take nothing of the user's away.
 
 Everything is written under a temporary name beside its place and then renamed, so a kill leaves no half of anything, at
-worst a `.tmp` that the next run removes.
+worst a hidden `.atomtune-HOST-PID-RANDOM` that a later run removes. A link is written through: what it points to
+changes, the link stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import platform
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from atomtune.errors import UserError
 
-SUFFIX = ".tmp"
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(rf"\.atomtune-{_HOST}-(\d+)-[0-9a-f]{{8}}(\..*)?", re.DOTALL)
+_in_use: set[Path] = set()
+"""Temporary paths of this process: another may have had the same number before it was killed."""
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes `folder`'s place at the end. Raises `UserError` when it cannot be written."""
-    folder = Path(folder)
-    temporary = folder.with_name(folder.name + SUFFIX)
-    with _told(folder):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            yield temporary
-            remove_folder(folder)
+def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder whose files take their places in `folder` at the end; other files in `folder` stay.
+
+    A new folder appears whole. In one that is there, each file is replaced whole; `seal` is the one without which the
+    folder cannot be opened: it goes first and comes last, so that no mixture of old and new files can be opened. Raises
+    `UserError` when it cannot be written.
+    """
+    folder = real_path(folder)
+    remove_leftovers(folder.parent)
+    with _reporting(folder), temporary_beside(folder) as temporary:
+        temporary.mkdir(parents=True)
+        mode = temporary.stat().st_mode & 0o666  # the umask's: safetensors makes files that only their owner can read
+        yield temporary
+        for file in _files(temporary):
+            file.chmod(mode)
+        if folder.exists():
+            _move_into(folder, temporary, seal)
+        else:
             temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+
+
+def _move_into(folder: Path, temporary: Path, seal: str | None) -> None:
+    files = sorted(_files(temporary), key=lambda file: file == temporary / (seal or ""))
+    places = {file: real_path(folder / file.relative_to(temporary)) for file in files}
+    for place in places.values():
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    if seal is not None:
+        real_path(folder / seal).unlink(missing_ok=True)
+    for file, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.parent.stat().st_dev == file.stat().st_dev:
+            os.replace(file, place)
+        else:  # through a link to another disk
+            with atomic_file(place) as beside:
+                shutil.copyfile(file, beside)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @contextlib.contextmanager
 def atomic_file(file: str | Path) -> Iterator[Path]:
     """Yield a temporary path that takes `file`'s place at the end. Raises `UserError` when it cannot be written."""
-    file = Path(file)
-    temporary = file.with_name(SUFFIX + file.name)  # keeps the extension, by which writers choose the format
-    with _told(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    file = real_path(file)
+    with _reporting(file), temporary_beside(file) as temporary:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        os.replace(temporary, file)
 
 
 def write_text(file: str | Path, text: str) -> None:
@@ -64,19 +97,52 @@ def file_hash(*files: str | Path) -> str:
     return digest.hexdigest()
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill half-way leaves no folder of that name."""
-    if folder.is_dir():
-        doomed = folder.with_name(folder.name + ".old" + SUFFIX)
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+def real_path(path: str | Path) -> Path:
+    """The place that `path` means, every link followed. Raises `UserError` for a link to what is not there."""
+    path = Path(path)
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise UserError(
+                f"{link} is a link to {os.readlink(link)}, which is not there: make it, or remove the link."
+            )
+    return Path(os.path.realpath(path))
+
+
+def refuse_output(out: str | Path, *inputs: str | Path) -> None:
+    """Raise `UserError` when `out` cannot be a folder to write into, or contains one of the `inputs` (or is it)."""
+    place = real_path(out)
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{out} cannot be a folder, because {there} is a file: choose another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} must not be written into by this user: choose another folder.")
+    for given in map(Path, inputs):
+        if place.exists() and given.exists():
+            inside = Path(os.path.realpath(given))
+            if any(folder.samefile(place) for folder in (inside, *inside.parents)):
+                raise UserError(f"the output {out} contains the input {given}: choose another folder for the output.")
+
+
+def remove(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Remove `files` in this order, links apart, then those of `folders` that are empty, inner ones first."""
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            file.unlink()
+    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+        with contextlib.suppress(OSError):  # not empty, a link, or gone
+            folder.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs left in `folder` under temporary names."""
-    for leftover in (*folder.glob("*" + SUFFIX), *folder.glob(SUFFIX + "*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Remove what killed processes of this machine left in `folder` under temporary names."""
+    from psutil import pid_exists
+
+    for leftover in folder.glob(".atomtune-*"):
+        found = _TEMPORARY.fullmatch(leftover.name)
+        if found is None or Path(os.path.realpath(leftover)) in _in_use:
+            continue
+        if int(found[1]) == os.getpid() or not pid_exists(int(found[1])):
+            _remove(leftover)
 
 
 def expanded(path: str | Path) -> Path:
@@ -85,7 +151,29 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def temporary_beside(place: Path) -> Iterator[Path]:
+    """Yield a name beside `place` that no other process uses; what has it in the end is removed.
+
+    It keeps the extension, by which writers choose the format, and not the name, which may be as long as names can be.
+    """
+    temporary = place.with_name(f".atomtune-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{place.suffix}")
+    _in_use.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _in_use.discard(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
-from atomtune.cards import adapter_card
+from atomtune.cards import adapter_card, write_card
 from atomtune.errors import UserError
-from atomtune.files import atomic_folder, expanded
-from atomtune.pipelines import WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
+from atomtune.files import atomic_folder, expanded, refuse_output
+from atomtune.pipelines import CONFIG, WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
 
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk
@@ -42,7 +42,8 @@ def merge(
 
     `mode` is "concatenate" or "add"; `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which
     adapters went in (`merged_from`): name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is
-    written when they do not fit, and the `UserError` says why.
+    written when they do not fit, when `out` contains one of them or when it holds an adapter that was not made by
+    `merge`, and the `UserError` says why. Other files in `out` stay.
     """
     weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
     if mode not in COMBINATION_TYPES:
@@ -50,21 +51,27 @@ def merge(
     if len(weights) != len(adapters):
         raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
     out, adapters = expanded(out), [expanded(path) for path in adapters]
+    refuse_output(out, *map(adapter_folder, adapters))
+    if any((out / name).exists() for name in (CONFIG, WEIGHTS)) and not ((out / CONFIG).exists() and parts_of(out)):
+        raise UserError(f"{out} holds an adapter that was not made by merge, or a part of one: choose another folder.")
     parts = [_read(path, weight) for path, weight in zip(adapters, weights)]
     _same_base(adapters)
     config, layers = combine(parts, COMBINATION_TYPES[mode])
     moved = first_ids(parts) if mode == "concatenate" else [0] * len(parts)
     sources = [_source(path, weight, first) for path, weight, first in zip(adapters, weights, moved)]
-    config = replace(config, auto_mapping=(config.auto_mapping or {}) | {"merged_from": sources, "merged_by": mode})
+    mapping: dict[str, Any] = dict(config.auto_mapping or {}) | {"merged_from": sources, "merged_by": mode}
     tensors = {
         f"base_model.model.{name}{_INSIDE}{key}": tensor.contiguous()
         for name, own in layers.items()
         for key, tensor in own.items()
     }
-    with atomic_folder(out) as temporary:
-        config.save_pretrained(str(temporary))
+    with atomic_folder(out, seal=CONFIG) as temporary:
+        card = adapter_card(
+            str(config.base_model_name_or_path), "atoms", "Several adapters in one", _text(sources, mode)
+        )
+        mapping["card"] = write_card(temporary, Path(out), card)
+        replace(config, auto_mapping=mapping).save_pretrained(str(temporary))
         write_weights(temporary, tensors)
-        (temporary / "README.md").write_text(_card(config, mode), encoding="utf-8")
     return out
 
 
@@ -109,16 +116,13 @@ def _source(path: str | Path, weight: float, first_id: int) -> dict[str, Any]:
     return {"adapter": str(path), "weight": weight, "first_id": first_id} | known
 
 
-def _card(config: AtomConfig, mode: str) -> str:
-    mapping: dict[str, Any] = dict(config.auto_mapping or {})
-    rows = "\n".join(
-        f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in mapping["merged_from"]
-    )
-    text = f"""\
+def _text(sources: list[dict[str, Any]], mode: str) -> str:
+    """What the card says."""
+    rows = "\n".join(f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in sources)
+    return f"""\
 Made by `atomtune merge --mode {mode}`.
 
 | adapter | weight | its atoms' ids start at |
 |---|---|---|
 {rows}
 """
-    return adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", text)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save
 
-from atomtune.cards import adapter_card
+from atomtune.cards import adapter_card, write_card
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MOJI = "moji"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG, WEIGHTS, "README.md")
+"""All that an adapter folder holds."""
 
 
 def load_base(
@@ -360,6 +362,9 @@ def save_adapter(
 ) -> Path:
     """Write one adapter as a PEFT folder, whole or not at all, and return the folder.
 
+    In a folder that is there `ADAPTER_FILES` are replaced and every other file stays, and so does a README.md that
+    atomtune did not write or that was changed since.
+
     `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
     `adapter_config.json` names the base, the token and the class, and the header of the weights says the same (see
     `write_weights`); `card` is the README, by default one that says how to open the adapter.
@@ -376,7 +381,7 @@ def save_adapter(
     base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
         raise UserError("give the base's name with base=, so that the adapter can be opened again.")
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, seal=CONFIG) as temporary:
         # "auto" would ask the hub whether the base has a vocabulary.
         model.save_pretrained(str(temporary), selected_adapters=[adapter_name], save_embedding_layers=False)
         if adapter_name != "default":  # PEFT puts every other name in a folder of its own
@@ -384,20 +389,20 @@ def save_adapter(
                 file.rename(temporary / file.name)
             (temporary / adapter_name).rmdir()
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+        if card is None:
+            card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
         config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
         config["auto_mapping"] = (config["auto_mapping"] or {}) | {
             "base_fingerprint": fingerprint(model),
             "token": token,
             "class_name": class_name,
             "license": license,
+            "card": write_card(temporary, Path(folder), card),
         }
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         write_weights(temporary, load_file(temporary / WEIGHTS))
-        if card is None:
-            card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 

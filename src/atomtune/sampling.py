@@ -182,11 +182,30 @@ def made_by(pipe: "DiffusionPipeline", adapter: str | Path | None = None) -> dic
 
 
 def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | None = None) -> None:
-    """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune"."""
+    """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune".
+
+    Raises `UserError` if there is a file of that name without such a chunk, which is not ours to replace.
+    """
+    file = expanded(file)
+    refuse_other_image(file)
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text("atomtune", json.dumps(settings or {}, ensure_ascii=False))
-    with atomic_file(expanded(file)) as temporary:
+    with atomic_file(file) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
+
+
+def refuse_other_image(file: str | Path) -> None:
+    """Raise `UserError` if there is a file that `save_png` did not write."""
+    if Path(file).exists() and not _is_ours(Path(file)):
+        raise UserError(f"{file} is there already and is not an image that atomtune drew: choose another folder.")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            return "atomtune" in image.info
+    except (OSError, ValueError, SyntaxError):  # Pillow raises all three for what is no image
+        return False
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def test_distill(base, pictures, tmp_path, capsys):
     assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
     main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
     assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
-    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", atoms)
+    assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
 
 
 RUN = ("--class-name", "x", "--out", "{empty}/out")
@@ -260,6 +260,24 @@ WRONG = {
         ["customize", "{pictures}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
         "is ATOMS, and the run is of method lora: give its method",
     ),
+    "prune into its run": (["prune", "{run}", "--keep", "3", "--out", "{run}"], "contains the input"),
+    "prune around its run": (["prune", "{run}", "--keep", "3", "--out", "{run}/.."], "contains the input"),
+    "distill into its LoRA": (["distill", "{run}", "--prompt", "x", "--out", "{run}"], "contains the input"),
+    "merge into an input": (["merge", "{run}", "{run}", "--out", "{run}/adapter"], "contains the input"),
+    "pictures in the output": (["customize", "{pictures}", "--class-name", "x", "--out", "{pictures}"], "contains the"),
+    "base in the output": (["customize", "{pictures}", *RUN[:2], "--base", "{base}", "--out", "{base}/.."], "contains"),
+    "a file as the output": (["generate", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to customize into": (
+        ["customize", "{pictures}", *RUN[:2], "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+    ),
+    "a file to edit into": (
+        ["edit", "{pictures}/a.png", "--prompt", "x", "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+    ),
+    "a file to prune into": (["prune", "{run}", "--keep", "3", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to merge into": (["merge", "{run}", "{run}", "--out", "{run}/config.yaml"], "is a file"),
+    "a file to distill into": (["distill", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
+    "a file for the demo": (["demo", "--out", "{run}/config.yaml"], "is a file"),
+    "distill over a run": (["distill", "{empty}", "--prompt", "x", "--out", "{run}"], "holds an adapter already"),
     "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
     "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
     "missing class": (["customize", "{pictures}", "--out", "{empty}/out"], "--class-name"),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from atomtune.analysis import report
 from atomtune.cli import main
 from atomtune.pipelines import denoiser, load_base, save_adapter
 from tests.analysis.tiny import adapted_pixart
@@ -31,6 +32,7 @@ def test_a_page_with_the_prompts_of_a_file(adapter, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "a sks dog in the snow" in page and "What <em>sks dog</em> is made of" in page
     assert page.count('<article class="card"') == 2
+    assert report.MARK in page.encode()
     assert str(tmp_path / "page.html") in capsys.readouterr().out
 
 
@@ -52,3 +54,16 @@ def test_mistakes_are_one_sentence(adapter, tmp_path, capsys):
     model = get_peft_model(denoiser(load_base(base)), LoraConfig(target_modules=["to_q"]))
     lora = save_adapter(model, tmp_path / "lora", base=base)
     assert "only atoms can be inspected" in said(capsys, "inspect", lora)
+
+
+def test_a_page_that_is_not_ours_is_not_replaced(adapter, tmp_path, capsys):
+    (tmp_path / "page.html").write_text("<html>theirs</html>")
+    for out, sentence in {
+        tmp_path / "page.html": "is not a report of atomtune inspect: choose another name",
+        tmp_path: "is not a report of atomtune inspect: choose another name",
+        tmp_path / "page.html" / "report.html": "page.html is a file",
+    }.items():
+        assert sentence in said(capsys, "inspect", adapter, "--base", "nowhere", "--out", out)
+    assert (tmp_path / "page.html").read_text() == "<html>theirs</html>"
+    (tmp_path / "ours.html").write_bytes(report.MARK)
+    report.refuse_other_file(tmp_path / "ours.html")

@@ -1,10 +1,12 @@
 """A run killed with SIGKILL, again and again, ends with the bits of one that was left alone."""
 
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
+from atomtune import manifest
 from tests.training.run_and_die import customize
 
 OPTIONS = {
@@ -34,18 +36,21 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(base, pictures, tmp_pat
 
     moments = {
         "step:3": [],  # before there is a checkpoint
-        "checkpoint:2": ["step-000004", "step-000008.tmp"],  # half of the second one is on disk
+        "checkpoint:2": [".atomtune-", "step-000004"],  # half of the second one is on disk
         "step:3 ": ["step-000004"],  # in the step after the sixth
         "adapter": ["step-000008", "step-000012"],
     }
     for moment, left in moments.items():
         assert customize(moment.strip(), **options, out=str(run)) == -signal.SIGKILL
         folder = run / "checkpoints"
-        assert sorted(path.name for path in folder.glob("*")) == left
+        assert sorted(re.sub(r"(?<=atomtune-).*", "", path.name) for path in folder.glob("*")) == left
         assert not (run / "adapter").exists()
         assert not (run / "summary.json").exists()
     assert customize("never", **options, out=str(run)) == 0
 
     assert list(files(run)) == list(files(whole))
     assert files(run) == files(whole)
-    assert not list(run.rglob("*.tmp"))
+    assert not list(run.rglob(".atomtune-*"))
+    assert manifest.written(run) >= {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()} - {
+        manifest.NAME
+    }

@@ -17,12 +17,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
-from atomtune.files import expanded, write_text
+from atomtune.errors import UserError
+from atomtune.files import expanded, refuse_output, write_text
 
+MARK = b'<p class="eyebrow">atomtune inspect</p>'  # in every page
 LARGEST = 8_000_000  # bytes of a page
 QUALITIES = ((256, 90), (192, 75), (128, 60), (96, 40))  # width in pixels and WebP quality, tried until the page fits
 ENERGY_COLOUR = (16, 138, 130)
 SPARK = (120, 24)  # width and height of the curve over timesteps, in its own units
+
+
+def refuse_other_file(file: Path) -> None:
+    """Raise `UserError` if there is something at `file` that is not a page of ours, or no folder for it."""
+    refuse_output(file.parent)
+    if file.exists() and not (file.is_file() and MARK in file.read_bytes()):
+        raise UserError(f"{file} is there already and is not a report of atomtune inspect: choose another name.")
 
 
 def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:

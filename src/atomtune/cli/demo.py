@@ -57,9 +57,12 @@ def demo(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from atomtune import files, metrics, pipelines, sampling, training
+    from atomtune import files, manifest, metrics, pipelines, sampling, training
     from atomtune.training.data import find_examples, read_picture
 
+    names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES))
+    files.refuse_output(out)
+    manifest.refuse_foreign(out, *names)
     console = Console()
     methods = ("atoms", "lora") if compare else ("atoms",)
     options: dict[str, Any] = {"class_name": "teapot", "rank": 16, "seed": seed, "sample_every": 0, "overwrite": True}
@@ -89,13 +92,13 @@ def demo(
             key: json.loads(f"{numbers[key]:{ROWS[key][1].strip(',')}}") for key in ROWS if key in numbers
         }
 
+    manifest.record(out, *(out / name for name in names))
     sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), out / "grid.png", {"seed": seed})
-    with files.atomic_folder(out / "adapter") as temporary:
+    with files.atomic_folder(out / "adapter", seal=pipelines.CONFIG) as temporary:
         shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
     summary |= pipelines.precision_and_device(pipe)
-    with files.atomic_file(out / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    files.write_text(out / "summary.json", json.dumps(summary, indent=2))
     printed = Table("", *(Column(HEADS[method], justify="right") for method in ("base", *methods)))
     for label, values in table(summary, ("base", *methods)):
         printed.add_row(label, *values)

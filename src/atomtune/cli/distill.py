@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError, check_seed
+from atomtune.files import refuse_output
 
 
 def distill(
@@ -56,10 +57,13 @@ def distill(
 
     from atomtune import distillation, lora_files, pipelines
     from atomtune.cli.generate import read_prompts
+    from atomtune.cli.prune import refuse_taken
     from atomtune.coding import atoms_per_token
 
     atoms_per_token(atoms, density)
     check_seed(seed, num)
+    refuse_output(out, lora)
+    refuse_taken(out)
     info: dict[str, Any] = {}
     if file := distillation.diffusers_file(lora):
         lora_files.read(file)  # what is wrong with it is said before a base is opened

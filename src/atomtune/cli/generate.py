@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError, check_seed
+from atomtune.files import refuse_output, remove_leftovers
 
 
 def generate(
@@ -64,6 +65,9 @@ def generate(
     from atomtune import pipelines, sampling
     from atomtune.files import file_hash
 
+    out = out or (adapter or Path("runs")) / "generated"
+    refuse_output(out)
+    remove_leftovers(out)
     info = pipelines.adapter_info(adapter) if adapter else {}
     pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", pipelines.MOJI)))
     made_by = sampling.made_by(pipe, adapter)
@@ -74,7 +78,6 @@ def generate(
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     planned = [settings | made_by for settings in planned]
-    out = out or (adapter or Path("runs")) / "generated"
     files = [out / sampling.file_name(index, settings) for index, settings in enumerate(planned)]
     missing = [index for index, file in enumerate(files) if not sampling.is_drawn(file, planned[index])]
     try:

@@ -68,6 +68,8 @@ def inspect(
     info = pipelines.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    out = out or adapter / "report.html"
+    report.refuse_other_file(out)
     other = pipelines.adapter_info(against) if against else {}
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
@@ -104,7 +106,6 @@ def inspect(
             tell=tell,
         )
     found.against = str(against or "")
-    out = out or adapter / "report.html"
     made_by = {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)}
     size = report.write(found, out, made_by | pipelines.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")

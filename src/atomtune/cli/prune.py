@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError
+from atomtune.files import refuse_output
 
 
 def prune(
@@ -56,7 +57,8 @@ def prune(
         wanting = "--finetune-steps" if finetune_steps else "--by gradient"
         raise UserError(f"{wanting} needs the run that {adapter} came from: there is no config.yaml beside it.")
     by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
-    _refuse_taken(out)
+    refuse_output(out, adapter, *([run["pictures"]] if run else []))
+    refuse_taken(out)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
     pipe = hardware.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
@@ -112,8 +114,12 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_taken(out: Path) -> None:
-    if any((out / name).exists() for name in ("adapter", "config.yaml")):
+def refuse_taken(out: Path) -> None:
+    """Raise `UserError` where there is a run or an adapter."""
+    from atomtune.pipelines import CONFIG, WEIGHTS
+
+    names = ("config.yaml", *(folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG, WEIGHTS)))
+    if any((out / name).exists() for name in names):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 

@@ -9,6 +9,7 @@ checkpoints/step-000100/
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,45 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from atomtune.files import atomic_folder, remove_folder
+from atomtune.files import atomic_folder, remove
+from atomtune.pipelines import ADAPTER_FILES
 
 TENSOR = "__tensor__"
+SEAL = "state.json"  # without it a checkpoint is not complete
+FILES = (SEAL, "state.safetensors", *(f"adapter/{name}" for name in ADAPTER_FILES))
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int) -> Path:
-    """Write `step`'s checkpoint, whole or not at all, then remove all but the newest `keep`.
+    """Write `step`'s checkpoint, whole or not at all, then remove the files of all but the newest `keep`.
 
     `state` is a tree of dicts, lists, numbers, strings and tensors; `write_adapter(path)` writes the weights.
     """
-    target = folder / f"step-{step:06d}"
-    with atomic_folder(target) as temporary:
+    target = checkpoint_folder(folder, step)
+    with atomic_folder(target, SEAL) as temporary:
         write_adapter(temporary / "adapter")
         tensors: dict[str, torch.Tensor] = {}
         (temporary / "state.json").write_text(json.dumps(flatten({"step": step, **state}, tensors)), encoding="utf-8")
         save_file(tensors, temporary / "state.safetensors")
-    for old in checkpoints(folder)[:-keep]:
-        remove_folder(old)
+    kept = checkpoints(folder)[-keep:]
+    for old in _steps(folder):
+        if old not in kept:
+            remove([old / name for name in FILES], [old, old / "adapter"])
     return target
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where `step`'s checkpoint is."""
+    return folder / f"step-{step:06d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(".tmp"))
+    return [step for step in _steps(folder) if (step / SEAL).is_file()]
+
+
+def _steps(folder: Path) -> list[Path]:
+    steps = {path: int(path.name[5:]) for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)}
+    return sorted(steps, key=steps.__getitem__)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from atomtune import sampling
+from atomtune import manifest, sampling
 from atomtune.errors import UserError
 from atomtune.pipelines import call_options, denoiser
 from atomtune.tracing import bare_model
@@ -225,6 +225,7 @@ def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int,
     for index, file in enumerate(files):
         if accelerator.is_main_process and not file.is_file():
             (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
+            manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
     accelerator.wait_for_everyone()
     return [square(read_picture(file), resolution) for file in files]

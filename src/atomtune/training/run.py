@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from atomtune import pipelines
+from atomtune import manifest, pipelines
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
-from atomtune.files import remove_folder, remove_leftovers, write_text
+from atomtune.files import refuse_output, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+_STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
+NAMES = (
+    "config.yaml", "summary.json", "logs/pictures.json", "class_pictures/[0-9][0-9][0-9][0-9].png",
+    *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
+    *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
+    *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
+)  # fmt: skip
+"""Patterns of all that a run writes, but for what its tracker adds to the logs."""
 
 
 def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -35,8 +44,8 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
 
     Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`. Where the same run was stopped it continues; where it has finished it returns its numbers. Raises
-    `UserError`.
+    into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
+    Where the same run was stopped it continues; where it has finished it returns its numbers. Raises `UserError`.
     """
     config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
     try:
@@ -57,39 +66,58 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     examples = data.find_examples(config.pictures, config.instance_prompt)
     with accelerator.main_process_first():
         finished = _claim(config)
+    accelerator.wait_for_everyone()  # before the main process writes what the others look at
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
     if config.init_adapter is not None:
         pipelines.refuse_other_base(pipe, config.init_adapter)
     resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
-    _same_pictures(config, identity)
+    if not config.overwrite:
+        _same_pictures(config, identity)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
     autoencoder: Any = type(getattr(pipe, "vae", None))
-    if accelerator.is_main_process:
-        write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
-    try:
-        cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
-        trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
-    except UserError:
-        if accelerator.is_main_process and not checkpoints.checkpoints(config.out / "checkpoints"):
-            _clear(config.out)  # refused options leave nothing behind
-        raise
+    main = accelerator.is_main_process
+    with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
+        if main:
+            manifest.record(config.out, config.out / "config.yaml", config.out / "logs" / "pictures.json")
+            settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+            write_text(config.out / "config.yaml", settings)
+            write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+        accelerator.wait_for_everyone()
+        try:
+            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
+        except UserError:
+            trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
+            if main and not trained:
+                manifest.clear(config.out)  # refused options leave nothing behind
+            raise
     return trainer.finish()
 
 
 def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
-    """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
-    if config.overwrite:
-        _clear(config.out)
+    """See that `out` can be this run's: return the numbers if it has finished, raise `UserError` if it is another's."""
+    refuse_output(config.out, config.pictures, *([] if config.base == pipelines.MOJI else [config.base]))
+    if config.init_adapter is not None:
+        for name in FOLDERS:
+            refuse_output(config.out / name, pipelines.adapter_folder(config.init_adapter))
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
         remove_leftovers(folder)
     written = config.out / "config.yaml"
-    if not written.is_file():
+    unlisted = _is_run(written) and not manifest.written(config.out)
+    refusal = f"{config.out} holds a run of an older atomtune, which kept no list of its files, so none is removed "
+    refusal += "or replaced: choose another folder, or remove that one yourself."
+    if config.overwrite and unlisted:
+        raise UserError(refusal)
+    if not unlisted:
+        manifest.refuse_foreign(config.out, *NAMES)
+    if config.overwrite:
+        manifest.refuse_links(config.out)
+    if config.overwrite or not written.is_file():
         return None
     ignored = {"out": None, "overwrite": None, "device": None}
     defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
@@ -101,15 +129,20 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
         changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
         raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
     summary = config.out / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+    if summary.is_file():
+        return json.loads(summary.read_text(encoding="utf-8"))
+    if unlisted:
+        raise UserError(refusal)
+    return None
 
 
-def _clear(out: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in ("summary.json", "config.yaml"):
-        (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        remove_folder(out / name)
+def _is_run(file: Path) -> bool:
+    """Whether this is the config.yaml of a run."""
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(options, dict) and {"pictures", "class_name", "out"} <= options.keys()
 
 
 def _same_pictures(config: CustomizeConfig, identity: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from torch import Tensor
 
-from atomtune import pipelines, sampling
+from atomtune import manifest, pipelines, sampling
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
@@ -199,7 +199,7 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Train to the end, write the result and return its numbers."""
         config, accelerator = self.config, self.accelerator
-        accelerator.init_trackers("customize", self._hyperparameters())
+        self._start_trackers()
         self.wrapped.train()
         started, before = time.perf_counter(), self.seconds
         with TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process) as bar:
@@ -216,14 +216,28 @@ class Trainer:
                 if config.sample_every and self.step % config.sample_every == 0 and self.step < self.steps:
                     self._sample()
         samples = self._sample()
-        summary = self._numbers() | {"samples": samples, "checkpoint": str(self.folder / f"step-{self.step:06d}")}
+        summary = self._numbers() | {
+            "samples": samples,
+            "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step)),
+        }
         if accelerator.is_main_process:
+            files = [config.out / "adapter" / name for name in pipelines.ADAPTER_FILES]
+            manifest.record(config.out, *files, config.out / "summary.json")
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
             write_text(config.out / "summary.json", json.dumps(summary, indent=2))
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return summary
+
+    def _start_trackers(self) -> None:
+        """Start the trackers of `report_to`. They choose the names of their files, so these are listed afterwards."""
+        logs = self.config.out / "logs"
+        before = {*logs.glob("customize"), *logs.glob("customize/**/*")}
+        self.accelerator.init_trackers("customize", self._hyperparameters())
+        if self.accelerator.is_main_process:
+            after = {*logs.glob("customize"), *logs.glob("customize/**/*")}
+            manifest.record(self.config.out, *(after - before))
 
     def _measured_advance(self) -> None:
         """A step during which the codes are counted."""
@@ -284,6 +298,7 @@ class Trainer:
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
             decoding.offload()
             files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
+            manifest.record(self.config.out, files[-1])
             sampling.save_png(drawing.image, files[-1], drawing.settings | {"step": self.step})
         self.pipe.vae = None
         self.model.train()
@@ -315,6 +330,8 @@ class Trainer:
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
+            target = checkpoints.checkpoint_folder(self.folder, self.step)
+            manifest.record(self.config.out, *(target / name for name in checkpoints.FILES))
             checkpoints.save_checkpoint(
                 self.folder, self.step, state, self._write_adapter, self.config.checkpoints_total_limit
             )
