@@ -4,7 +4,9 @@ Every option is a flag and a key of the YAML that `--config` names (flags win), 
 sources. What the user can fix is said in one sentence on stderr, with exit code 2.
 """
 
+import signal
 import sys
+import threading
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -53,12 +55,17 @@ def _without_loading_bars(diffusers) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix."""
+    """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
+    by Ctrl-C or SIGTERM."""
     register_post_import_hook(_without_loading_bars, "diffusers")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half-written is left
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"atomtune: {stop}", file=sys.stderr)
         sys.exit(130)

@@ -21,8 +21,10 @@ from atomtune.files import atomic_folder, remove_folder
 TENSOR = "__tensor__"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int) -> Path:
-    """Write `step`'s checkpoint, whole or not at all, then remove all but the newest `keep`.
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int, spare: str | None = None
+) -> Path:
+    """Write `step`'s checkpoint, whole or not at all, then remove all but the newest `keep` and the one named `spare`.
 
     `state` is a tree of dicts, lists, numbers, strings and tensors; `write_adapter(path)` writes the weights.
     """
@@ -32,14 +34,25 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapte
         tensors: dict[str, torch.Tensor] = {}
         (temporary / "state.json").write_text(json.dumps(flatten({"step": step, **state}, tensors)), encoding="utf-8")
         save_file(tensors, temporary / "state.safetensors")
-    for old in checkpoints(folder)[:-keep]:
-        remove_folder(old)
+    remove_old(folder, keep, spare)
     return target
+
+
+def remove_old(folder: Path, keep: int, spare: str | None = None) -> None:
+    """Remove all checkpoints but the newest `keep` and `spare`."""
+    for old in checkpoints(folder)[:-keep]:
+        if old.name != spare:
+            remove_folder(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(".tmp"))
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from atomtune.files import remove_folder, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
+from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.trainer import PRECISIONS, Trainer
 
 if TYPE_CHECKING:
@@ -24,6 +27,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+RECORD = Path("logs", "run.json")
+"""What was trained on, by content (see `_content`), so that it is known again under another path."""
+
+STARTS = ("out", "overwrite")  # options of one start, not of the run
+LENGTH = ("steps", "epochs")
+WATCHING = (
+    "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
+)  # fmt: skip
+"""Options that may change between the starts of a run: none of them, nor a longer `LENGTH`, undoes what was trained."""
+
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -33,8 +52,9 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
 
     Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`. Where the same run was stopped it continues; where it has finished it returns its numbers. Raises
-    `UserError`.
+    into `out`. Where the same run was stopped it continues; where it has finished it goes on to more `steps` or
+    `epochs`, or returns its numbers if there are no more. Raises `UserError`, and `KeyboardInterrupt` with a sentence
+    that says how to continue when Ctrl-C or SIGTERM ended the training after a step, which is saved.
     """
     config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
     try:
@@ -51,14 +71,17 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
+    processes = accelerator.num_processes
     examples = data.find_examples(config.pictures, config.instance_prompt)
+    steps = config.total_steps(len(examples), processes)
+    refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
-        finished = _claim(config)
+        finished = _claim(config, steps, processes)
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
     resolution = config.resolution or pipelines.native_resolution(pipe)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
-    identity = data.digest(pictures, list(examples.values()))
-    _same_pictures(config, identity)
+    content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
+    _refuse_other_content(config, content)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return finished
@@ -66,8 +89,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     pipe.to(accelerator.device)
     autoencoder = type(pipe.vae)
     if accelerator.is_main_process:
-        write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+        write_text(config.out / RECORD, json.dumps(content))
+        resolved = config.to_dict() | {"overwrite": False}  # or starting again from this file would start over
+        write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     try:
         cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
         trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
@@ -78,8 +102,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     return trainer.finish()
 
 
-def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
-    """Make `out` this run's: return the numbers if it has finished, raise `UserError` if it is another run's."""
+def _claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
+    """Make `out` this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is another
+    run's or cannot go on to `steps`."""
     if config.overwrite:
         _clear(config.out)
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
@@ -87,17 +112,51 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
     written = config.out / "config.yaml"
     if not written.is_file():
         return None
-    ignored = {"out": None, "overwrite": None}
+    record = _record(config.out)
     defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
-    there = (
-        defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8")) | ignored
-    )  # it may be older than an option
-    here = config.to_dict() | ignored
-    if different := [name for name in here if here[name] != there.get(name)]:
-        changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
-        raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
-    summary = config.out / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # it may be older than an option
+    there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
+    free = {*STARTS, *LENGTH, *WATCHING} | ({"pictures", "base"} & record.keys())
+    if "init_adapter" in record and record["init_adapter"] == _digest(config.init_adapter):
+        free.add("init_adapter")
+    changed = {name: f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in here}
+    changed = {name: text for name, text in changed.items() if here[name] != there.get(name)}
+    if different := [text for name, text in changed.items() if name not in free]:
+        raise _another_run(config, ", ".join(different))
+    finished = _finished(config, steps)
+    if finished is not None and (unused := [text for name, text in changed.items() if name in WATCHING]):
+        logger.warning("%s is finished, so this changes nothing before more steps: %s", config.out, ", ".join(unused))
+    return finished
+
+
+def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
+    """The numbers of the run in `out` if it has finished `steps`, none if there are steps to train."""
+    file, last = config.out / "summary.json", checkpoints.newest_checkpoint(config.out / "checkpoints")
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": 0}
+    if summary["steps"] == steps:
+        return summary
+    trained = max(summary["steps"], checkpoints.step_of(last) if last else 0)
+    if trained > steps:
+        raise UserError(
+            f"{config.out} has trained {trained} steps already, and {steps} are asked for: ask for at least as many, "
+            "or train in another folder."
+        )
+    if summary["steps"] and last is None:
+        raise UserError(
+            f"{config.out} cannot go on from step {trained} to {steps}, its checkpoints are gone: train in another "
+            f"folder, with --init-adapter {config.out} to start from what it has learnt."
+        )
+    return None
+
+
+def _another_run(config: CustomizeConfig, changes: str) -> UserError:
+    last = checkpoints.newest_checkpoint(config.out / "checkpoints")
+    finished = (config.out / "adapter").is_dir()
+    learnt = config.out if finished else last and last / "adapter"
+    further = f", with --init-adapter {learnt} to start from what it has learnt" if learnt else ""
+    return UserError(
+        f"{config.out} holds another run ({changes}): train in another folder{further} (--overwrite starts over here)."
+    )
 
 
 def _clear(out: Path) -> None:
@@ -108,23 +167,79 @@ def _clear(out: Path) -> None:
         remove_folder(out / name)
 
 
-def _same_pictures(config: CustomizeConfig, identity: str) -> None:
-    file = config.out / "logs" / "pictures.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["digest"] != identity:
-        raise UserError(
-            f"{config.out} holds a run on other pictures or captions: choose another folder, or pass overwrite."
-        )
+def _content(config: CustomizeConfig, pipe: Any, pictures: str) -> dict[str, Any]:
+    """What the run learns from, whatever the paths: digests of pictures and first adapter, fingerprint of the base."""
+    base = pipelines.fingerprint(pipelines.denoiser(pipe))
+    return {"pictures": pictures, "base": base, "init_adapter": _digest(config.init_adapter)}
+
+
+def _digest(adapter: Path | None) -> str | None:
+    """Of an adapter's weights."""
+    if adapter is None:
+        return None
+    return hashlib.sha256((pipelines.adapter_folder(adapter) / pipelines.WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def _record(out: Path) -> dict[str, Any]:
+    file = out / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> None:
+    """Raise `UserError` if `out` holds a run that learns from something else."""
+    there = content | _record(config.out)
+    if there["pictures"] != content["pictures"]:
+        raise _another_run(config, f"other pictures or captions there than in {config.pictures} now")
+    if not pipelines.same_weights(there["base"], content["base"]):
+        raise _another_run(config, f"on a base with other weights than {config.base!r} has")
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
+    """Accelerate, told everything that the run's record says, so that no environment variable says otherwise."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
+    _refuse_unknown_tracker(config.report_to)
+    _heed_environment(config)
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
-    )
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+            dynamo_backend="no",
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(f"mixed_precision {config.mixed_precision} cannot be had here: {error}") from error
+
+
+def _refuse_unknown_tracker(name: str) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    if name in LOGGER_TYPE_TO_CLASS and name not in installed:
+        raise UserError(f"the tracker {name!r} is not installed: install its package, or set report_to to none.")
+    if name not in (*LOGGER_TYPE_TO_CLASS, "all", "none"):
+        raise UserError(f"there is no tracker {name!r}: expected none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+
+
+def _heed_environment(config: CustomizeConfig) -> None:
+    """Refuse what the environment asks of accelerate and a run cannot do; say what it asks and the run overrules."""
+    for variable, what in SHARDING.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(
+                f"{variable} asks for {what}, which splits a model over processes, and here every process trains a "
+                "whole adapter: start it without, with torchrun or `accelerate launch --multi_gpu`."
+            )
+    overruled = {  # variable: the option that holds instead, and what does not differ from not being set
+        "ACCELERATE_MIXED_PRECISION": ("mixed_precision", config.mixed_precision, "no"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+            "gradient_accumulation_steps", str(config.gradient_accumulation_steps), "1",
+        ),
+        "ACCELERATE_DYNAMO_BACKEND": ("compilation", "no", "no"),
+    }  # fmt: skip
+    for variable, (option, ours, unset) in overruled.items():
+        if (theirs := os.environ.get(variable, unset).lower()) not in (ours, unset):
+            logger.warning("%s=%s is not used: the run's %s is %s", variable, theirs, option, ours)
