@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from atomtune import pipelines
+from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import remove_folder, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
@@ -30,7 +32,7 @@ FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
 RECORD = Path("logs", "run.json")
 """What was trained on, by content (see `_content`), so that it is known again under another path."""
 
-STARTS = ("out", "overwrite")  # options of one start, not of the run
+STARTS = ("out", "overwrite", "device")  # options of one start, not of the run
 LENGTH = ("steps", "epochs")
 WATCHING = (
     "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
@@ -71,14 +73,17 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
+    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
     processes = accelerator.num_processes
     examples = data.find_examples(config.pictures, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = _claim(config, steps, processes)
-    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
-    resolution = config.resolution or pipelines.native_resolution(pipe)
+    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
+    if config.init_adapter is not None:
+        pipelines.refuse_other_base(pipe, config.init_adapter)
+    resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
     _refuse_other_content(config, content)
@@ -86,7 +91,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
-    pipe.to(accelerator.device)
     autoencoder = type(pipe.vae)
     if accelerator.is_main_process:
         write_text(config.out / RECORD, json.dumps(content))
@@ -196,23 +200,33 @@ def _refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> N
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
     """Accelerate, told everything that the run's record says, so that no environment variable says otherwise."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
     _refuse_unknown_tracker(config.report_to)
-    _heed_environment(config)
+    _refuse_sharding()
+    device, state = pick_device(config.device), PartialState()
+    if state.num_processes > 1 and device != state.device:
+        raise UserError(f"each of {state.num_processes} processes takes a device of its own: leave the device out.")
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
+    _say_overruled(config, precision)
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
+    state.device = device  # accelerate has no argument for it, and reads it here again and again
     try:
         return Accelerator(
-            mixed_precision=config.mixed_precision,
+            mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             dynamo_backend="no",
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
         )
-    except ValueError as error:  # a precision that the device does not have
-        raise UserError(f"mixed_precision {config.mixed_precision} cannot be had here: {error}") from error
+    except ValueError as error:
+        if "mixed precision" not in str(error):
+            raise
+        raise UserError(f"{precision} does not go on the device {str(device)!r}: {error}") from error
 
 
 def _refuse_unknown_tracker(name: str) -> None:
@@ -225,16 +239,20 @@ def _refuse_unknown_tracker(name: str) -> None:
         raise UserError(f"there is no tracker {name!r}: expected none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
 
 
-def _heed_environment(config: CustomizeConfig) -> None:
-    """Refuse what the environment asks of accelerate and a run cannot do; say what it asks and the run overrules."""
+def _refuse_sharding() -> None:
+    """Raise `UserError` if the environment asks accelerate for what a run cannot do."""
     for variable, what in SHARDING.items():
-        if os.environ.get(variable, "false").lower() == "true":
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
             raise UserError(
                 f"{variable} asks for {what}, which splits a model over processes, and here every process trains a "
                 "whole adapter: start it without, with torchrun or `accelerate launch --multi_gpu`."
             )
+
+
+def _say_overruled(config: CustomizeConfig, precision: str) -> None:
+    """Say what the environment asks of accelerate and the run's own options overrule."""
     overruled = {  # variable: the option that holds instead, and what does not differ from not being set
-        "ACCELERATE_MIXED_PRECISION": ("mixed_precision", config.mixed_precision, "no"),
+        "ACCELERATE_MIXED_PRECISION": ("mixed_precision", precision, "no"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
             "gradient_accumulation_steps", str(config.gradient_accumulation_steps), "1",
         ),

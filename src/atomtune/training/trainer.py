@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import cpu_offload_with_hook
 from torch import Tensor
 
 from atomtune import pipelines, sampling
@@ -104,15 +105,15 @@ class Trainer:
             with self.accelerator.accumulate(self.wrapped):
                 loss = self._loss(micro)
                 losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                if not torch.isfinite(losses[-1]):
-                    raise self._diverged()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-        loss = torch.stack(losses).mean().item()
+        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
+        if not math.isfinite(loss):
+            raise self._diverged()
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         self.step += 1
 
@@ -257,13 +258,12 @@ class Trainer:
             "class_name": config.class_name,
             "pictures": len(self.cache.conditionings),
             "resolution": self.resolution,
+            **pipelines.precision_and_device(self.pipe),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
             "loss": self.loss,
             "processes": self.accelerator.num_processes,
-            "device": str(self.accelerator.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
             "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
             **self.measured,
         }
@@ -275,15 +275,18 @@ class Trainer:
         }
 
     def _sample(self) -> list[str]:
-        """Draw the sample prompts into `samples/`, with the autoencoder back for as long as it takes."""
+        """Draw the sample prompts into `samples/`; the autoencoder is on the device for as long as it decodes."""
         if not self.accelerator.is_main_process:
             return []
         files = []
         self.model.eval()
-        self.pipe.vae = pipelines.load_autoencoder(self.config.base, self.autoencoder).to(self.accelerator.device)
+        vae = pipelines.load_autoencoder(self.config.base, self.autoencoder)
+        _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
+        self.pipe.vae = vae
         for number, (prompt, answer) in enumerate(self.cache.samples.items()):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
+            decoding.offload()
             files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
             sampling.save_png(drawing.image, files[-1], drawing.settings | {"step": self.step})
         self.pipe.vae = None
