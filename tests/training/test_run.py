@@ -9,6 +9,7 @@ import torch
 import yaml
 from accelerate.utils import DynamoBackend
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import atomtune
 from atomtune import pipelines
@@ -47,7 +48,9 @@ def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 6}])
 def test_a_finished_run_goes_on_to_the_bits_of_one_that_was_longer_from_the_start(run, tmp_path, options):
+    torch.manual_seed(0)  # checkpoints hold the global generator too, which no step draws from
     run("whole", steps=8, sample_every=4, **options)
+    torch.manual_seed(0)
     run(sample_every=2, **options)
     summary = run(steps=8, sample_every=0, checkpoint_every=3, checkpoints_total_limit=1, report_to="none", **options)
     out = tmp_path / "run"
@@ -86,9 +89,7 @@ def test_the_summary_stays_true_until_the_longer_run_has_finished(run, tmp_path,
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000008"]
 
 
-@pytest.mark.usefixtures("no_base")
-def test_a_run_does_not_go_back(run, tmp_path, monkeypatch):
-    monkeypatch.undo()
+def test_a_run_does_not_go_back(run, monkeypatch):
     run()
     monkeypatch.setattr(pipelines, "load_base", None)
     with pytest.raises(atomtune.UserError, match="has trained 4 steps already, and 3 are asked for"):
@@ -147,8 +148,6 @@ def test_other_pictures_and_another_base_are_another_run(run, base, pictures, tm
     run()
     shutil.copytree(base, other := tmp_path / "other")
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(atomtune.UserError, match=r"holds another run \(on a base with other weights than .*other"):
         run(base=str(other))
@@ -229,5 +228,5 @@ def test_names_and_options_are_refused_before_the_base_is_opened(run, tmp_path, 
 @pytest.mark.parametrize("options", [{"method": "dora"}, {"activation": "jumprelu", "threshold": 0.1}])
 @pytest.mark.usefixtures("no_base")
 def test_an_optimizer_of_matrices_is_refused_where_vectors_train(run, options):
-    with pytest.raises(atomtune.UserError, match="Muon does not take {}: .*2D"):
+    with pytest.raises(atomtune.UserError, match=r"Muon does not take \{\}: .*2D"):
         run(optimizer="Muon", **options)

@@ -5,13 +5,11 @@ import json
 import math
 import resource
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import T5EncoderModel
@@ -109,6 +107,17 @@ def test_nothing_but_the_denoiser_is_in_memory_while_training(run, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "_advance", count)
     run(sample_every=1)
     assert found == [[]] * 4
+
+
+def test_the_dropout_of_a_base_follows_from_the_seed_too(run, tmp_path):
+    base = save_tiny_pixart(tmp_path / "base")
+    file = base / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dropout": 0.5}))
+    run("one", base=str(base))
+    torch.rand(3)  # somebody else's draw between two runs
+    run("two", base=str(base), steps=2)
+    run("two", base=str(base))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
 def test_the_order_sees_every_picture_once_an_epoch(run, monkeypatch):

@@ -2,7 +2,7 @@
 
 checkpoints/step-000100/
     adapter/            the weights, a PEFT folder that opens like any other
-    state.safetensors   tensors of the optimizer, the schedule, the gradient scaler and the random number generators
+    state.safetensors   tensors of the optimizer, the schedule and the gradient scaler
     state.json          their shape, the step (which is the position in the data), and the numbers so far
 """
 
@@ -89,15 +89,3 @@ def restore(tree: Any, tensors: Any) -> Any:
             else {key: restore(value, tensors) for key, value in tree["pairs"]}
         )
     return tree
-
-
-def random_state() -> dict[str, Any]:
-    """The global random number generators. Training draws from its own; a base's dropout draws from these."""
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from `random_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

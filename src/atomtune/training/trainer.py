@@ -42,13 +42,17 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, what is trained in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE = range(2)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT = range(3)  # streams of random numbers
+
+
+def _seed(*counters: int) -> int:
+    """A seed that is a function of the counters alone."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _generator(*counters: int) -> torch.Generator:
     """A CPU generator whose stream is a function of the counters alone."""
-    seed = np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    return torch.Generator().manual_seed(_seed(*counters))
 
 
 class Trainer:
@@ -100,6 +104,8 @@ class Trainer:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
                 dictionary.set_density(density)
+        # a base's own dropout draws from the global generators
+        torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
         losses = []
         for micro in range(self.config.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.wrapped):
@@ -315,7 +321,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "random": checkpoints.random_state(),
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
@@ -335,7 +340,6 @@ class Trainer:
         self._follow_schedule()
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        checkpoints.set_random_state(state["random"])
         self.step = state["step"]
         self.seconds, self.loss, self.measured = (state["numbers"][name] for name in ("seconds", "loss", "measured"))
         logger.info("continuing from %s", checkpoint)
