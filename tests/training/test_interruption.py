@@ -68,7 +68,6 @@ def test_a_signal_ends_the_run_after_the_step_and_what_is_said_continues_to_the_
     assert not (out / "summary.json").exists()
     monkeypatch.undo()
     main(shlex.split(sentence[1])[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     assert state(out) == state(tmp_path / "whole")
 
 
