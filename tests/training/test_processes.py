@@ -54,9 +54,9 @@ def processes_of(rank: int, out: Path) -> list[int]:
 def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_same_bits(base, pictures, tmp_path):
     options = ["--class-name", "dog", "--base", base, "--num-atoms", "8", "--checkpoint-every", "1000"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(2, str(pictures), "--out", str(whole), *options, "--steps", "60", "--sample-every", "0")
+    train(2, str(pictures), "--out", str(whole), *options, "--steps", "12", "--sample-every", "0")
 
-    arguments = [str(pictures), "--out", str(stopped), *options, "--steps", "60", "--sample-every", "1"]
+    arguments = [str(pictures), "--out", str(stopped), *options, "--steps", "12", "--sample-every", "1"]
     process = start(2, *arguments)
     while process.poll() is None and not list(stopped.glob("samples/step-000001-*.png")):
         time.sleep(0.05)
@@ -64,7 +64,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_
     os.kill(second, signal.SIGINT)
     said = process.communicate(timeout=200)[1]
     last = [path.name for path in (stopped / "checkpoints").iterdir()]
-    assert len(last) == 1 and last < ["step-000060"], said
+    assert len(last) == 1 and last < ["step-000012"], said
     assert said.count("atomtune: stopped at step") == 1
     assert f"in 2 processes as before, goes on from step {int(last[0][5:])}." in said
     train(2, *arguments[:-1], "0")
