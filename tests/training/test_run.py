@@ -224,6 +224,14 @@ def test_names_and_options_are_refused_before_the_base_is_opened(run, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_base")
+def test_an_out_that_is_a_file_is_refused_before_the_base_is_opened(run, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(atomtune.UserError, match="out must be a folder, and .* is a file"):
+        run(overwrite=True)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("options", [{"method": "dora"}, {"activation": "jumprelu", "threshold": 0.1}])
 @pytest.mark.usefixtures("no_base")

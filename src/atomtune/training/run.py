@@ -109,6 +109,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 def _claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
     """Make `out` this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is another
     run's or cannot go on to `steps`."""
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"out must be a folder, and {config.out} is a file: choose another name.")
     if config.overwrite:
         _clear(config.out)
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
