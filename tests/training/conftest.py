@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import atomtune
 from tests.tiny_pixart import save_tiny_pixart
+from tests.training.quick import QUICK
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,13 @@ def pictures(tmp_path) -> Path:
     for index in range(3):
         Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def run(base, pictures, tmp_path):
+    """Customize into a folder of `tmp_path`."""
+
+    def run(out: str = "run", **options):
+        return atomtune.customize(**{**QUICK, "pictures": pictures, "base": base, "out": tmp_path / out, **options})
+
+    return run

@@ -5,13 +5,11 @@ import json
 import math
 import resource
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import T5EncoderModel
@@ -21,22 +19,7 @@ from atomtune.pipelines import adapter_info, load_adapter, load_base
 from atomtune.sampling import read_settings
 from atomtune.training import configure, trainer
 from tests.tiny_pixart import save_tiny_pixart
-
-QUICK = {"class_name": "dog", "steps": 4, "checkpoint_every": 2, "batch_size": 2, "sample_every": 0}
-
-
-@pytest.fixture
-def run(base, pictures, tmp_path):
-    """Customize into a folder of `tmp_path`."""
-
-    def run(out: str = "run", **options):
-        return atomtune.customize(pictures, **{**QUICK, "base": base, "out": tmp_path / out, **options})
-
-    return run
-
-
-def weights(out: Path) -> bytes:
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+from tests.training.quick import QUICK, weights
 
 
 @pytest.fixture
@@ -126,31 +109,15 @@ def test_nothing_but_the_denoiser_is_in_memory_while_training(run, monkeypatch):
     assert found == [[]] * 4
 
 
-def test_a_finished_run_is_not_trained_again(run, monkeypatch):
-    summary = run()
-    monkeypatch.setattr(trainer.Trainer, "_advance", None)
-    assert run() == summary
-
-
-def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
-    summary, file = run(), tmp_path / "run" / "config.yaml"
-    old = yaml.safe_load(file.read_text())
-    del old["compact"], old["sample_prompts"]
-    file.write_text(yaml.safe_dump(old))
-    assert run() == summary
-
-
-def test_another_run_is_not_overwritten_unless_told(run, pictures, tmp_path):
-    run()
-    before = weights(tmp_path / "run")
-    with pytest.raises(atomtune.UserError, match=r"holds another run \(learning_rate 0.0001 there and 0.5 now\)"):
-        run(learning_rate=0.5)
-    assert weights(tmp_path / "run") == before
-    run(learning_rate=0.5, overwrite=True)
-    assert weights(tmp_path / "run") != before
-    Image.new("RGB", (64, 64)).save(pictures / "0.png")
-    with pytest.raises(atomtune.UserError, match="holds a run on other pictures or captions"):
-        run(learning_rate=0.5)
+def test_the_dropout_of_a_base_follows_from_the_seed_too(run, tmp_path):
+    base = save_tiny_pixart(tmp_path / "base")
+    file = base / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dropout": 0.5}))
+    run("one", base=str(base))
+    torch.rand(3)  # somebody else's draw between two runs
+    run("two", base=str(base), steps=2)
+    run("two", base=str(base))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
 def test_the_order_sees_every_picture_once_an_epoch(run, monkeypatch):
@@ -221,7 +188,7 @@ def test_a_run_continues_after_the_disk_has_room_again(run, request, tmp_path):
     [
         ({"optimizer": "Magic"}, "there is no optimizer 'Magic': expected AdamW, CAME or a class of torch.optim."),
         ({"optimizer_options": {"speed": 9}}, "AdamW does not take {'speed': 9}"),
-        ({"lr_scheduler": "magic"}, "lr_scheduler: 'magic' is not a valid SchedulerType"),
+        ({"lr_scheduler": "magic"}, "lr_scheduler must be one of constant, constant_with_warmup, linear"),
         ({"method": "lora", "target_modules": ("magic",)}, "this base has no linear layer in magic"),
         ({"target_modules": ("magic",)}, "magic"),
         ({"base": "nowhere"}, "there is no base model 'nowhere'"),

@@ -4,8 +4,11 @@ Every option is a flag and a key of the YAML that `--config` names (flags win), 
 sources. What the user can fix is said in one sentence on stderr, with exit code 2.
 """
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +28,7 @@ app.command("atomtune.cli.edit:edit", help="Learn one picture and draw what it s
 app.command("atomtune.cli.merge:merge", help="Make one adapter out of several, or say how far two overlap.")
 app.command("atomtune.cli.distill:distill", help="Say a LoRA again in atoms.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pictures and draw it elsewhere.")
+app.meta.suppress_keyboard_interrupt = False  # `main` says what the interrupted command has to say
 
 
 @app.meta.default
@@ -69,13 +73,30 @@ def _without_loading_bars(diffusers) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt`, so that nothing half-written is left; whoever handles it already, does."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix."""
+    """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
+    by Ctrl-C or SIGTERM."""
     register_post_import_hook(_without_loading_bars, "diffusers")
     try:
-        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with _sigterm_as_ctrl_c():
+            app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"atomtune: {stop}", file=sys.stderr)
         sys.exit(130)

@@ -2,7 +2,7 @@
 
 checkpoints/step-000100/
     adapter/            the weights, a PEFT folder that opens like any other
-    state.safetensors   tensors of the optimizer, the schedule, the gradient scaler and the random number generators
+    state.safetensors   tensors of the optimizer, the schedule and the gradient scaler
     state.json          their shape, the step (which is the position in the data), and the numbers so far
 """
 
@@ -25,8 +25,10 @@ SEAL = "state.json"  # without it a checkpoint is not complete
 FILES = (SEAL, "state.safetensors", *(f"adapter/{name}" for name in ADAPTER_FILES))
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int) -> Path:
-    """Write `step`'s checkpoint, whole or not at all, then remove the files of all but the newest `keep`.
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], write_adapter: Any, keep: int, spare: str | None = None
+) -> Path:
+    """Write `step`'s checkpoint, whole or not at all, then remove the files of all but the newest `keep` and `spare`.
 
     `state` is a tree of dicts, lists, numbers, strings and tensors; `write_adapter(path)` writes the weights.
     """
@@ -36,16 +38,26 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], write_adapte
         tensors: dict[str, torch.Tensor] = {}
         (temporary / "state.json").write_text(json.dumps(flatten({"step": step, **state}, tensors)), encoding="utf-8")
         save_file(tensors, temporary / "state.safetensors")
+    remove_old(folder, keep, spare)
+    return target
+
+
+def remove_old(folder: Path, keep: int, spare: str | None = None) -> None:
+    """Remove the files of all checkpoints but the newest `keep` and the one named `spare`."""
     kept = checkpoints(folder)[-keep:]
     for old in _steps(folder):
-        if old not in kept:
+        if old not in kept and old.name != spare:
             remove([old / name for name in FILES], [old, old / "adapter"])
-    return target
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
     """Where `step`'s checkpoint is."""
     return folder / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -54,8 +66,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _steps(folder: Path) -> list[Path]:
-    steps = {path: int(path.name[5:]) for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)}
-    return sorted(steps, key=steps.__getitem__)
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)), key=step_of)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -92,15 +103,3 @@ def restore(tree: Any, tensors: Any) -> Any:
             else {key: restore(value, tensors) for key, value in tree["pairs"]}
         )
     return tree
-
-
-def random_state() -> dict[str, Any]:
-    """The global random number generators. Training draws from its own; a base's dropout draws from these."""
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from `random_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

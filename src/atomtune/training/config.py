@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import typing
@@ -35,7 +36,8 @@ class CustomizeConfig:
     class_name: Text
     """What the pictures show, in a word or two the base knows: "teapot"."""
     out: Path
-    """Folder for everything the run writes. The same command on the same folder continues a run that was stopped."""
+    """Folder for everything the run writes. The same command on the same folder continues a run that was stopped;
+    with more steps or epochs a finished run goes on."""
     base: str = "moji"
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: Text = "sks"
@@ -89,13 +91,16 @@ class CustomizeConfig:
     gradient_accumulation_steps: int = 1
     """Forward passes in one optimizer step."""
     optimizer: str = "AdamW"
-    """AdamW, CAME, or any other class of torch.optim."""
+    """AdamW, CAME, or any other class of torch.optim that takes plain steps (LBFGS and SparseAdam do not)."""
     optimizer_options: dict[str, float | int | bool | list[float] | str] = dataclasses.field(default_factory=dict)
     """Further arguments of the optimizer, such as {"weight_decay": 0.01}."""
     learning_rate: float = 1e-4
     """Learning rate."""
-    lr_scheduler: str = "constant"
-    """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial."""
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    """A schedule of diffusers. Those that fall do so over the whole run: a run that goes on to more steps takes up the
+    longer run's rate."""
     lr_warmup_steps: int = 0
     """Steps over which the learning rate rises from zero, for the schedules that have a warm-up."""
     max_grad_norm: float = 1.0
@@ -188,6 +193,11 @@ class CustomizeConfig:
     def instance_prompt(self) -> str:
         """The caption of pictures that have none of their own: `caption`, or "a sks teapot"."""
         return self.caption or f"a {self.token} {self.class_name}"
+
+    def total_steps(self, pictures: int, processes: int) -> int:
+        """Optimizer steps of the whole run on so many pictures in so many processes."""
+        in_one_step = self.batch_size * self.gradient_accumulation_steps * processes
+        return self.steps or math.ceil(self.epochs * pictures / in_one_step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""

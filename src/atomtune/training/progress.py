@@ -39,3 +39,7 @@ class TrainingBar:
         if measured:
             numbers += f"  density {measured['density']:.3f}  live atoms {measured['live_atoms']}"
         self.progress.update(self.task, completed=step, numbers=numbers)
+
+    def stopping(self) -> None:
+        """Show that Ctrl-C was heard."""
+        self.progress.update(self.task, numbers="stopping after this step (Ctrl-C again: at once)")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from atomtune.files import refuse_output, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
+from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.trainer import PRECISIONS, Trainer
 
 if TYPE_CHECKING:
@@ -27,14 +30,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+RECORD = Path("logs", "run.json")
+"""What was trained on, by content (see `_content`), so that it is known again under another path."""
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
-    "config.yaml", "summary.json", "logs/pictures.json", "class_pictures/[0-9][0-9][0-9][0-9].png",
+    "config.yaml", "summary.json", RECORD.as_posix(), "class_pictures/[0-9][0-9][0-9][0-9].png",
     *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
 )  # fmt: skip
 """Patterns of all that a run writes, but for what its tracker adds to the logs."""
+
+STARTS = ("out", "overwrite", "device")  # options of one start, not of the run
+LENGTH = ("steps", "epochs")
+WATCHING = (
+    "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
+)  # fmt: skip
+"""Options that may change between the starts of a run: none of them, nor a longer `LENGTH`, undoes what was trained."""
+
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -45,7 +64,9 @@ def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[st
     Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
     into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
-    Where the same run was stopped it continues; where it has finished it returns its numbers. Raises `UserError`.
+    Where the same run was stopped it continues; where it has finished it goes on to more `steps` or `epochs`, or
+    returns its numbers if there are no more. Raises `UserError`, and `KeyboardInterrupt` with a sentence that says how
+    to continue when Ctrl-C or SIGTERM ended the training after a step, which is saved.
     """
     config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
     try:
@@ -63,18 +84,21 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
+    processes = accelerator.num_processes
     examples = data.find_examples(config.pictures, config.instance_prompt)
+    steps = config.total_steps(len(examples), processes)
+    refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
-        finished = _claim(config)
+        finished = _claim(config, steps, processes)
     accelerator.wait_for_everyone()  # before the main process writes what the others look at
     pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
     if config.init_adapter is not None:
         pipelines.refuse_other_base(pipe, config.init_adapter)
     resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
-    identity = data.digest(pictures, list(examples.values()))
+    content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
     if not config.overwrite:
-        _same_pictures(config, identity)
+        _refuse_other_content(config, content)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return finished
@@ -83,10 +107,10 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     main = accelerator.is_main_process
     with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
         if main:
-            manifest.record(config.out, config.out / "config.yaml", config.out / "logs" / "pictures.json")
-            settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-            write_text(config.out / "config.yaml", settings)
-            write_text(config.out / "logs" / "pictures.json", json.dumps({"digest": identity}))
+            manifest.record(config.out, config.out / "config.yaml", config.out / RECORD)
+            write_text(config.out / RECORD, json.dumps(content))
+            resolved = config.to_dict() | {"overwrite": False}  # or starting again from this file would start over
+            write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
             cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
@@ -99,8 +123,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     return trainer.finish()
 
 
-def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
-    """See that `out` can be this run's: return the numbers if it has finished, raise `UserError` if it is another's."""
+def _claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
+    """See that `out` can be this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is
+    another run's or cannot go on to `steps`."""
     refuse_output(config.out, config.pictures, *([] if config.base == pipelines.MOJI else [config.base]))
     if config.init_adapter is not None:
         for name in FOLDERS:
@@ -119,21 +144,53 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
         manifest.refuse_links(config.out)
     if config.overwrite or not written.is_file():
         return None
-    ignored = {"out": None, "overwrite": None, "device": None}
+    record = _record(config.out)
     defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
-    there = (
-        defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8")) | ignored
-    )  # it may be older than an option
-    here = config.to_dict() | ignored
-    if different := [name for name in here if here[name] != there.get(name)]:
-        changes = ", ".join(f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in different)
-        raise UserError(f"{config.out} holds another run ({changes}): choose another folder, or pass overwrite.")
-    summary = config.out / "summary.json"
-    if summary.is_file():
-        return json.loads(summary.read_text(encoding="utf-8"))
-    if unlisted:
+    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # it may be older than an option
+    there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
+    free = {*STARTS, *LENGTH, *WATCHING} | ({"pictures", "base"} & record.keys())
+    if "init_adapter" in record and record["init_adapter"] == _digest(config.init_adapter):
+        free.add("init_adapter")
+    changed = {name: f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in here}
+    changed = {name: text for name, text in changed.items() if here[name] != there.get(name)}
+    if different := [text for name, text in changed.items() if name not in free]:
+        raise _another_run(config, ", ".join(different))
+    finished = _finished(config, steps)
+    if finished is None and unlisted:
         raise UserError(refusal)
+    if finished is not None and (unused := [text for name, text in changed.items() if name in WATCHING]):
+        logger.warning("%s is finished, so this changes nothing before more steps: %s", config.out, ", ".join(unused))
+    return finished
+
+
+def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
+    """The numbers of the run in `out` if it has finished `steps`, none if there are steps to train."""
+    file, last = config.out / "summary.json", checkpoints.newest_checkpoint(config.out / "checkpoints")
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": 0}
+    if summary["steps"] == steps:
+        return summary
+    trained = max(summary["steps"], checkpoints.step_of(last) if last else 0)
+    if trained > steps:
+        raise UserError(
+            f"{config.out} has trained {trained} steps already, and {steps} are asked for: ask for at least as many, "
+            "or train in another folder."
+        )
+    if summary["steps"] and last is None:
+        raise UserError(
+            f"{config.out} cannot go on from step {trained} to {steps}, its checkpoints are gone: train in another "
+            f"folder, with --init-adapter {config.out} to start from what it has learnt."
+        )
     return None
+
+
+def _another_run(config: CustomizeConfig, changes: str) -> UserError:
+    last = checkpoints.newest_checkpoint(config.out / "checkpoints")
+    finished = (config.out / "adapter").is_dir()
+    learnt = config.out if finished else last and last / "adapter"
+    further = f", with --init-adapter {learnt} to start from what it has learnt" if learnt else ""
+    return UserError(
+        f"{config.out} holds another run ({changes}): train in another folder{further} (--overwrite starts over here)."
+    )
 
 
 def _is_run(file: Path) -> bool:
@@ -145,31 +202,55 @@ def _is_run(file: Path) -> bool:
     return isinstance(options, dict) and {"pictures", "class_name", "out"} <= options.keys()
 
 
-def _same_pictures(config: CustomizeConfig, identity: str) -> None:
-    file = config.out / "logs" / "pictures.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["digest"] != identity:
-        raise UserError(
-            f"{config.out} holds a run on other pictures or captions: choose another folder, or pass overwrite."
-        )
+def _content(config: CustomizeConfig, pipe: Any, pictures: str) -> dict[str, Any]:
+    """What the run learns from, whatever the paths: digests of pictures and first adapter, fingerprint of the base."""
+    base = pipelines.fingerprint(pipelines.denoiser(pipe))
+    return {"pictures": pictures, "base": base, "init_adapter": _digest(config.init_adapter)}
+
+
+def _digest(adapter: Path | None) -> str | None:
+    """Of an adapter's weights."""
+    if adapter is None:
+        return None
+    return hashlib.sha256((pipelines.adapter_folder(adapter) / pipelines.WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def _record(out: Path) -> dict[str, Any]:
+    file = out / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> None:
+    """Raise `UserError` if `out` holds a run that learns from something else."""
+    there = content | _record(config.out)
+    if there["pictures"] != content["pictures"]:
+        raise _another_run(config, f"other pictures or captions there than in {config.pictures} now")
+    if not pipelines.same_weights(there["base"], content["base"]):
+        raise _another_run(config, f"on a base with other weights than {config.base!r} has")
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
+    """Accelerate, told everything that the run's record says, so that no environment variable says otherwise."""
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
+    _refuse_unknown_tracker(config.report_to)
+    _refuse_sharding()
     device, state = pick_device(config.device), PartialState()
     if state.num_processes > 1 and device != state.device:
         raise UserError(f"each of {state.num_processes} processes takes a device of its own: leave the device out.")
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
+    _say_overruled(config, precision)
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
     state.device = device  # accelerate has no argument for it, and reads it here again and again
     try:
         return Accelerator(
             mixed_precision=precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+            dynamo_backend="no",
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
         )
@@ -177,3 +258,37 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
         if "mixed precision" not in str(error):
             raise
         raise UserError(f"{precision} does not go on the device {str(device)!r}: {error}") from error
+
+
+def _refuse_unknown_tracker(name: str) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    if name in LOGGER_TYPE_TO_CLASS and name not in installed:
+        raise UserError(f"the tracker {name!r} is not installed: install its package, or set report_to to none.")
+    if name not in (*LOGGER_TYPE_TO_CLASS, "all", "none"):
+        raise UserError(f"there is no tracker {name!r}: expected none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+
+
+def _refuse_sharding() -> None:
+    """Raise `UserError` if the environment asks accelerate for what a run cannot do."""
+    for variable, what in SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise UserError(
+                f"{variable} asks for {what}, which splits a model over processes, and here every process trains a "
+                "whole adapter: start it without, with torchrun or `accelerate launch --multi_gpu`."
+            )
+
+
+def _say_overruled(config: CustomizeConfig, precision: str) -> None:
+    """Say what the environment asks of accelerate and the run's own options overrule."""
+    overruled = {  # variable: the option that holds instead, and what does not differ from not being set
+        "ACCELERATE_MIXED_PRECISION": ("mixed_precision", precision, "no"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+            "gradient_accumulation_steps", str(config.gradient_accumulation_steps), "1",
+        ),
+        "ACCELERATE_DYNAMO_BACKEND": ("compilation", "no", "no"),
+    }  # fmt: skip
+    for variable, (option, ours, unset) in overruled.items():
+        if (theirs := os.environ.get(variable, unset).lower()) not in (ours, unset):
+            logger.warning("%s=%s is not used: the run's %s is %s", variable, theirs, option, ours)

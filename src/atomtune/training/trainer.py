@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import statistics
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ from atomtune.files import write_text
 from atomtune.training import checkpoints, encoding
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
+from atomtune.training.interruption import Interruption
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
+from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.progress import TrainingBar
 
@@ -40,13 +42,17 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, what is trained in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE = range(2)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT = range(3)  # streams of random numbers
+
+
+def _seed(*counters: int) -> int:
+    """A seed that is a function of the counters alone."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _generator(*counters: int) -> torch.Generator:
     """A CPU generator whose stream is a function of the counters alone."""
-    seed = np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    return torch.Generator().manual_seed(_seed(*counters))
 
 
 class Trainer:
@@ -75,10 +81,10 @@ class Trainer:
         self.penalties = Penalties(config, self.dictionaries)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
-        optimizer = self._optimizer()
-        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(
-            self.model, optimizer, self._schedule(optimizer)
-        )
+        self.steps = config.total_steps(len(cache.conditionings), accelerator.num_processes)
+        optimizer = make_optimizer(config, self.parameters)
+        schedule = make_schedule(config, optimizer, self.steps, accelerator.num_processes)
+        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
         if resumed:
             self._load_state(resumed)
 
@@ -90,42 +96,6 @@ class Trainer:
             return model
         return pipelines.load_adapter(self.pipe, start, trainable=True)
 
-    @cached_property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        config, count = self.config, len(self.cache.conditionings)
-        in_one_step = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        return config.steps or math.ceil(config.epochs * count / in_one_step)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        if config.optimizer == "CAME":
-            from pytorch_optimizer import CAME as kind
-        else:
-            kind = getattr(torch.optim, config.optimizer, None)
-            if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-                raise UserError(
-                    f"there is no optimizer {config.optimizer!r}: expected AdamW, CAME or a class of torch.optim."
-                )
-        try:
-            return kind(self.parameters, lr=config.learning_rate, **config.optimizer_options)  # pyright: ignore
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{config.optimizer} does not take {config.optimizer_options}: {error}.") from error
-
-    def _schedule(self, optimizer: torch.optim.Optimizer):
-        from diffusers.optimization import get_scheduler
-
-        processes = self.accelerator.num_processes  # accelerate advances the schedule once for each process
-        try:
-            return get_scheduler(
-                self.config.lr_scheduler,
-                optimizer,
-                num_warmup_steps=self.config.lr_warmup_steps * processes,
-                num_training_steps=self.steps * processes,
-            )
-        except ValueError as error:
-            raise UserError(f"lr_scheduler: {error}.") from error
-
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
@@ -134,6 +104,8 @@ class Trainer:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
                 dictionary.set_density(density)
+        # a base's own dropout draws from the global generators
+        torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
         losses = []
         for micro in range(self.config.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.wrapped):
@@ -197,12 +169,24 @@ class Trainer:
     # -- the whole run ----------------------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
-        """Train to the end, write the result and return its numbers."""
+        """Train to the end, write the result and return its numbers.
+
+        Ctrl-C and SIGTERM end it after the step, with a checkpoint: `KeyboardInterrupt`, which says how to continue.
+        """
+        try:
+            return self._finish()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._how_to_continue()) from None
+
+    def _finish(self) -> dict[str, Any]:
         config, accelerator = self.config, self.accelerator
         self._start_trackers()
         self.wrapped.train()
+        if self._sample_is_due() and not list((config.out / "samples").glob(f"step-{self.step:06d}-*")):
+            self._sample()  # it was stopped between the checkpoint and its samples
         started, before = time.perf_counter(), self.seconds
-        with TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process) as bar:
+        bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
+        with bar, Interruption(bar.stopping) as interruption:
             while self.step < self.steps:
                 if self.step % config.measure_every == 0:
                     self._measured_advance()
@@ -211,9 +195,13 @@ class Trainer:
                 self.seconds = before + time.perf_counter() - started
                 accelerator.log({"loss": self.loss, "lr": self.schedule.get_last_lr()[0], **self.measured}, self.step)
                 bar.update(self.step, self.loss, self.measured)
-                if self.step % config.checkpoint_every == 0 or self.step == self.steps:
+                stop = self._in_any_process(interruption.asked)
+                if self.step % config.checkpoint_every == 0 or self.step == self.steps or stop:
                     self._save_checkpoint()
-                if config.sample_every and self.step % config.sample_every == 0 and self.step < self.steps:
+                if stop:
+                    accelerator.end_training()
+                    raise KeyboardInterrupt
+                if self._sample_is_due():
                     self._sample()
         samples = self._sample()
         summary = self._numbers() | {
@@ -226,6 +214,7 @@ class Trainer:
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
             write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            checkpoints.remove_old(self.folder, config.checkpoints_total_limit)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return summary
@@ -238,6 +227,26 @@ class Trainer:
         if self.accelerator.is_main_process:
             after = {*logs.glob("customize"), *logs.glob("customize/**/*")}
             manifest.record(self.config.out, *(after - before))
+
+    def _sample_is_due(self) -> bool:
+        every = self.config.sample_every
+        return bool(every) and 0 < self.step < self.steps and self.step % every == 0
+
+    def _in_any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: the same answer in all, so that all stop at one step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        flags: Any = self.accelerator.gather(torch.tensor([int(flag)], device=self.accelerator.device))
+        return bool(flags.any())
+
+    def _how_to_continue(self) -> str:
+        if not self.accelerator.is_main_process:
+            return ""
+        processes, last = self.accelerator.num_processes, checkpoints.newest_checkpoint(self.folder)
+        command = f"atomtune customize --config {shlex.quote(str(self.config.out / 'config.yaml'))}"
+        together = f", in {processes} processes as before," if processes > 1 else ""
+        goes_on = f"goes on from step {checkpoints.step_of(last)}" if last else "starts again"
+        return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
 
     def _measured_advance(self) -> None:
         """A step during which the codes are counted."""
@@ -274,6 +283,7 @@ class Trainer:
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
             "loss": self.loss,
+            "processes": self.accelerator.num_processes,
             "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
             **self.measured,
         }
@@ -326,24 +336,35 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "random": checkpoints.random_state(),
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
+            keep, spare = self.config.checkpoints_total_limit, self._finished_checkpoint()
             target = checkpoints.checkpoint_folder(self.folder, self.step)
             manifest.record(self.config.out, *(target / name for name in checkpoints.FILES))
-            checkpoints.save_checkpoint(
-                self.folder, self.step, state, self._write_adapter, self.config.checkpoints_total_limit
-            )
+            checkpoints.save_checkpoint(self.folder, self.step, state, self._write_adapter, keep, spare)
         self.accelerator.wait_for_everyone()
+
+    def _finished_checkpoint(self) -> str | None:
+        """Name of the checkpoint that summary.json speaks of, while a finished run goes on to more steps."""
+        summary = self.config.out / "summary.json"
+        return Path(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"]).name if summary.is_file() else None
 
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self._follow_schedule()
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        checkpoints.set_random_state(state["random"])
         self.step = state["step"]
         self.seconds, self.loss, self.measured = (state["numbers"][name] for name in ("seconds", "loss", "measured"))
         logger.info("continuing from %s", checkpoint)
+
+    def _follow_schedule(self) -> None:
+        """The learning rate of the schedule as it is now: a run that goes on to more steps has a longer one."""
+        schedule = self.schedule.scheduler
+        rates = [rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+        schedule._last_lr = rates
