@@ -196,7 +196,7 @@ class LayerTrace:
 
     @property
     def _norms(self) -> Float[Tensor, " atoms"]:
-        return self.dictionary.dictionary.weight.detach().float().norm(dim=0)
+        return self.dictionary.atoms().norm(dim=1)
 
 
 @dataclass

@@ -142,6 +142,8 @@ class Trainer:
                     raise self._diverged()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    for dictionary in self.dictionaries:
+                        dictionary.share_statistics(self._mean)
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
@@ -234,7 +236,7 @@ class Trainer:
         with trace(self.model) as counts:
             self._advance()
         for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
-            layer.dictionary.usage.lerp_(layer.usage, 0.2)
+            layer.dictionary.usage.lerp_(self._mean(layer.usage), 0.2)
         by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
             "active_per_token": float(counts.active_per_token),
@@ -244,6 +246,10 @@ class Trainer:
             "density_highest_layer": max(by_layer),
             "live_atoms": int(counts.alive),
         }
+
+    def _mean(self, tensor: Tensor) -> Tensor:
+        """Over processes."""
+        return self.accelerator.reduce(tensor, "mean")  # pyright: ignore[reportReturnType]
 
     def _numbers(self) -> dict[str, Any]:
         config = self.config
