@@ -18,7 +18,7 @@ from torch import Tensor
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES
 from atomtune.moji.pipeline import AUTOENCODER
 from atomtune.moji.scenes import RESOLUTION, to_array
-from pretraining import CACHE, state
+from pretraining import CACHE, autocast, state
 from pretraining.drawings import Drawings
 
 LATENT_NOISE, LATENT_PENALTY = 0.05, 1e-3
@@ -82,7 +82,7 @@ def train(steps: int) -> AutoencoderTiny:
     for step in range(done, steps):
         rng, generator = random.Random(step), torch.Generator().manual_seed(step)
         pictures = to_tensor([_training_picture(drawings, rng) for _ in range(BATCH)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             (latents,) = model.encode(pictures, return_dict=False)
             noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
             difference = model.decode(latents + noise, return_dict=False)[0].float() - pictures

@@ -12,11 +12,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES
-from atomtune.moji.scenes import SIZES, STYLES, Scene, caption, compose, sample_scene
+from atomtune.moji.scenes import SIZES, STYLES, Mix, Scene, caption, compose, sample_scene
 from pretraining import CACHE
 
 VERSIONS = {"twemoji": "1.2.5", "noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "emojione": "1.2.3", "noto-v1": "1.2.5"}
@@ -47,6 +46,8 @@ def svg(icons: dict, name: str) -> str | None:
 
 def render(document: str, pixels: int) -> Image.Image:
     """Rasterize an SVG document to a square RGBA picture."""
+    import resvg_py  # not there on a machine that gets the drawings in a bundle
+
     png = resvg_py.svg_to_bytes(svg_string=document, width=pixels, height=pixels)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
@@ -73,9 +74,9 @@ class Drawings:
             path.parent.mkdir(parents=True, exist_ok=True)
             render_all(path)
         with np.load(path) as archive:
-            self._arrays = {key: archive[key] for key in archive.files}
+            self.arrays = {key: archive[key] for key in archive.files}
         self.styles: dict[str, list[str]] = {}
-        for key in self._arrays:
+        for key in self.arrays:
             name, style, _ = key.split("|")
             styles = self.styles.setdefault(name, [])
             if style not in styles:
@@ -87,13 +88,13 @@ class Drawings:
 
     def drawing(self, scene: Scene) -> Image.Image:
         """The RGBA drawing of `scene`, at its size."""
-        return Image.fromarray(self._arrays[f"{scene.name}|{scene.style}|{SIZES[scene.size]}"])
+        return Image.fromarray(self.arrays[f"{scene.name}|{scene.style}|{SIZES[scene.size]}"])
 
-    def sample(self, names: list[str], rng: random.Random) -> tuple[Scene, str]:
+    def sample(self, names: list[str], rng: random.Random, mix: Mix = Mix()) -> tuple[Scene, str]:  # noqa: B008
         """A random scene of one of `names`, with a caption."""
         name = rng.choice(names)
-        scene = sample_scene(name, self.styles[name], rng)
-        return scene, caption(scene, rng)
+        scene = sample_scene(name, self.styles[name], rng, mix)
+        return scene, caption(scene, rng, mix)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from atomtune.moji.scenes import (
     sample_scene,
     to_array,
 )
-from pretraining import CACHE, state
+from pretraining import CACHE, autocast, state
 from pretraining.drawings import Drawings
 
 GROUPS, SCENES, FREE, TURNED, NOTHING = 16, 3, 64, 12, 4
@@ -246,7 +246,7 @@ class Losses(nn.Module):
         # The box is never exact in pictures that a model draws, so it is not exact here.
         moved = center + half * uniform(-0.1, 0.1, len(pictures), 2)
         crops = crop(pictures, difference, moved, half * uniform(0.9, 1.2, len(pictures), 1))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             features = self.network.features(crops, colour, center, half)
         features = features.float()
         joint, subject = self.network.joint(features), self.network.subject(features)

@@ -1,41 +1,54 @@
 """The transformer: PixArt's own class in miniature, learning v-prediction on latents of scenes with their captions.
 
-Run `torchrun --nproc-per-node 2 -m pretraining.transformer --images 1500000` (a process of one thread for each core:
-on a busy CPU that beats two threads, which wait for each other at every operation). It goes on from its checkpoint,
-or else from the committed weights with a fresh optimizer and a short warm-up. Latents and text embeddings are
-computed when first met and kept in memory, so that a step is the transformer's alone. Every draw depends on the
-step's number and the process's rank, so a resumed run repeats a straight one. Over the last 100,000 of the images asked
-for, the learning rate falls to zero; with more images asked for later it goes on from there. `--export` writes the
-running average of the weights, in fp16, into the package.
+Run `torchrun --nproc-per-node 2 -m pretraining.transformer --images 5000000` (a process of one thread for each core:
+on a busy CPU that beats two threads, which wait for each other at every operation), or on a machine with a card
+
+    python -m pretraining.transformer --device cuda --bundle DIR --out DIR --images 20000000
+
+It goes on from its checkpoint, or else from the committed weights with a fresh optimizer and a short warm-up. Every
+draw depends on the step's number and the process's rank, so a resumed run repeats a straight one. Over the last 100,000
+of the images asked for, the learning rate falls to zero; with more images asked for later it goes on from there.
+`--export` writes the running average of the weights, in fp16, into the package.
 """
 
 import argparse
+import copy
 import json
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderTiny, DDPMScheduler, PixArtTransformer2DModel
+from accelerate.utils import find_executable_batch_size
+from diffusers import AutoencoderTiny, PixArtTransformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atomtune.moji.names import SEEN_NAMES
-from atomtune.moji.pipeline import AUTOENCODER, MAX_TOKENS, SCHEDULER, TRANSFORMER, WEIGHTS, assemble, text_encoder
-from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Scene
+from atomtune.moji.pipeline import AUTOENCODER, TRANSFORMER, WEIGHTS, assemble
+from atomtune.moji.scenes import Mix
 from atomtune.sampling import grid
-from pretraining import CACHE, autoencoder, state
+from pretraining import CACHE, autocast, autoencoder, state
+from pretraining.batches import Batch, Batches, CardBatches
 from pretraining.drawings import Drawings
 
-BATCH, LEARNING_RATE, WARMUP, AVERAGE, DROPPED_CAPTIONS = 32, 1e-3, 500, 0.999, 0.1
-COOLDOWN = 100_000  # images
-CHECKPOINT, LOG = CACHE / "transformer.pt", CACHE / "transformer.jsonl"
+BATCH = 32
+LEARNING_RATE = 1e-3
+WARMUP = 500
+"""Steps over which the learning rate rises after a start without an optimizer's state."""
+COOLDOWN = 100_000
+"""Images over which it falls to zero at the end."""
+AVERAGE = 0.999
+"""Share of the running average that a batch of 32 leaves."""
+MIX = Mix()
+"""Which scenes, and what their captions say."""
+SAVE_EVERY = 240
+"""Seconds between checkpoints."""
+CHECKPOINT, LOG = CACHE / "transformer.pt", "transformer.jsonl"
 PROMPTS = [
     *(
         "a red apple",
@@ -60,93 +73,9 @@ PROMPTS = [
 ]
 
 
-class Latents:
-    """Scaled latents of scenes, [batch, 4, 16, 16], encoded when first asked for and kept as float16."""
-
-    def __init__(self, vae: AutoencoderTiny, drawings: Drawings) -> None:
-        self._vae, self._drawings = vae, drawings
-        self._rows: dict[Scene, int] = {}
-        places = len(BACKGROUNDS) * len(SIZES) * len(PLACES)
-        self._table = np.zeros((sum(map(len, drawings.styles.values())) * places, 4, 16, 16), np.float16)  # zeros: lazy
-
-    def __call__(self, scenes: list[Scene]) -> Tensor:
-        new = [scene for scene in dict.fromkeys(scenes) if scene not in self._rows]
-        if new:
-            pictures = autoencoder.to_tensor([self._drawings.picture(scene) for scene in new])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents = self._vae.encode(pictures, return_dict=False)[0].float() * self._vae.config["scaling_factor"]
-            first = len(self._rows)
-            self._table[first : first + len(new)] = latents.numpy()
-            self._rows.update({scene: first + i for i, scene in enumerate(new)})
-        return torch.from_numpy(self._table[[self._rows[scene] for scene in scenes]]).float()
-
-
-class Captions:
-    """MiniLM's token embeddings of captions, [batch, MAX_TOKENS, 384], and masks; computed when first asked for."""
-
-    def __init__(self) -> None:
-        self._tokenizer, self._encoder = text_encoder()
-        self._known: dict[str, Tensor] = {}
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if new:
-            tokens = self._tokenizer(new, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                hidden = self._encoder(**tokens).last_hidden_state
-            for caption, row, length in zip(new, hidden, tokens.attention_mask.sum(1).tolist(), strict=True):
-                self._known[caption] = row[:length].half()
-        embeddings, mask = torch.zeros(len(captions), MAX_TOKENS, 384), torch.zeros(len(captions), MAX_TOKENS)
-        for i, caption in enumerate(captions):
-            known = self._known[caption]
-            embeddings[i, : len(known)], mask[i, : len(known)] = known.float(), 1
-        return embeddings, mask
-
-
-def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Four of five logit-normal around t = 250, where the signal is as strong as the noise and shapes are decided (as
-    Stable Diffusion 3 does), the rest uniform: half of all uniform draws are nearly pure noise on latents this small.
-    """
-    middle = 1000 * torch.sigmoid(torch.randn(count, generator=generator) - 1.1)
-    anywhere = 1000 * torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < 0.8, middle, anywhere).long()
-
-
-@dataclass
-class Batch:
-    """What one step learns from: noisy latents x_t, their captions and steps t, and the velocity to predict."""
-
-    scenes: list[Scene]
-    noisy: Tensor
-    text: Tensor
-    mask: Tensor
-    timesteps: Tensor
-    target: Tensor
-
-
-class Batches:
-    """Scenes with captions, as the transformer is fed them; batch `number` is always the same."""
-
-    def __init__(self, vae: AutoencoderTiny) -> None:
-        self.drawings = Drawings()
-        self.latents, self.captions = Latents(vae, self.drawings), Captions()
-        self.noise_schedule: Any = DDPMScheduler(**SCHEDULER)
-
-    def __call__(self, number: int, count: int, sample: Callable[..., Tensor] = sample_timesteps) -> Batch:
-        rng, generator = random.Random(number), torch.Generator().manual_seed(number)
-        scenes, captions = zip(*(self.drawings.sample(SEEN_NAMES, rng) for _ in range(count)), strict=True)
-        captions = ["" if rng.random() < DROPPED_CAPTIONS else caption for caption in captions]
-        latents, (text, mask) = self.latents(list(scenes)), self.captions(captions)
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = sample(count, generator)
-        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
-        target = self.noise_schedule.get_velocity(latents, noise, timesteps)
-        return Batch(list(scenes), noisy, text, mask, timesteps, target)
-
-
 def predict(model: Any, batch: Batch) -> Tensor:
     """v̂(x_t, t, caption), [batch, 4, 16, 16], in float32."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(batch.noisy.device.type):
         (predicted,) = model(
             batch.noisy, batch.text, batch.timesteps, encoder_attention_mask=batch.mask, return_dict=False
         )
@@ -156,7 +85,8 @@ def predict(model: Any, batch: Batch) -> Tensor:
 def prepare(model: PixArtTransformer2DModel) -> None:
     """Make it fast to train, in place: the weights keep their names."""
     model.train()
-    model.set_attn_processor(AttnProcessor())  # compiled, for 64 tokens: 1.6 times as fast as flash attention
+    if model.device.type == "cpu":
+        model.set_attn_processor(AttnProcessor())  # compiled, for 64 tokens: 1.6 times as fast as flash attention
     for block in model.transformer_blocks:
         block.compile()
 
@@ -181,19 +111,33 @@ def trained_autoencoder() -> AutoencoderTiny:
 
 
 class Pretraining:
-    """The model, its running average and optimizer, and how many images they have seen."""
+    """The model, its running average and optimizer, and how many images they have seen.
 
-    def __init__(self, last: int) -> None:
+    Args:
+        last: Images it is to see in all.
+        device: "cpu", or that of a card.
+        start: Folder of weights, laid out as those in the package, to go on from where no checkpoint has seen more.
+        bundle: On a card, the folder of `pretraining.bundle`.
+        out: Where results go in files of at most 15 MB: the averaged weights, the log, samples.
+    """
+
+    def __init__(
+        self, last: int, device: str = "cpu", start: Path = WEIGHTS, bundle: Path | None = None, out: Path = CACHE
+    ) -> None:
         torch.manual_seed(0)
         self.vae, self.images, self.restarted_at, self.last = trained_autoencoder(), 0, 0, last
+        self.device, self.out = torch.device(device), out
         self.model = PixArtTransformer2DModel(**TRANSFORMER)
-        saved, committed = state.load(CHECKPOINT), WEIGHTS / "training.json"
-        if saved is None and committed.exists():
+        saved, training = state.load(CHECKPOINT), start / "training.json"
+        images = json.loads(training.read_text())["images"] if training.exists() else 0
+        if images > (saved["images"] if saved else 0):
+            saved = None
             self.model = PixArtTransformer2DModel.from_pretrained(
-                WEIGHTS / "transformer", torch_dtype=torch.float32, variant="fp16"
+                start / "transformer", torch_dtype=torch.float32, variant="fp16"
             )
-            self.images = self.restarted_at = json.loads(committed.read_text())["images"]
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+            self.images = self.restarted_at = images
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType]
+        self.average = AveragedModel(self.model)
         self.optimizer = optimizer(self.model)
         if saved:
             self.model.load_state_dict(saved["model"])
@@ -203,88 +147,113 @@ class Pretraining:
         prepare(self.model)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
-        self.batches = Batches(self.vae)
+        if bundle is None:
+            self.batches = Batches(self.vae, MIX)
+        else:
+            self.batches = CardBatches(self.vae, bundle, self.device, MIX)
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, batch: int) -> float:
         """It rises from zero after a start without an optimizer's state, and falls to zero over the last images."""
-        risen = (self.images - self.restarted_at + BATCH) / (WARMUP * BATCH)
+        risen = (self.images - self.restarted_at + batch) / (WARMUP * batch)
         return LEARNING_RATE * min(1.0, risen, (self.last - self.images) / COOLDOWN)
 
-    def step(self) -> float:
-        """One batch: ‖v - v̂(x_t, t, caption)‖², v-prediction; returns this process's loss."""
-        number, share = self.images // BATCH * self.world + self.rank, BATCH // self.world
-        batch = self.batches(number, share)
+    def step(self, batch: Batch, size: int) -> Tensor:
+        """This process's share of a batch of `size`: ‖v - v̂(x_t, t, caption)‖², v-prediction; returns its loss."""
         loss = (predict(self.parallel, batch) - batch.target).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate(size)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
-        self.images += BATCH
-        return loss.item()
+        self.images += size
+        return loss.detach()
 
     def save(self) -> None:
         """Write the checkpoint."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         states = {name: part.state_dict() for name, part in parts.items()}
         state.save(CHECKPOINT, images=self.images, restarted_at=self.restarted_at, **states)
+        if self.out != CACHE:
+            self.export(self.out, shard="15MB")
 
     def picture(self) -> None:
-        """Draw `PROMPTS`, always with the same noise, into the cache."""
+        """Draw `PROMPTS`, always with the same noise."""
         average: Any = self.average.module
         pipe: Any = assemble(average, self.vae)
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(PROMPTS, generator=[torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]).images
         average.train()
-        grid([drawn[:8], drawn[8:]], ["", ""]).save(CACHE / f"samples-{self.images:07d}.png")
+        grid([drawn[:8], drawn[8:]], ["", ""]).save(self.out / f"samples-{self.images:07d}.png")
 
-    def export(self) -> None:
-        """Write the averaged weights and the autoencoder into the package, as fp16 safetensors."""
-        average: Any = self.average.module
-        average.half().save_pretrained(WEIGHTS / "transformer", variant="fp16")
-        self.vae.half().save_pretrained(WEIGHTS / "vae", variant="fp16")
-        settings = json.loads((WEIGHTS / "vae" / "config.json").read_text())
+    def export(self, folder: Path = WEIGHTS, shard: str = "10GB") -> None:
+        """Write the averaged weights and the autoencoder, as fp16 safetensors, and how many images they have seen."""
+        average: Any = copy.deepcopy(self.average.module)
+        average.half().save_pretrained(folder / "transformer", variant="fp16", max_shard_size=shard)
+        copy.deepcopy(self.vae).half().save_pretrained(folder / "vae", variant="fp16")
+        settings = json.loads((folder / "vae" / "config.json").read_text())
         for written in ("block_out_channels", "_name_or_path"):  # diffusers warns of one; the other is of this machine
             settings.pop(written, None)
-        (WEIGHTS / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        for file in WEIGHTS.rglob("*.safetensors"):
+        (folder / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for file in folder.rglob("*.safetensors"):
             file.chmod(0o644)
-        (WEIGHTS / "training.json").write_text(json.dumps({"images": self.images}) + "\n")
+        (folder / "training.json").write_text(json.dumps({"images": self.images}) + "\n")
 
-    def run(self) -> None:
-        """Train until the last image has been seen, saving every 16,000."""
-        losses, clock = [], time.time()
-        while self.images < self.last:
-            losses.append(self.step())
+    def run(self, size: int = BATCH) -> None:
+        """Train with batches of `size` until the last image has been seen."""
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(AVERAGE ** (size / BATCH))
+        number = self.images // size * self.world + self.rank
+        losses, clock, saved, saves = [], time.time(), time.time(), 0
+        for batch in self.batches.stream(number, size // self.world, self.world):
+            if self.images >= self.last:
+                break
+            losses.append(self.step(batch, size))
             if self.rank:
                 continue
-            if self.images % (BATCH * 100) == 0:
-                speed, loss = BATCH * len(losses) / (time.time() - clock), sum(losses) / len(losses)
+            if len(losses) == 100:
+                loss, speed = float(torch.stack(losses).mean()), size * len(losses) / (time.time() - clock)
                 line = {"images": self.images, "loss": round(loss, 5), "images_per_second": round(speed, 1)}
-                with LOG.open("a") as log:
+                with (self.out / LOG).open("a") as log:
                     log.write(json.dumps(line) + "\n")
                 print(line, flush=True)
                 losses, clock = [], time.time()
-            if self.images % (BATCH * 500) == 0:
+            if time.time() - saved > SAVE_EVERY:
                 self.save()
-            if self.images % (BATCH * 1500) == 0:
-                self.picture()
-                clock = time.time()
+                saves += 1
+                if self.device.type == "cpu" and saves % 4 == 0:
+                    self.picture()
+                saved = clock = time.time()
+                losses = []
         if not self.rank:
             self.save()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train, or export."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1_500_000)
+    parser.add_argument("--images", type=int, default=5_000_000, help="images it is to have seen in all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--start", type=Path, default=WEIGHTS, help="folder of weights to go on from")
+    parser.add_argument("--bundle", type=Path, help="folder of pretraining.bundle; needed on a card")
+    parser.add_argument("--out", type=Path, default=CACHE, help="folder for weights, log and samples")
+    parser.add_argument("--batch", type=int, help="32 on a CPU; on a card 512, or the largest below that fits")
     parser.add_argument("--export", action="store_true", help="write the weights so far into the package, and stop")
     options = parser.parse_args()
+    card = options.device != "cpu"
+    if card and options.bundle is None:
+        parser.error("--device needs --bundle: write one with `python -m pretraining.bundle DIR`")
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
-    pretraining = Pretraining(options.images)
+    options.out.mkdir(parents=True, exist_ok=True)
+    pretraining = Pretraining(options.images, options.device, options.start, options.bundle, options.out)
     if options.export:
         pretraining.export()
+    elif card:
+        find_executable_batch_size(pretraining.run, starting_batch_size=options.batch or 512)()
     else:
-        pretraining.run()
+        pretraining.run(options.batch or BATCH)
+
+
+if __name__ == "__main__":
+    main()

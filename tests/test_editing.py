@@ -1,6 +1,7 @@
 """edit: two ladders, the trade-off, and what it leaves on disk."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,10 +49,13 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, picture, tmp_
     assert result["best"] == "12 atoms"
     assert json.loads((out / "edit.json").read_text()) == result
     assert len(json.loads((out / "preset.json").read_text())["dropped"]) == 32 - 12
-    assert len(list((out / "edit").rglob("*.png"))) == 8  # the picture, the base, five rungs, one without
+    assert len(list((out / "edit").rglob("*.png"))) == 8  # the base, five rungs, one without, and the strip of them
+    assert (result["dtype"], result["device"]) == ("float32", "cpu")
     with Image.open(out / "edit.png") as strip:
         assert strip.width > 8 * 128
     again = edit(picture, "a green dog", out, "a blue dog", num=1, base=str(base), **TRAINING)  # trains no second time
+    kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
+    assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
 
 

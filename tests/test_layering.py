@@ -14,12 +14,23 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"cli", "studio"},
     {"editing", "distillation"},
-    {"training", "analysis", "conversion", "merging", "pruning", "sampling", "pipelines", "metrics", "moji"},
+    {
+        "training",
+        "analysis",
+        "conversion",
+        "lora_files",
+        "merging",
+        "pruning",
+        "sampling",
+        "pipelines",
+        "metrics",
+        "moji",
+    },
     {"atoms", "tracing"},
     {"adapters", "dictionary_attention"},
     {"dictionary"},
     {"thresholds"},
-    {"coding", "cards"},
+    {"coding", "cards", "devices"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
 BASEMENT = {"errors", "files"}

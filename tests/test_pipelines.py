@@ -1,6 +1,7 @@
 """Opening bases, and adapters on the base they belong to."""
 
 import json
+import os
 import shutil
 
 import huggingface_hub.constants
@@ -12,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from atomtune import AtomConfig, UserError, board
+from atomtune import AtomConfig, UserError, board, merge
 from atomtune.pipelines import (
+    WEIGHTS,
     adapter_info,
     call_options,
     denoiser,
@@ -22,6 +24,7 @@ from atomtune.pipelines import (
     load_autoencoder,
     load_base,
     native_resolution,
+    resolution_for,
     save_adapter,
     set_denoiser,
 )
@@ -260,3 +263,49 @@ def test_an_adapter_of_another_form_is_not_swapped_in_half(base, tmp_path, optio
     assert torch.equal(draw(one), before)
     with pytest.raises(UserError, match="there is no adapter 'second' to swap"):
         load_adapter(one, tmp_path / "other", "second", hotswap=True)
+
+
+BROKEN = {
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "there is no adapter_model.safetensors"),
+    "cut weights": (lambda folder: os.truncate(folder / WEIGHTS, 900), "cannot be read"),
+    "no method": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "is of no method that PEFT knows"),
+    "no mapping": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is of no method that PEFT knows"),
+    "other method": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "X"}'), "is of no method that PEFT"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_adapter_is_refused_before_a_base_is_opened(tmp_path, name):
+    pipe = tiny_pixart()
+    pipe.transformer = get_peft_model(pipe.transformer, AtomConfig(target_modules=["attn1"], num_atoms=4, density=0.5))
+    folder = save_adapter(pipe, tmp_path / "a", base="tiny")
+    spoil, sentence = BROKEN[name]
+    spoil(folder)
+    with pytest.raises(UserError, match=sentence):
+        adapter_info(folder)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tiny_pixart(tmp_path / "base")
+    pipe = load_base("~/base")
+    pipe.transformer = get_peft_model(pipe.transformer, AtomConfig(target_modules=["attn1"], num_atoms=4, density=0.5))
+    assert save_adapter(pipe, "~/a", base="~/base") == tmp_path / "a"
+    assert adapter_info("~/a")["base_model_name_or_path"] == str(tmp_path / "base")
+    assert merge(["~/a", "~/a"], "~/both") == tmp_path / "both"
+    load_adapter(load_base("~/base"), "~/both")
+
+
+def test_a_resolution_is_a_multiple_of_what_a_token_covers():
+    pipe = tiny_pixart()
+    each = pipe.vae_scale_factor * pipe.transformer.config.patch_size
+    assert resolution_for(pipe, 3 * each) == 3 * each and resolution_for(pipe, None) == native_resolution(pipe)
+    with pytest.raises(
+        UserError, match=rf"must be a multiple of {each} with this base, got {3 * each + 1}: try {3 * each}\."
+    ):
+        resolution_for(pipe, 3 * each + 1)
+    pipe.image_processor.register_to_config(vae_scale_factor=4 * each)  # as of a base that packs its latents
+    with pytest.raises(UserError, match=f"must be a multiple of {4 * each}"):
+        resolution_for(pipe, 3 * each)

@@ -1,13 +1,30 @@
 """Sampling: what a picture starts from, what it carries, and the grid."""
 
 import json
+import re
+import sys
+import unicodedata
 
 import numpy as np
 import pytest
+import torch
+from diffusers import PixArtSigmaPipeline
 from PIL import Image
 
+from atomtune import moji
 from atomtune.errors import UserError
-from atomtune.sampling import generate, grid, read_settings, save_images
+from atomtune.pipelines import call_options
+from atomtune.sampling import (
+    Drawing,
+    draw,
+    file_name,
+    file_words,
+    generate,
+    grid,
+    plan,
+    read_settings,
+    save_images,
+)
 from tests.tiny_pixart import tiny_pixart
 
 
@@ -41,7 +58,8 @@ def test_noise_depends_on_the_seed_alone(pipe):
 
 def test_defaults_are_the_pipelines_own_and_are_recorded(pipe):
     settings = generate(pipe, "a dog")[0].settings
-    assert settings == {"prompt": "a dog", "seed": 0, "steps": 20, "guidance_scale": 4.5}
+    own = {"steps": 20, "guidance_scale": 4.5, "resolution": 64, "dtype": "float32", "device": "cpu"}
+    assert settings == {"prompt": "a dog", "seed": 0, **own}
 
 
 @pytest.mark.parametrize("wrong", [{"num": 0}, {"steps": -3}, {"batch_size": 0}])
@@ -50,13 +68,92 @@ def test_numbers_that_cannot_be_drawn_with(pipe, wrong):
         generate(pipe, "a dog", **wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"resolution": 70}, {"resolution": 0}, {"resolution": -64}, {"seed": 10**20}, {"seed": -1}]
+)
+def test_what_the_base_cannot_draw_is_refused_before_it_draws(pipe, wrong):
+    with pytest.raises(UserError, match=r"resolution must be a multiple of|seed must be a whole number"):
+        generate(pipe, "a dog", **wrong)
+
+
 def test_pictures_carry_their_settings(pipe, tmp_path):
     drawings = generate(pipe, "a dog on the snow", num=2, seed=3, steps=2, guidance_scale=1.0)
     drawings[1].settings["base"] = "PixArt-Σ"
     files = save_images(drawings, tmp_path / "new")
-    assert [file.name for file in files] == ["000-a-dog-on-the-snow-seed3.png", "001-a-dog-on-the-snow-seed4.png"]
+    names = ["000-a-dog-on-the-snow-seed3-00000000.png", "001-a-dog-on-the-snow-seed4-00000000.png"]
+    assert [re.sub(r"[0-9a-f]{8}(?=\.)", "0" * 8, file.name) for file in files] == names
     assert read_settings(files[1]) == drawings[1].settings
     assert sorted(tmp_path.joinpath("new").iterdir()) == files  # no temporary name is left
+
+
+def test_a_picture_is_drawn_again_from_its_settings(pipe, tmp_path):
+    drawing = generate(pipe, "a dog", num=2, steps=2, negative_prompt="snow")[1]
+    (file,) = save_images([drawing], tmp_path)
+    (again,) = draw(pipe, [read_settings(file)])
+    assert abs(pixels(again.image) - pixels(drawing.image)).max() <= 1  # another batch size: the last bit
+
+
+def test_a_picture_is_on_disk_as_soon_as_it_is_drawn(pipe, tmp_path):
+    def stopped():
+        yield from draw(pipe, plan(pipe, "a dog", num=2, steps=1), batch_size=1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_images(stopped(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_settings_decide_the_name():
+    settings = {"prompt": "a dog", "seed": 0, "scale": 1.0, "steps": 20}
+    changes = [{"scale": 0.5}, {"steps": 4}, {"prompt": "a dog!"}, {"negative_prompt": "snow"}, {"seed": 1}]
+    names = {file_name(0, settings), *(file_name(0, settings | change) for change in changes)}
+    assert len(names) == 1 + len(changes)
+    assert file_name(0, dict(reversed(settings.items()))) == file_name(0, settings)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "猫", "\U0001d4ea"])
+def test_names_fit_every_file_system(letter, tmp_path):
+    settings = {"prompt": letter * 300 + " on the snow", "seed": 2**64 - 1}
+    (file,) = save_images([Drawing(Image.new("RGB", (2, 2)), settings)], tmp_path)
+    assert file.is_file() and letter in file.name
+    for form in ("NFC", "NFD"):  # some file systems take letters apart
+        assert len(unicodedata.normalize(form, file.name).encode()) < 200
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_the_file_system_cannot_write_are_left_out_of_the_name(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
+    assert file_words("猫 a cat").encode(encoding) == b"-a-cat"
+
+
+def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(pipe):
+    (drawing,) = generate(pipe, "a dog", seed=3, steps=2, negative_prompt="snow")
+    options = call_options(pipe) | {"generator": torch.Generator().manual_seed(3), "num_inference_steps": 2}
+    assert (pixels(pipe("a dog", negative_prompt="snow", **options).images[0]) == pixels(drawing.image)).all()
+    assert (pixels(generate(pipe, "a dog", seed=3, steps=2)[0].image) != pixels(drawing.image)).any()
+    assert drawing.settings["negative_prompt"] == "snow"
+    plain, named = (
+        generate(moji.random_pipeline(), "a dog", steps=1, negative_prompt=words)[0].image for words in ("", "a cat")
+    )
+    assert (pixels(plain) != pixels(named)).any()
+
+
+def test_a_negative_prompt_that_would_do_nothing_is_refused(pipe):
+    with pytest.raises(UserError, match="guidance_scale is 1, which is none"):
+        generate(pipe, "a dog", guidance_scale=1.0, negative_prompt="snow")
+
+    class Distilled(PixArtSigmaPipeline):
+        def __call__(self, prompt=None, num_inference_steps=1, guidance_scale=4.0):
+            raise AssertionError("nothing is drawn")
+
+    with pytest.raises(UserError, match="Distilled takes no negative prompt"):
+        generate(Distilled(**pipe.components), "a dog", negative_prompt="snow")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (file,) = save_images([Drawing(Image.new("RGB", (2, 2)), {"prompt": "x"})], "~/out")
+    assert file.parent == tmp_path / "out" and read_settings(f"~/out/{file.name}") == {"prompt": "x"}
 
 
 def test_settings_of_a_picture_that_is_not_ours(tmp_path):

@@ -27,10 +27,11 @@ from atomtune.moji.scenes import Scene, caption
 from experiments.cells import cell, read
 from experiments.figures import plt, save
 from experiments.report import ROOT, table
-from pretraining import transformer
+from pretraining import autocast, transformer
 from pretraining.__main__ import SETTINGS
+from pretraining.batches import Batch, Batches, sample_timesteps
 from pretraining.evaluate import draw, scenes, score
-from pretraining.transformer import BATCH, LEARNING_RATE, WARMUP, Batch, Batches
+from pretraining.transformer import BATCH, LEARNING_RATE, WARMUP
 
 HERE = Path(__file__).parent / "results"
 SECONDS, EVERY, PROMPTS = 900, 180, 100
@@ -87,7 +88,7 @@ class Features:
         if new:
             pixels = torch.from_numpy(np.stack([np.asarray(self._picture(scene)) for scene in new]))
             pictures = F.interpolate(pixels.permute(0, 3, 1, 2) / 127.5 - 1, size=256, mode="bilinear")
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 maps = self._network.extract_features(pictures)  # [batch, 1280, 8, 8]
             self._known.update(zip(new, maps.flatten(2).transpose(1, 2).half(), strict=True))
         return torch.stack([self._known[scene] for scene in wanted]).float()
@@ -107,7 +108,7 @@ class Alignment(nn.Module):
         self._hidden = hidden
 
     def forward(self, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             projected = self.projector(self._hidden)
         return -F.cosine_similarity(projected.float(), targets, dim=-1).mean()
 
@@ -140,7 +141,7 @@ def measure(idea: Idea) -> dict[str, Any]:
     align = Alignment(model) if idea.repa else None
     if idea.compiled:
         transformer.prepare(model)
-    sample = uniform_timesteps if idea.uniform else transformer.sample_timesteps
+    sample = uniform_timesteps if idea.uniform else sample_timesteps
     optimizer = transformer.optimizer(model, idea.learning_rate)
     if align:
         optimizer.add_param_group({"params": list(align.parameters())})

@@ -84,7 +84,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     result = edit(folder / "picture.png", prompt, folder / "atoms", source, num=NUM, report_to="none")
     drawn = {"the picture": [picture]}
     for label in ("base", "all atoms", result["best"]):
-        files = sorted((folder / "atoms" / "edit" / label.replace(" ", "-")).glob("*.png"))
+        files = sorted((Path(result["folder"]) / sampling.file_words(label)).glob("*.png"))
         drawn["best of atoms" if label == result["best"] else label] = [_open(file) for file in files]
     drawn.setdefault("all atoms", drawn["best of atoms"])
 

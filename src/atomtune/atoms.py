@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
-from atomtune.files import write_text
+from atomtune.files import expanded, write_text
 from atomtune.tracing import bare_model, timesteps
 
 _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
@@ -283,7 +283,7 @@ class AtomBoard:
     def apply(self, preset: Mapping[str, Any] | str | Path) -> None:
         """Set the dials as a preset (or a JSON file of one) says, from the state of `reset`. Raises `UserError`."""
         if isinstance(preset, str | Path):
-            preset = _read_preset(Path(preset))
+            preset = _read_preset(expanded(preset))
         if unknown := sorted(preset.keys() - {"density", "gain", "dropped", "schedule"}):
             raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, dropped and schedule.")
         for address in (*preset.get("density", {}), *preset.get("gain", {}), *preset.get("dropped", [])):
@@ -298,7 +298,7 @@ class AtomBoard:
 
     def save_preset(self, file: str | Path) -> None:
         """Write `preset()` as JSON, whole or not at all."""
-        write_text(file, json.dumps(self.preset(), indent=1) + "\n")
+        write_text(expanded(file), json.dumps(self.preset(), indent=1) + "\n")
 
 
 @dataclass
@@ -337,7 +337,7 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
 
 def _read_preset(file: Path) -> dict[str, Any]:
     try:
-        preset = json.loads(file.read_text(encoding="utf-8"))
+        preset = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"the preset {file} could not be read ({error}): expected JSON of `save_preset`.") from error
     if not isinstance(preset, dict):

@@ -26,25 +26,16 @@ if TYPE_CHECKING:
 def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = False) -> PeftModel:
     """The same model with the LoRA replaced by linear atoms of density 1, under the same name, exactly as strong.
 
-    The LoRA is taken out of `model`, which must carry no other adapter. Raises `UserError` where a component is not one
-    direction in and one direction out: DoRA, biases, convolutions.
+    The LoRA is taken out of `model`, which must carry no other adapter. Raises `UserError`, see
+    `refuse_other_than_lora`.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    config = model.peft_config.get(adapter)
-    if not isinstance(config, LoraConfig) or len(model.peft_config) != 1:
-        raise UserError(
-            f"expected a model with the LoRA {adapter!r} and no other adapter, got {sorted(model.peft_config)} of "
-            f"{type(config).__name__ if config else 'another name'}: load the LoRA alone."
-        )
-    if config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save:
-        raise UserError("this LoRA is more than B A x (DoRA, biases or whole modules): only plain LoRA becomes atoms.")
+    refuse_other_than_lora(model, adapter)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
-            if not isinstance(layer.get_base_layer(), nn.Linear):
-                raise UserError(f"{name} is a {type(layer.get_base_layer()).__name__}: only linear layers carry atoms.")
             A, B = (part[adapter].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))  # pyright: ignore
             factors[name] = singular_directions(A, B, layer.scaling[adapter]) if principal else (
                 A, layer.scaling[adapter] * B
@@ -59,6 +50,25 @@ def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = 
             dictionary.encoder.weight.copy_(A)
             dictionary.dictionary.weight.copy_(B)
     return adapted.eval()
+
+
+def refuse_other_than_lora(model: PeftModel, adapter: str = "default") -> None:
+    """Raise `UserError` unless `model` carries this LoRA alone, each component one direction in and one direction out:
+    no DoRA, no biases, no convolutions."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+    config = model.peft_config.get(adapter)
+    if not isinstance(config, LoraConfig) or len(model.peft_config) != 1:
+        raise UserError(
+            f"expected a model with the LoRA {adapter!r} and no other adapter, got {sorted(model.peft_config)} of "
+            f"{type(config).__name__ if config else 'another name'}: load the LoRA alone."
+        )
+    if config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save:
+        raise UserError("this LoRA is more than B A x (DoRA, biases or whole modules): only plain LoRA becomes atoms.")
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and not isinstance(layer.get_base_layer(), nn.Linear):
+            raise UserError(f"{name} is a {type(layer.get_base_layer()).__name__}: only linear layers carry atoms.")
 
 
 def singular_directions(

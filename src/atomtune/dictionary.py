@@ -130,7 +130,7 @@ class SparseDictionary(Dials):
         self.register_buffer("slots", None, persistent=False)
         self.register_buffer("places", None, persistent=False)
         self._seat(seats)
-        self._aim()
+        self._aim(self.k_max)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -177,12 +177,15 @@ class SparseDictionary(Dials):
         k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
         self.density = density
         self.k_max = [max(most, now) for most, now in zip(self.k_max, k)]
-        self.k.copy_(torch.tensor(k))
-        self._aim()
+        self._aim(k)
 
-    def _aim(self) -> None:
+    def _aim(self, k: list[int]) -> None:
+        """Each token may use k atoms of each group. Nothing is read from a GPU, nor sent there: annealing comes by here
+        in every step."""
+        for own, now in zip(self.k, k):
+            own.fill_(now)
         if self.sigma is not None:
-            self.sigma.aim(self.k.tolist(), self.group_sizes)
+            self.sigma.aim(k, self.group_sizes)
 
     @property
     def density_changed(self) -> bool:
@@ -191,9 +194,8 @@ class SparseDictionary(Dials):
 
     def reset_density(self) -> None:
         """Undo `set_density`."""
-        self.k.copy_(torch.tensor(self._k_own))
         self.density = self._density_own
-        self._aim()
+        self._aim(self._k_own)
 
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
@@ -271,11 +273,10 @@ class SparseDictionary(Dials):
         k = self.k.minimum(torch.tensor(self.group_sizes, device=self.k.device))
         self.k_max = [min(most, size) for most, size in zip(self.k_max, self.group_sizes)]
         if k.tolist() != self._k_own:
-            self.k.copy_(k)
             self.k_max = self._k_own = k.tolist()
         if self._k_own != [min(size, atoms_per_token(size, self.density)) for size in self.group_sizes]:
             self.density = self._density_own = sum(self._k_own) / self.num_atoms
-        self._aim()
+        self._aim(self._k_own)
 
 
 def _follow(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:

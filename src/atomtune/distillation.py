@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from atomtune import pipelines, sampling
+from atomtune import lora_files, pipelines, sampling
 from atomtune.adapters import AtomConfig, AtomLayer, adapted_layers
-from atomtune.conversion import lora_to_atoms
+from atomtune.conversion import lora_to_atoms, refuse_other_than_lora
 from atomtune.dictionary import SparseDictionary
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,6 +72,8 @@ def distill(
 
     if not prompts:
         raise UserError("there is nothing to distill on: give prompts that the LoRA was made for.")
+    check_seed(seed, num)
+    refuse_other_than_lora(model)
     generator = torch.Generator().manual_seed(seed)
     with _recorded(model, tokens, generator) as seen:
         sampling.generate(pipe, list(prompts), num, seed, sampling_steps, resolution=resolution)
@@ -141,35 +144,19 @@ def diffusers_file(path: Path) -> Path | None:
 
 
 def load_lora(pipe: DiffusionPipeline, path: str | Path) -> PeftModel:
-    """Attach a LoRA to the pipeline's denoiser: a PEFT folder, a run, or a `.safetensors` file of diffusers."""
-    from diffusers.utils.peft_utils import get_peft_kwargs
-    from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Attach a LoRA to the pipeline's denoiser: a PEFT folder, a run, or a `.safetensors` file as diffusers or kohya's
+    scripts write it. What a file has for text encoders is left out, and that is logged as a warning.
 
-    if (file := diffusers_file(Path(path))) is None:
+    Raises `UserError`, and leaves the denoiser as it was, if there is no LoRA that can be read or fits this base.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    path = expanded(path)
+    if (file := diffusers_file(path)) is None:
         return pipelines.load_adapter(pipe, path)
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the LoRA {str(path)!r} could not be read ({error}): expected a folder or a file.") from error
-    own = ("transformer.", "unet.")
-    state = {key.split(".", 1)[1] if key.startswith(own) else key: value for key, value in state.items()}
-    alphas = {key: float(state.pop(key)) for key in [key for key in state if key.endswith(".alpha")]}
-    if not any("lora" in key for key in state):
-        raise UserError(f"{str(path)!r} holds no LoRA: expected keys such as 'transformer.….lora_A.weight'.")
-    if not any(".lora_A." in key for key in state):
-        state = convert_all_state_dict_to_peft(state)
-    ranks = {key: value.shape[1] for key, value in state.items() if ".lora_B." in key}
-    config = LoraConfig(**get_peft_kwargs(ranks, alphas, state))
-    try:
-        model = get_peft_model(pipelines.denoiser(pipe), config)
-        found = set_peft_model_state_dict(model, {f"base_model.model.{key}": value for key, value in state.items()})
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the LoRA {str(path)!r} does not fit this base: {error}") from error
-    if found.unexpected_keys:
-        raise UserError(f"the LoRA {str(path)!r} does not fit this base, which has no {found.unexpected_keys[0]!r}.")
+    state, options = lora_files.fitted(pipe, lora_files.read(file), file)
+    model = get_peft_model(pipelines.denoiser(pipe), LoraConfig(**options))
+    set_peft_model_state_dict(model, {f"base_model.model.{key}": value for key, value in state.items()})
     pipelines.set_denoiser(pipe, model)
     return model.eval()
 

@@ -13,21 +13,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from PIL import Image
 
 from atomtune import pipelines, sampling
 from atomtune.atoms import AtomBoard, board
-from atomtune.errors import UserError
-from atomtune.files import write_text
+from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded, write_text
 from atomtune.training import configure, customize
 from atomtune.training.config import load_recipe, recipe_names
 from atomtune.training.data import read_picture, square
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
 COUNTS = (400, 120, 40, 12)
@@ -67,28 +65,36 @@ def edit(
     num: int = 2,
     seed: int = 0,
     scorer: Scorer | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
     **options: Any,
 ) -> dict[str, Any]:
     """Learn `picture`, draw `prompt` over two ladders of atoms, and return the rungs with their scores.
 
-    Writes the run into `out` (see `customize`), the pictures into `out/edit/`, a strip of them as `out/edit.png`, the
-    scores as `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. `source_prompt`
-    says what the picture shows now. `remove` names atoms without which the best rung is drawn once more. On moji the
-    judge scores; on another base a `scorer` must be given, or nothing is marked. Further options are those of
-    `customize`. Raises `UserError`.
+    Writes the run into `out` (see `customize`), a strip of the pictures as `out/edit.png`, the scores as
+    `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three are those of
+    the latest edit; each edit keeps its own, and every picture, in a folder of `out/edit/`. `source_prompt` says what
+    the picture shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge
+    scores; on another base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of
+    `load_base`, for training too. Further options are those of `customize`. Raises `UserError`.
     """
-    picture, out = Path(picture), Path(out)
+    picture, out = expanded(picture), expanded(out)
+    check_seed(seed, num)
     if not picture.is_file():
         raise UserError(f"there is no picture {str(picture)!r}: edit takes one picture.")
     source_prompt = source_prompt or "a picture"
     base = str(options.get("base", pipelines.MOJI))
-    run: dict[str, Any] = {"sample_every": 0, "seed": seed} | _recipe(base, options) | options
+    run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
+    run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | _recipe(base, options) | options
     run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     customize(configure(**run))
 
-    pipe = pipelines.load_base(base)
+    pipe = pipelines.load_base(base, dtype, device)
     source = square(read_picture(picture), pipelines.native_resolution(pipe))
     before = sampling.generate(pipe, prompt, num, seed)
+    made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
+    asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **pipelines.precision_and_device(pipe)}
+    own = out / "edit" / f"{sampling.file_words(prompt)}-{sampling.digest(made_by | asked)}"
     pipelines.load_adapter(pipe, out)
     atoms = board(pipe)
     for address in remove:
@@ -98,35 +104,46 @@ def edit(
 
         scorer = load_judge()
 
-    rungs, columns = _ladder(atoms), {"the picture": [source] * num, "base": [d.image for d in before]}
-    for rung in rungs:
-        columns[rung.label] = _draw(pipe, atoms, rung, prompt, num, seed, source, scorer)
+    def keep(label: str, drawings: list[sampling.Drawing]) -> list[Image.Image]:
+        for drawing in drawings:
+            drawing.settings |= made_by | {"rung": label}
+        sampling.save_images(drawings, own / sampling.file_words(label))
+        return [drawing.image for drawing in drawings]
+
+    def draw(rung: Rung) -> list[Image.Image]:
+        atoms.apply(rung.preset)
+        images = keep(rung.label, sampling.generate(pipe, prompt, num, seed))
+        if scorer is not None:
+            rung.alignment = round(float(np.mean(scorer.alignment(images, [prompt] * num))), 3)
+            rung.fidelity = round(float(np.mean(scorer.fidelity(images, [source]))), 3)
+        return images
+
+    rungs = _ladder(atoms)
+    columns = {"the picture": [source] * num, "base": keep("base", before)}
+    columns |= {rung.label: draw(rung) for rung in rungs}
     best = max(rungs, key=lambda rung: rung.trade_off) if scorer else None
     if best and remove:
         without = Rung(f"{best.label} without {', '.join(remove)}", _without(atoms, best.preset, remove))
-        columns[without.label] = _draw(pipe, atoms, without, prompt, num, seed, source, scorer)
+        columns[without.label] = draw(without)
         rungs.append(without)
     atoms.reset()
 
-    for label, images in columns.items():
-        drawings = [
-            sampling.Drawing(image, {"prompt": prompt, "seed": seed + i, "rung": label})
-            for i, image in enumerate(images)
-        ]
-        sampling.save_images(drawings, out / "edit" / label.replace(" ", "-").replace(",", ""))
     heads = {rung.label: _head(rung, best) for rung in rungs}
     rows = [[images[i] for images in columns.values()] for i in range(num)]
     labels = [heads.get(label, label) for label in columns]
-    sampling.save_png(sampling.grid(rows, [""] * num, labels), out / "edit.png", {"prompt": prompt, "seed": seed})
+    strip = sampling.grid(rows, [""] * num, labels)
     result = {
-        "prompt": prompt,
-        "source_prompt": source_prompt,
+        **asked,
+        **made_by,
         "best": best.label if best else None,
+        "folder": str(own),
         "rungs": [asdict(rung) for rung in rungs],
     }
-    write_text(out / "edit.json", json.dumps(result, indent=1) + "\n")
-    if best:
-        write_text(out / "preset.json", json.dumps(best.preset, indent=1) + "\n")
+    for folder in (own, out):
+        sampling.save_png(strip, folder / "edit.png", asked | made_by)
+        write_text(folder / "edit.json", json.dumps(result, indent=1) + "\n")
+        if best:
+            write_text(folder / "preset.json", json.dumps(best.preset, indent=1) + "\n")
     return result
 
 
@@ -156,18 +173,6 @@ def _ladder(atoms: AtomBoard) -> list[Rung]:
             rungs.append(Rung(f"{count} atoms", atoms.preset()))
             atoms.reset()
     return rungs
-
-
-def _draw(
-    pipe: DiffusionPipeline, atoms: AtomBoard, rung: Rung, prompt: str, num: int, seed: int,
-    source: Image.Image, scorer: Scorer | None,
-) -> list[Image.Image]:  # fmt: skip
-    atoms.apply(rung.preset)
-    images = [drawing.image for drawing in sampling.generate(pipe, prompt, num, seed)]
-    if scorer is not None:
-        rung.alignment = round(float(np.mean(scorer.alignment(images, [prompt] * num))), 3)
-        rung.fidelity = round(float(np.mean(scorer.fidelity(images, [source]))), 3)
-    return images
 
 
 def _without(atoms: AtomBoard, preset: dict[str, Any], remove: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ worst a `.tmp` that the next run removes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ def write_text(file: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def file_hash(*files: str | Path) -> str:
+    """SHA-256 of the files' bytes, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a kill half-way leaves no folder of that name."""
     if folder.is_dir():
@@ -68,6 +77,11 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed runs left in `folder` under temporary names."""
     for leftover in (*folder.glob("*" + SUFFIX), *folder.glob(SUFFIX + "*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~` (as it is, where there is no such user)."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
 from atomtune.cards import adapter_card
 from atomtune.errors import UserError
-from atomtune.files import atomic_folder
+from atomtune.files import atomic_folder, expanded
 from atomtune.pipelines import WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
 
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
@@ -49,7 +49,8 @@ def merge(
         raise UserError(f"mode must be concatenate or add, got {mode!r}.")
     if len(weights) != len(adapters):
         raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
-    parts = [_read(Path(path), weight) for path, weight in zip(adapters, weights)]
+    out, adapters = expanded(out), [expanded(path) for path in adapters]
+    parts = [_read(path, weight) for path, weight in zip(adapters, weights)]
     _same_base(adapters)
     config, layers = combine(parts, COMBINATION_TYPES[mode])
     moved = first_ids(parts) if mode == "concatenate" else [0] * len(parts)
@@ -64,7 +65,7 @@ def merge(
         config.save_pretrained(str(temporary))
         write_weights(temporary, tensors)
         (temporary / "README.md").write_text(_card(config, mode), encoding="utf-8")
-    return Path(out)
+    return out
 
 
 def parts_of(path: str | Path) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
+import os
 import re
 import warnings
 from importlib.util import find_spec
@@ -19,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from atomtune.cards import adapter_card
+from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
-from atomtune.files import atomic_folder
+from atomtune.files import atomic_folder, expanded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,23 +31,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOJI = "moji"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def load_base(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name. Raises `UserError` if there is none."""
-    name = str(name_or_path)
+def load_base(
+    name_or_path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> DiffusionPipeline:
+    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name.
+
+    As in diffusers it stays on the CPU unless a `device` is named. "auto" is the accelerator where there is one, which
+    is what every command of atomtune asks for. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
+    bfloat16 on an accelerator, float16 on one that has no bfloat16.
+
+    Raises `UserError` if there is no such base, device or precision.
+    """
+    name = os.path.expanduser(str(name_or_path))
+    place = torch.device("cpu") if device is None else pick_device(device)
+    precision = pick_dtype(dtype, place)
     if name == MOJI:
         from atomtune import moji
 
         pipe = moji.load()
-        if dtype != torch.float32:  # what it is; diffusers warns of any cast
-            pipe.to(dtype)
+        if precision != torch.float32:  # what it is; diffusers warns of any cast
+            pipe.to(precision)
         pipe.register_to_config(_name_or_path=MOJI)
     else:
-        pipe = _from_pretrained(name, dtype)
+        pipe = _from_pretrained(name, precision)
+    if place.type != "cpu":
+        pipe.to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
+    """`dtype` of the denoiser and `device` on which it runs, as records have them: {"dtype": "bfloat16", ...}."""
+    own: Any = pipe
+    return {
+        "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
+        "device": str(own._execution_device),  # under offload the weights are elsewhere
+    }
 
 
 def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -69,7 +96,7 @@ def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
     """The base's autoencoder alone, of the class `kind`, in float32."""
     if str(name_or_path) == MOJI:
         return load_base(MOJI).vae
-    return kind.from_pretrained(str(name_or_path), subfolder="vae")
+    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae")
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
@@ -95,9 +122,31 @@ def native_resolution(pipe: DiffusionPipeline) -> int:
     return (size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor
 
 
+def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
+    """Height and width in pixels: `resolution`, or the base's own. Raises `UserError` where it cannot be drawn.
+
+    A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
+    two, say so by the factor of their image processor.)
+    """
+    if resolution is None:
+        return native_resolution(pipe)
+    patch = getattr(denoiser(pipe).config, "patch_size", None)
+    multiple = pipe.vae_scale_factor * (patch if isinstance(patch, int) else 1)
+    processor: Any = getattr(pipe, "image_processor", None)
+    if processor is not None:
+        multiple = math.lcm(multiple, processor.config.vae_scale_factor)
+    if resolution < multiple or resolution % multiple:
+        near = max(1, round(resolution / multiple)) * multiple
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {resolution}: try {near}.")
+    return resolution
+
+
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults."""
-    size = resolution or native_resolution(pipe)
+    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults.
+
+    Raises `UserError` for a resolution that the base cannot draw.
+    """
+    size = resolution_for(pipe, resolution)
     options: dict[str, Any] = {"height": size, "width": size}
     accepted = inspect.signature(type(pipe).__call__).parameters
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
@@ -118,10 +167,16 @@ def fingerprint(model: torch.nn.Module) -> list[float]:
     return first[:: max(1, len(first) // 16)][:16].float().cpu().tolist()
 
 
+def base_hash(fingerprint: list[float]) -> str:
+    """SHA-256 of a base's fingerprint in bfloat16, so that it is the same in most precisions."""
+    return hashlib.sha256(torch.tensor(fingerprint).bfloat16().view(torch.int16).numpy().tobytes()).hexdigest()
+
+
 def adapter_folder(path: str | Path) -> Path:
     """The PEFT folder at `path`: the folder itself, a run that holds it as `adapter/`, or a repository of the hub, of
     which a copy is kept in the hub's cache."""
-    for folder in (Path(path), Path(path) / "adapter"):
+    path = expanded(path)
+    for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     expected = "expected a folder with adapter_config.json, a finished run of `atomtune customize`, or a hub name."
@@ -142,12 +197,42 @@ def adapter_folder(path: str | Path) -> Path:
 
 def adapter_info(path: str | Path) -> dict[str, Any]:
     """What `adapter_config.json` says: PEFT's own fields, `base_model_name_or_path`, and under `auto_mapping` ours
-    (`token`, `class_name`, `base_fingerprint`)."""
-    file = adapter_folder(path) / "adapter_config.json"
+    (`token`, `class_name`, `base_fingerprint`). Raises `UserError` if it, or the weights beside it, cannot be read."""
+    from peft import PeftType
+    from safetensors import SafetensorError, safe_open
+
+    import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
+
+    folder = adapter_folder(path)
+    file = folder / CONFIG
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
+    method = info.get("peft_type") if isinstance(info, dict) else None
+    if method not in [kind.value for kind in PeftType]:
+        raise UserError(f"{file} is of no method that PEFT knows (peft_type {method!r}): save the adapter again.")
+    try:
+        with safe_open(folder / WEIGHTS, "pt"):  # reads the header, which knows how long the file is
+            return info
+    except (OSError, SafetensorError) as error:
+        reason = error
+        if not (folder / WEIGHTS).is_file():
+            reason = f"there is no {WEIGHTS}"
+        raise UserError(f"the weights in {str(folder)!r} cannot be read ({reason}): save the adapter again.") from error
+
+
+def refuse_other_base(pipe: DiffusionPipeline, path: str | Path) -> str:
+    """Raise `UserError` if the adapter says that it was trained on another base; else return what would be said."""
+    info = adapter_info(path)
+    wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
+    if wanted == given:
+        given = "the weights it has now"
+    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
+    expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
+    if expected is not None and not same_weights(expected, fingerprint(denoiser(pipe))):
+        raise UserError(refusal)
+    return refusal
 
 
 def load_adapter(
@@ -171,14 +256,7 @@ def load_adapter(
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
     folder, model = adapter_folder(path), denoiser(pipe)
-    info = adapter_info(folder)
-    wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
-    if wanted == given:
-        given = "the weights it has now"
-    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
-    expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
-    if expected is not None and not same_weights(expected, fingerprint(model)):
-        raise UserError(refusal)
+    refusal = refuse_other_base(pipe, folder)
     if hotswap:
         _hotswap(model, folder, adapter_name)
         return model
@@ -275,6 +353,7 @@ def save_adapter(
         raise UserError(
             f"{type(model).__name__} carries no adapter: put one on it with get_peft_model or load_adapter."
         )
+    base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
         raise UserError("give the base's name with base=, so that the adapter can be opened again.")
     with atomic_folder(folder) as temporary:
@@ -299,7 +378,7 @@ def save_adapter(
         if card is None:
             card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    return Path(folder)
+    return folder
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -307,9 +386,10 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
     """
+    info = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     raw = save(tensors)
     length = int.from_bytes(raw[:8], "little")
-    head = {"__metadata__": _header(adapter_info(folder), tensors)} | json.loads(raw[8 : 8 + length])
+    head = {"__metadata__": _header(info, tensors)} | json.loads(raw[8 : 8 + length])
     text = json.dumps(head, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
@@ -318,15 +398,14 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 def _header(info: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
     """What a hub or a person can tell without loading the weights.
 
-    `base_model` and `base_hash` (SHA-256 of the base's fingerprint in bf16), `token`, `class_name`, `license`; of atoms
+    `base_model` and `base_hash`, `token`, `class_name`, `license`; of atoms
     also their number `num_atoms`, over all layers, `density` and `activation`. What is not known is left out.
     """
     mapping = info.get("auto_mapping") or {}
     known = {"peft_type": info.get("peft_type"), "base_model": info.get("base_model_name_or_path")}
     known |= {key: mapping.get(key) for key in ("token", "class_name", "license")}
     if (values := mapping.get("base_fingerprint")) is not None:
-        raw = torch.tensor(values).bfloat16().view(torch.int16).numpy().tobytes()
-        known["base_hash"] = hashlib.sha256(raw).hexdigest()
+        known["base_hash"] = base_hash(values)
     if info.get("peft_type") == "ATOMS":
         known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
         known |= {"density": json.dumps(info["density"]), "activation": info["activation"]}

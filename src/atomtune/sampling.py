@@ -4,10 +4,12 @@ Picture j of every prompt starts from the noise of seed + j. The noise depends o
 picture is drawn in, so any single picture can be drawn again from its settings.
 """
 
+import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from atomtune.errors import UserError
-from atomtune.files import atomic_file
-from atomtune.pipelines import call_options
+from atomtune.errors import UserError, check_seed
+from atomtune.files import atomic_file, expanded, file_hash
+from atomtune.pipelines import (
+    adapter_folder,
+    base_hash,
+    call_options,
+    denoiser,
+    fingerprint,
+    precision_and_device,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,7 +37,8 @@ _TEXT = 13  # pixels, height of a grid's labels
 
 @dataclass
 class Drawing:
-    """A picture and what made it: prompt, seed, steps, guidance_scale, and whatever the caller adds."""
+    """A picture and what made it: prompt, seed, steps, guidance_scale, resolution, negative_prompt where there is one,
+    dtype, device, and whatever the caller adds."""
 
     image: Image.Image
     settings: dict[str, Any] = field(default_factory=dict)
@@ -43,62 +53,151 @@ def generate(
     guidance_scale: float | None = None,
     batch_size: int = 8,
     resolution: int | None = None,
+    negative_prompt: str | None = None,
 ) -> list[Drawing]:
     """Draw `num` pictures of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. Raises `UserError` for
-    numbers that cannot be drawn with.
+    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given. `negative_prompt` is what
+    no picture should show; it acts through guidance. Raises `UserError` for what cannot be drawn with. `draw` does the
+    same and hands out each picture as soon as it is there.
     """
+    planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
+    return list(draw(pipe, planned, batch_size))
+
+
+def plan(
+    pipe: "DiffusionPipeline",
+    prompts: str | Sequence[str],
+    num: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
+    negative_prompt: str | None = None,
+) -> list[dict[str, Any]]:
+    """The settings of each picture that `generate` draws, in order, complete: `draw` needs nothing else."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     defaults = inspect.signature(pipe.__call__).parameters
     steps = defaults["num_inference_steps"].default if steps is None else steps
     guidance_scale = defaults["guidance_scale"].default if guidance_scale is None else guidance_scale
-    for name, value in {"num": num, "steps": steps, "batch_size": batch_size}.items():
+    for name, value in {"num": num, "steps": steps}.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+    check_seed(seed, num)
+    common = {"steps": steps, "guidance_scale": guidance_scale, "resolution": call_options(pipe, resolution)["height"]}
+    if negative_prompt is not None:
+        _refuse_idle(pipe, guidance_scale)
+        common["negative_prompt"] = negative_prompt
+    common |= precision_and_device(pipe)
+    return [{"prompt": prompt, "seed": seed + j} | common for prompt in prompts for j in range(num)]
 
-    jobs = [(prompt, seed + j) for prompt in prompts for j in range(num)]
-    drawings = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+
+def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: Any) -> None:
+    """Raise `UserError` where a negative prompt would do nothing."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    if "negative_prompt" not in accepted:
+        raise UserError(f"{type(pipe).__name__} takes no negative prompt: leave it out.")
+    # Where guidance_scale is an input of a distilled network, this one mixes in the negative prompt.
+    name = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
+    strength = guidance_scale if name == "guidance_scale" else accepted[name].default
+    if strength <= 1:
+        raise UserError(
+            f"a negative prompt acts through guidance, and {name} is {strength:g}, which is none: set it above 1, or "
+            "leave the negative prompt out."
+        )
+
+
+def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_size: int = 8) -> Iterator[Drawing]:
+    """Draw pictures from their settings, `batch_size` at once, and hand out each batch as soon as it is there.
+
+    The settings are those of `plan`, or what `read_settings` found in a picture, with anything that the caller added;
+    all but prompt and seed are the same in one call. Raises `UserError`.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+    for start in range(0, len(planned), batch_size):
+        batch = planned[start : start + batch_size]
+        options = call_options(pipe, batch[0]["resolution"])
+        if "negative_prompt" in batch[0]:
+            options["negative_prompt"] = [settings["negative_prompt"] for settings in batch]
         images = pipe(  # pyright: ignore[reportCallIssue]
-            prompt=[prompt for prompt, _ in batch],
-            generator=[
-                torch.Generator().manual_seed(s) for _, s in batch
-            ],  # on the CPU: the same noise on every device
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            **call_options(pipe, resolution),
+            prompt=[settings["prompt"] for settings in batch],
+            # on the CPU: the same noise on every device
+            generator=[torch.Generator().manual_seed(settings["seed"]) for settings in batch],
+            num_inference_steps=batch[0]["steps"],
+            guidance_scale=batch[0]["guidance_scale"],
+            **options,
         ).images
-        for image, (prompt, s) in zip(images, batch):
-            settings = {"prompt": prompt, "seed": s, "steps": steps, "guidance_scale": guidance_scale}
-            drawings.append(Drawing(image, settings))
-    return drawings
+        yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
 
 def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
-    """Write each picture as PNG with its settings inside (see `read_settings`); return the files, in order."""
+    """Write each picture as PNG with its settings inside (see `read_settings`); return the files, in order.
+
+    What `draw` hands out is written as soon as it is drawn. Other settings give another name (see `file_name`).
+    """
     files = []
     for index, drawing in enumerate(drawings):
-        words = re.sub(r"\W+", "-", str(drawing.settings.get("prompt", "")).lower()).strip("-")[:60]
-        file = Path(folder) / f"{index:03d}-{words}-seed{drawing.settings.get('seed', 0)}.png"
-        save_png(drawing.image, file, drawing.settings)
-        files.append(file)
+        files.append(expanded(folder) / file_name(index, drawing.settings))
+        save_png(drawing.image, files[-1], drawing.settings)
     return files
+
+
+def file_name(index: int, settings: dict[str, Any]) -> str:
+    """`000-a-dog-seed3-1f0c52ab.png`: the place in its call, words of the prompt, the seed, and all settings' digest.
+
+    So the same settings give the same name, and others give another. It has well under 255 bytes.
+    """
+    words = file_words(str(settings.get("prompt", "")))
+    return f"{index:03d}-{words}-seed{settings.get('seed', 0)}-{digest(settings)}.png"
+
+
+def file_words(text: str) -> str:
+    """Letters and digits of a text with hyphens between them, 60 bytes at most, for the name of a file or a folder."""
+    words, encoding = re.sub(r"\W+", "-", text.lower()).strip("-"), sys.getfilesystemencoding()
+    return words.encode(encoding, "ignore")[:60].decode(encoding, "ignore")
+
+
+def digest(settings: Any) -> str:
+    """Eight letters and digits that differ where the settings do."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def made_by(pipe: "DiffusionPipeline", adapter: str | Path | None = None) -> dict[str, Any]:
+    """The base and the adapter, by name and by their weights: what belongs into the settings of what they draw."""
+    made_by: dict[str, Any] = {"base": pipe.name_or_path, "base_hash": base_hash(fingerprint(denoiser(pipe)))[:16]}
+    if adapter is not None:
+        files = sorted(file for file in adapter_folder(adapter).glob("adapter_*") if file.is_file())
+        made_by |= {"adapter": str(adapter), "adapter_hash": file_hash(*files)[:16]}
+    return made_by
 
 
 def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | None = None) -> None:
     """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune"."""
     metadata = PngImagePlugin.PngInfo()
     metadata.add_text("atomtune", json.dumps(settings or {}, ensure_ascii=False))
-    with atomic_file(file) as temporary:
+    with atomic_file(expanded(file)) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
     """The settings inside a PNG of ours."""
-    with Image.open(file) as image:
+    with Image.open(expanded(file)) as image:
         return json.loads(image.info.get("atomtune", "{}"))
+
+
+def read_image(file: str | Path) -> Image.Image:
+    """The picture in a file, which is closed again."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def is_drawn(file: str | Path, settings: dict[str, Any]) -> bool:
+    """The file is a picture of ours, made with exactly these settings."""
+    try:
+        return read_settings(file) == settings
+    except (OSError, ValueError):
+        return False
 
 
 def grid(

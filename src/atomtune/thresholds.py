@@ -109,8 +109,10 @@ class Threshold(Dials):
         """batch_topk: let a token use, on average, k of the atoms of each group, which has so many."""
         self.k, self.sizes = k, sizes
         if self.levels is not None and sum(sizes) == len(self.levels):
-            share = [own / max(1, size) for own, size in zip(k, sizes) for _ in range(size)]
-            place = -torch.tensor(share, device=self.levels.device).log2().clamp(1 - OCTAVES, 0)[:, None]
+            # Written where they are used: what is sent to a GPU in every training step makes the CPU wait for it.
+            new = self.levels.new_full
+            share = torch.cat([new((size,), own / max(1, size), dtype=torch.float32) for own, size in zip(k, sizes)])
+            place = -share.log2().clamp(1 - OCTAVES, 0)[:, None]
             below = place.long().clamp(max=OCTAVES - 2)
             low, high = self.levels.gather(1, below), self.levels.gather(1, below + 1)
             self.level.copy_(low.lerp(high, (place - below).to(low))[:, 0])
@@ -174,7 +176,8 @@ def _quantiles(coefficients: Tensor) -> Float[Tensor, " octaves"]:
     """The |c| that is exceeded or met by each share 2⁻ʲ of the coefficients."""
     magnitudes = coefficients.abs().flatten()
     largest = magnitudes[:: max(1, len(magnitudes) // SAMPLE)].sort(descending=True).values
-    return largest[[max(0, math.ceil(len(largest) * 2.0**-octave) - 1) for octave in range(OCTAVES)]]
+    places = [max(0, math.ceil(len(largest) * 2.0**-octave) - 1) for octave in range(OCTAVES)]
+    return torch.stack([largest[place] for place in places])  # a list as an index would be sent to the GPU
 
 
 def _follow(running: Tensor, now: Tensor) -> None:

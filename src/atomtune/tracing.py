@@ -37,9 +37,9 @@ def bare_model(model: nn.Module) -> Any:
 
 
 def timesteps(model: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
-    """The `timestep` a denoiser was called with, as a float tensor [1] or [batch]; None where there is none."""
+    """The `timestep` a denoiser was called with, as float [1] or [batch] on the CPU; None where there is none."""
     given = _argument(model, args, kwargs, "timestep")
-    return None if given is None else torch.as_tensor(given).detach().float().reshape(-1)
+    return None if given is None else torch.as_tensor(given).detach().float().cpu().reshape(-1)
 
 
 def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:

@@ -1,8 +1,10 @@
 """The command line on a small PixArt-Σ folder: options, where they come from, and what is said when they are wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from atomtune.cli import app, main
+from atomtune import sampling
+from atomtune.cli import app, main, parsed
+from atomtune.cli.generate import read_prompts
 from atomtune.sampling import read_settings
 from atomtune.training import load_recipe
 from tests.tiny_pixart import save_tiny_pixart
@@ -108,10 +112,61 @@ def test_generate(run, tmp_path, capsys):
     )
     assert "6 pictures" in capsys.readouterr().out
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files[0] == "000-a-sks-dog-seed5.png" and files[5:] == ["005-a-cat-seed6.png", "grid.png"]
+    assert len(files) == 7 and files[0].startswith("000-a-sks-dog-seed5-") and files[5].startswith("005-a-cat-seed6-")
+    assert files[6].startswith("grid-")
     settings = read_settings(tmp_path / "out" / files[0])
     assert settings["prompt"] == "a sks dog" and settings["seed"] == 5 and settings["steps"] == 2
     assert settings["density"] == 0.25 and settings["scale"] == 0.5 and settings["adapter"] == str(run)
+
+
+def test_other_settings_never_overwrite_what_was_drawn(run, tmp_path):
+    out = tmp_path / "out"
+
+    def draw(*options: str) -> dict[str, int]:
+        steps = () if "--steps" in options else ("--steps", "1")
+        main(["generate", str(run), "--prompt", "a dog", "--num", "2", *steps, "--out", str(out), *options])
+        return {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+
+    found = draw()
+    (out / "preset.json").write_text('{"gain": {}}')
+    assert len(found) == 3
+    for number, options in enumerate(
+        [("--scale", "0.5"), ("--density", "0.25"), ("--steps", "2"), ("--guidance-scale", "2"), ("--resolution", "32"),
+         ("--negative-prompt", "snow"), ("--dtype", "bfloat16"), ("--preset", str(out / "preset.json"))],
+        start=2,
+    ):  # fmt: skip
+        now = draw(*options)
+        assert len([name for name in now if name.endswith(".png")]) == 3 * number
+        assert all(now[name] == found[name] for name in found)
+        found = now
+
+
+def test_the_same_command_draws_what_is_missing(run, tmp_path, capsys):
+    command = ["generate", str(run), "--prompt", "a dog", "--num", "3", "--steps", "1", "--out", str(tmp_path / "out")]
+    main(command)
+    files = sorted((tmp_path / "out").glob("0*.png"))
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    files[1].unlink()
+    capsys.readouterr()
+    main(command)
+    assert "3 pictures" in (said := capsys.readouterr().out) and "2 were there already" in said
+    after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert (after[0], after[2]) == (before[0], before[2]) and after[1] != before[1]
+
+
+def test_an_interrupted_generate_keeps_what_it_drew_and_says_how_to_go_on(run, tmp_path, capsys, monkeypatch):
+    out, save = tmp_path / "out", sampling.save_png
+
+    def interrupted(*arguments):
+        if len(list(out.glob("*.png"))) == 2:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(sampling, "save_png", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(run), "--prompt", "a dog", "--num", "4", "--steps", "1", "--out", str(out)])
+    assert stop.value.code == 130
+    assert f"2 of 4 pictures are in {out}: the same command draws the others" in capsys.readouterr().err
 
 
 def drawn(out) -> np.ndarray:
@@ -186,6 +241,17 @@ WRONG = {
     "prune nothing": (["prune", "{run}", "--out", "{empty}/out"], "give one of --keep and --keep-per-layer"),
     "prune to none": (["prune", "{run}", "--keep", "0", "--out", "{empty}/out"], "must be at least 1, got 0"),
     "prune with what": (["prune", "{run}", "--keep", "3", "--by", "luck", "--out", "{empty}/out"], "luck"),
+    "seed beyond 64 bits": (["generate", "--prompt", "x", "--seed", "1" + "0" * 20], "seed must be a whole number"),
+    "seed of a run": (["customize", "{pictures}", *RUN, "--seed", "1" + "0" * 20], "seed must be a whole number"),
+    "seed of edit": (["edit", "{pictures}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed"),
+    "seed of inspect": (["inspect", "{run}", "--seed", "-1"], "must be a whole number"),
+    "seed of demo": (["demo", "--seed", "-1", "--out", "{empty}/o"], "must be a whole number"),
+    "seed of a report": (["merge", "{run}", "{run}", "--report", "--seed", "-1"], "must be a whole number"),
+    "seed of distill": (["distill", "{run}", "--out", "{empty}/o", "--seed", "-1"], "must be a whole number"),
+    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "is a ATOMS adapter: distill takes"),
+    "training resolution": (
+        ["customize", "{pictures}", *RUN, "--base", "{base}", "--resolution", "70"], "must be a multiple of"
+    ),
     "init of nothing": (
         ["customize", "{pictures}", *RUN, "--init-adapter", "{empty}", "--base", "{base}"],
         "there is no adapter in '{empty}'",
@@ -215,23 +281,104 @@ def test_one_clear_sentence(case, capsys, tmp_path, run, pictures, base):
     assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written
 
 
+OPENING = {
+    "customize": ["{pictures}", *RUN, "--base", "{base}"],
+    "generate": ["{run}", "--prompt", "x"],
+    "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
+    "inspect": ["{run}"],
+    "merge": ["{run}", "{run}", "--report"],
+    "distill": ["{lora}", "--out", "{empty}/out"],
+    "edit": ["{pictures}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
+    "demo": ["--out", "{empty}/out"],
+}
+
+
+@pytest.fixture(scope="module")
+def lora(base, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    options = ["--class-name", "dog", "--steps", "1", "--base", base, "--method", "lora", "--rank", "2", "--out", out]
+    main([str(word) for word in ("customize", pictures, *options)])
+    return out
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(
+    command, capsys, tmp_path, run, lora, pictures, base
+):
+    places = {"empty": tmp_path, "run": run, "lora": lora, "pictures": pictures, "base": base}
+    arguments = [argument.format(**places) for argument in OPENING[command]]
+    assert "there is no device 'banana' here" in said(capsys, command, *arguments, "--device", "banana")
+    assert "--dtype" in said(capsys, command, *arguments, "--dtype", "int3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_precision_of_a_run_has_two_spellings_and_is_recorded_as_it_came_to(base, pictures, tmp_path):
+    short = bound("pictures", "--class-name", "dog", "--out", "out", "--dtype", "bfloat16")
+    assert short == bound("pictures", "--class-name", "dog", "--out", "out", "--mixed-precision", "bf16")
+    options = ["--class-name", "dog", "--steps", "1", "--base", base, "--out", tmp_path / "run", "--device", "cpu"]
+    main([str(word) for word in ("customize", pictures, *options)])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["dtype"], summary["device"]) == ("float32", "cpu")
+
+
 def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
     other = save_tiny_pixart(tmp_path / "other", seed=1)
     sentence = said(capsys, "generate", run, "--base", other, "--prompt", "x")
     assert "tiny" in sentence and "other" in sentence
 
 
-def test_density_is_refused_for_other_methods(base, pictures, tmp_path, capsys):
-    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method"]
-    for method in ("lora", "oft"):
-        main(["customize", str(pictures), *common, method, "--rank", "2", "--out", str(tmp_path / method)])
+def test_density_is_refused_for_other_methods(base, pictures, lora, tmp_path, capsys):
+    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
+    main(["customize", str(pictures), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
-    assert "belongs to atoms; this adapter is LORA" in said(
-        capsys, "generate", tmp_path / "lora", *draw, "--density", "0.5"
-    )
+    assert "belongs to atoms; this adapter is LORA" in said(capsys, "generate", lora, *draw, "--density", "0.5")
     assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
-    main(["generate", str(tmp_path / "lora"), *draw, "--scale", "0.5"])
-    assert (tmp_path / "lora" / "generated" / "grid.png").is_file()
+    main(["generate", str(lora), *draw, "--scale", "0.5"])
+    assert list((lora / "generated").glob("grid-*.png"))
+
+
+COMMANDS = {  # each with all of its text options, as values that begin with a dash
+    "customize": ["p", "--out", "~/o", "--class-name", "-1girl", "--token", "-t", "--caption", "-c", "--license", "-l",
+                  "--sample-prompts", "-a, b", "--sample-prompts=-c", "--class-prompt", "-d"],
+    "generate": ["~/a", "--prompt", "-1girl, solo", "--negative-prompt", "-y",
+                 "--prompt=-x", "--prompts-file=~/p", "--preset=~/q", "--out=~/o"],
+    "edit": ["~/a.png", "--prompt", "-1girl", "--source-prompt", "-x", "--out=~/o"],
+    "distill": ["~/a", "--prompt", "-1girl", "--prompt", "-x", "--out=~/o", "--prompts-file=~/p"],
+    "merge": ["~/a", "~/b", "--weights", "-1,0.5", "--out=~/o", "--prompts-file", "~/p"],
+    "inspect": ["~/a", "--prompts", "~/p", "--out=~/o", "--against", "~/b"],
+    "prune": ["~/a", "--keep", "1", "--out=~/o"],
+    "demo": ["--out=~/o"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_values_may_begin_with_a_dash_and_a_tilde_is_the_home_folder(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    app.config = ()
+    _, args, kwargs = parsed([command, *COMMANDS[command]])
+    given = [*args, *kwargs.values()]
+    values = [*given, *vars(given[0]).values()] if command == "customize" else given
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    paths = [str(item) for item in flat if isinstance(item, Path)]
+    assert paths and not any("~" in path for path in paths)
+    dashed = [word.removeprefix("--sample-prompts=").removeprefix("--prompt=") for word in COMMANDS[command]]
+    assert [word for word in dashed if word.startswith("-") and not word.startswith("--") and word not in flat] == []
+
+
+def test_what_is_passed_over_is_seen_on_the_command_line(tmp_path, pictures):
+    folder = shutil.copytree(pictures, tmp_path / "p")
+    (folder / "orphan.txt").write_text("x")
+    words = ["customize", str(folder), "--class-name", "dog", "--out", str(tmp_path / "o"), "--base", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "atomtune", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{folder}: there is no image for the captions orphan.txt\n" in done.stderr
+
+
+def test_prompts_files_of_any_editor(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa cat\r\n\r\na\u2028dog\na\x85fish \n".encode())
+    assert read_prompts(file) == ["a cat", "a\u2028dog", "a\x85fish"]
 
 
 def test_as_a_program():

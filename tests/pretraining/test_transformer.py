@@ -5,7 +5,7 @@ import torch
 
 from atomtune.moji.pipeline import MAX_TOKENS, random_pipeline
 from pretraining import state
-from pretraining.transformer import Captions
+from pretraining.batches import Captions
 
 
 def test_captions_are_the_pipelines_own_embeddings():

@@ -56,6 +56,18 @@ def test_yaml_numbers_in_scientific_notation(tmp_path):
     assert configure(tmp_path / "run.yaml", **GIVEN).learning_rate == 1e-4
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = "pictures: ~/photos\nout: ~/run\nbase: ~/base\ninit_adapter: ~/adapter\nclass_name: ~dog\n"
+    (tmp_path / "run.yaml").write_text(lines, encoding="utf-8-sig")  # as Windows editors save it
+    config = configure("~/run.yaml")
+    assert (config.pictures, config.out, config.init_adapter) == tuple(
+        tmp_path / name for name in ("photos", "run", "adapter")
+    )
+    assert (config.base, config.class_name) == (str(tmp_path / "base"), "~dog")
+    assert configure(**GIVEN | {"out": "~nobody-of-that-name/x"}).out.parts == ("~nobody-of-that-name", "x")
+
+
 def test_epochs_replace_the_recipes_steps():
     assert configure(**GIVEN, epochs=3).steps is None
 
@@ -79,6 +91,12 @@ def test_the_resolved_configuration_survives_yaml():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0."),
         ({"density": 4}, "density must be in (0, 1], got 4. Did you mean 0.04 (4 %)?"),
         ({"density": 0}, "density must be in (0, 1], got 0."),
+        ({"seed": 10**20}, "seed must be a whole number from 0 to 2**64 - 1, got 100000000000000000000."),
+        ({"seed": -1}, "seed must be a whole number from 0 to 2**64 - 1, got -1."),
+        (
+            {"seed": 2**64 - 1, "prior_preservation": True},
+            "seed (and 49 after it) must be a whole number from 0 to 2**64 - 1, got 18446744073709551615.",
+        ),
         ({"learning_rate": -1}, "learning_rate must be above zero, got -1."),
         ({"caption_dropout": 1}, "caption_dropout must be in [0, 1), got 1."),
         ({"method": "magic"}, "method must be one of atoms, lora, dora, oft, got 'magic'."),

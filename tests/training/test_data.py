@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,15 @@ from atomtune.errors import UserError
 from atomtune.training import data
 
 CAPTION = "a sks teapot"
+
+
+def png(depth: int, colour: int, pixels: bytes, width: int, transparent: bytes = b"") -> bytes:
+    """A PNG of one row, with any bit depth, colour type and transparent colour, which Pillow itself does not write."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)]
+    chunks += [b"tRNS" + transparent] if transparent else []
+    chunks += [b"IDAT" + zlib.compress(b"\0" + pixels), b"IEND"]
+    parts = [struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -75,7 +85,111 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
     assert (picture.mode, picture.getpixel((3, 3))) == ("RGB", expected)
 
 
-def test_captions_from_metadata_then_text_then_the_default(pictures):
+def read(content: bytes, tmp_path, name: str = "a.png") -> np.ndarray:
+    (tmp_path / name).write_bytes(content)
+    return np.asarray(data.read_picture(tmp_path / name)).astype(int)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_grey_of_any_depth_is_scaled_by_its_range_and_its_transparent_colour_is_white(tmp_path, depth):
+    top = 2**depth - 1
+    values = np.linspace(0, top, 8).round().astype(np.uint16)
+    bits = "".join(f"{value:0{depth}b}" for value in values)
+    pixels = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    plain = read(png(depth, 0, pixels, 8), tmp_path)[0, :, 0]
+    np.testing.assert_array_equal(plain, np.rint(values / top * 255))
+    key = values[2]
+    found = read(png(depth, 0, pixels, 8, struct.pack(">H", key)), tmp_path)[0, :, 0]
+    np.testing.assert_array_equal(found, np.where(values == key, 255, plain))
+
+
+def test_colours_and_opacity_of_16_bits_are_brought_to_8(tmp_path):
+    colours = np.array([[300, 300, 300], [40000, 300, 5], [65535, 0, 32768]], ">u2")
+    found = read(png(16, 2, colours.tobytes(), 3), tmp_path)[0]
+    assert abs(found - colours / 65535 * 255).max() <= 1  # Pillow takes the high byte
+    keyed = read(png(16, 2, colours.tobytes(), 3, colours[0].tobytes()), tmp_path)[0]
+    np.testing.assert_array_equal(keyed, [[255, 255, 255], *found[1:]])
+    opacity = np.array([[0, 65535], [0, 0], [0, 32768]], ">u2")
+    found = read(png(16, 4, opacity.tobytes(), 3), tmp_path)[0, :, 0]
+    assert abs(found - 255 * (1 - opacity[:, 1] / 65535)).max() <= 1
+
+
+@given(
+    st.sampled_from([("F", 1), ("I", 255), ("I", 65535), ("I;16", 65535)]),
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9),
+)
+def test_numbers_are_scaled_by_their_range(kind, shares):
+    mode, top = kind
+    values = np.array([[*shares, 1.0]]) * top
+    values = values.astype({"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode])
+    picture = Image.fromarray(values)
+    assert picture.mode == mode
+    expected = np.rint(values.astype(np.float64) / top * 255)
+    np.testing.assert_array_equal(np.asarray(data.to_rgb(picture))[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    "values, kind", [([0.5, 1.5], "f4"), ([-0.1, 1], "f4"), ([np.nan, 1], "f4"), ([-1, 3], "i4"), ([0, 70000], "i4")]
+)
+def test_numbers_whose_range_cannot_be_told_are_refused_by_name(pictures, values, kind):
+    Image.fromarray(np.array([values], kind)).save(pictures / "3.tif")
+    with pytest.raises(UserError, match=r"3\.tif holds numbers from .* \(mode [FI]\): scale them to 0"):
+        data.find_examples(pictures, CAPTION)
+
+
+@pytest.mark.parametrize("name", ["3.jfif", "3.jpe", "3.avif", "3.jp2", "3.tga", "3.WEBP", "3.heic", "3.HEIF"])
+def test_every_format_that_can_be_opened_is_read(pictures, caplog, name):
+    data.with_heif()
+    kind = Image.registered_extensions()[f".{name.split('.')[1].lower()}"]
+    Image.new("RGB", (64, 64), "red").save(pictures / name, kind)
+    found = data.find_examples(pictures, CAPTION)
+    assert pictures / name in found and not caplog.records
+    np.testing.assert_allclose(np.asarray(data.read_picture(pictures / name))[32, 32], (255, 0, 0), atol=8)
+
+
+def test_heif_without_its_library_says_how_to_install_it(pictures, monkeypatch):
+    monkeypatch.setattr(data, "with_heif", lambda: False)
+    (pictures / "3.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"3\.heic needs pillow-heif to be read: install it with pip install"):
+        data.find_examples(pictures, CAPTION)
+
+
+def test_of_several_frames_the_first_is_used_and_that_is_told(pictures, caplog):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "b.webp", "c.png", "d.tif"):
+        options: dict[str, Any] = {"lossless": True} if name == "b.webp" else {}
+        frames[0].save(pictures / name, save_all=True, append_images=frames[1:], **options)
+        assert data.read_picture(pictures / name).getpixel((0, 0)) == (255, 0, 0)
+    data.find_examples(pictures, CAPTION)
+    (record,) = caplog.records
+    assert record.message.endswith("only the first frame is used of a.gif, b.webp, c.png, d.tif")
+
+
+def test_what_is_passed_over_is_told_a_line_for_each_kind(pictures, caplog):
+    for name in ("more", "none"):
+        (pictures / name).mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "more" / "a.png")
+    for name in ("a.cr2", "b.mp4", ".DS_Store", "orphan.txt"):
+        (pictures / name).write_bytes(b"x")
+    assert len(data.find_examples(pictures, CAPTION)) == 3
+    told = [record.message.removeprefix(f"{pictures}: ") for record in caplog.records]
+    assert told == [
+        "there is no image for the captions orphan.txt",
+        "not read are the images in the subfolders more",
+        "neither images nor captions, by their names, are a.cr2, b.mp4",
+    ]
+    caplog.clear()
+    data.find_examples(pictures / "0.png", CAPTION)  # of one picture the folder says nothing
+    assert not caplog.records
+
+
+def test_links_to_nothing_are_refused(pictures):
+    (pictures / "3.png").symlink_to(pictures / "gone.png")
+    with pytest.raises(UserError, match=r"3\.png is a link to a file that is not there: replace or remove it"):
+        data.find_examples(pictures, CAPTION)
+
+
+def test_captions_from_metadata_then_text_then_the_default(pictures, caplog):
     rows = [{"file_name": "0.png", "text": "a sks teapot on a table"}]
     (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     (pictures / "0.txt").write_text("not this one")
@@ -83,6 +197,8 @@ def test_captions_from_metadata_then_text_then_the_default(pictures):
     (pictures / ".hidden.png").write_bytes(b"")
     (pictures / "notes.md").write_text("not a picture")
     captions = data.find_examples(pictures, CAPTION)
+    assert "captions differ for 0.png (metadata.jsonl is used, not 0.txt)" in caplog.text
+    assert "neither images nor captions, by their names, are notes.md" in caplog.text
     assert [file.name for file in captions] == ["0.png", "1.png", "2.png"]
     assert list(captions.values()) == ["a sks teapot on a table", "a sks teapot, ça va", CAPTION]
 
@@ -129,7 +245,6 @@ def test_a_truncated_photograph_is_named(pictures, tmp_path):
         ('["0.png"]', "line 1 of .* is not a caption: expected"),
         ('{"file_name": "0.png"}', "line 1 of .* is not a caption: expected"),
         ('{"file_name": "0.png", "text": 3}', "line 1 of .* is not a caption: expected"),
-        ('{"file_name": "9.png", "text": "a"}', "line 1 of .* names '9.png', which is not there"),
         ('{"file_name": "0.png", "text": " "}', "the caption of .*0.png is empty"),
         ('{"file_name": "0.png", "text": "a <v> teapot"}', "'<v>' in 'a <v> teapot' would be lost"),
         ("\xff", "the captions in .*metadata.jsonl could not be read"),

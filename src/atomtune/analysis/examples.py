@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atomtune import pipelines
+from atomtune.errors import check_seed
 from atomtune.training import data, encoding
 from atomtune.training.objectives import Noised, objective_for, prediction_loss
 
@@ -65,11 +66,12 @@ def training_examples(
     `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
     and its autoencoder. Raises `UserError` for a folder without pictures.
     """
+    check_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     found = data.find_examples(Path(pictures), caption)
-    size = resolution or pipelines.native_resolution(pipe)
+    size = pipelines.resolution_for(pipe, resolution)
     latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
-    generator = torch.Generator().manual_seed(seed)
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective_for(pipe.scheduler).add_noise(drawn, generator)
     denoiser = pipelines.denoiser(pipe)

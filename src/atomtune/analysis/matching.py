@@ -25,8 +25,10 @@ def likeness(
     codes_b: Float[Tensor, "tokens b"],
     directions_b: Float[Tensor, "b out"],
 ) -> Float[Tensor, "a b"]:
-    """cos(s_a, s_b) · cos(d_a, d_b) of every pair, in [-1, 1]; 0 for an atom that never fires."""
+    """cos(s_a, s_b) · cos(d_a, d_b) of every pair, in [-1, 1]; 0 for an atom that never fires. On the codes' device:
+    those of a trace (`dense_codes`) are on the CPU, wherever the model and its directions are."""
     places = normalize(codes_a, dim=0).T @ normalize(codes_b, dim=0)
+    directions_a, directions_b = directions_a.to(places), directions_b.to(places)
     return places * (normalize(directions_a, dim=1) @ normalize(directions_b, dim=1).T)
 
 

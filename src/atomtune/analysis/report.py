@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
-from atomtune.files import write_text
+from atomtune.files import expanded, write_text
 
 LARGEST = 8_000_000  # bytes of a page
 QUALITIES = ((256, 90), (192, 75), (128, 60), (96, 40))  # width in pixels and WebP quality, tried until the page fits
@@ -32,7 +32,7 @@ def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | No
         page = render(inspection, made_by, width, quality)
         if len(page.encode()) < LARGEST:
             break
-    write_text(file, page)
+    write_text(expanded(file), page)
     return len(page.encode())
 
 

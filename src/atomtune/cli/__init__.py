@@ -5,13 +5,16 @@ sources. What the user can fix is said in one sentence on stderr, with exit code
 """
 
 import sys
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 from wrapt import register_post_import_hook
 
 from atomtune.errors import UserError
+from atomtune.files import expanded
 
 app = App(name="atomtune", help="Fine-tune frozen transformers with sparse dictionaries of feature atoms.")
 app.command("atomtune.cli.customize:customize", help="Learn a thing from a few pictures.")
@@ -41,7 +44,21 @@ def _with_config(
 
         sources.append(shipped_recipe)
     app.config = tuple(sources)
-    return app(tokens, exit_on_error=False, print_error=False)
+    command, args, kwargs = parsed(tokens)
+    return command(*args, **kwargs)
+
+
+def parsed(tokens: Sequence[str]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """The command and its arguments."""
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return command, [*map(_expanded, bound.args)], {name: _expanded(value) for name, value in bound.kwargs.items()}
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or a list of them, with the home folder for `~`, which no shell expands after `--out=` or in YAML."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _without_loading_bars(diffusers) -> None:

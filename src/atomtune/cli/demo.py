@@ -12,6 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import check_seed
+
 UNSEEN = (
     "a sks teapot on a red background",
     "a small sks teapot at the top on a black background",
@@ -33,7 +36,14 @@ ROWS = {  # key in summary.json: what is printed, and how
 }
 
 
-def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0, steps: int | None = None) -> None:
+def demo(
+    *,
+    compare: bool = False,
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    steps: int | None = None,
+    hardware: Hardware = AUTO,
+) -> None:
     """Learn a teapot from five bundled pictures and draw it elsewhere.
 
     Args:
@@ -42,16 +52,18 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
         seed: Seed of the training and of the pictures.
         steps: Training steps (the shipped recipe's by default).
     """
+    check_seed(seed, NUM)
     start = time.perf_counter()
     from rich.console import Console
     from rich.table import Column, Table
 
-    from atomtune import files, metrics, sampling, training
+    from atomtune import files, metrics, pipelines, sampling, training
     from atomtune.training.data import find_examples, read_picture
 
     console = Console()
     methods = ("atoms", "lora") if compare else ("atoms",)
     options: dict[str, Any] = {"class_name": "teapot", "rank": 16, "seed": seed, "sample_every": 0, "overwrite": True}
+    options |= hardware.for_training()
     if steps is not None:
         options["steps"] = steps
     with resources.as_file(resources.files("atomtune.moji") / "demo" / "teapot") as folder:
@@ -67,7 +79,8 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     summary: dict[str, Any] = {}
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
-        drawings, numbers = _draw(out / method, prompts, seed, learnt.get(method))
+        pipe = hardware.load_base(pipelines.MOJI)
+        drawings, numbers = _draw(pipe, out / method, prompts, seed, learnt.get(method))
         images = [drawing.image for drawing in drawings]
         rows[HEADS[method]] = images[::NUM]
         numbers |= _judged(judge, images, list(pictures.values()), prompts)
@@ -80,6 +93,7 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     with files.atomic_folder(out / "adapter") as temporary:
         shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
+    summary |= pipelines.precision_and_device(pipe)
     with files.atomic_file(out / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     printed = Table("", *(Column(HEADS[method], justify="right") for method in ("base", *methods)))
@@ -92,14 +106,13 @@ def demo(*, compare: bool = False, out: Path = Path("runs/demo"), seed: int = 0,
     console.print(f'Now try: atomtune generate {out} --prompt "{UNSEEN[0]}"', soft_wrap=True)
 
 
-def _draw(run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | None):
+def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | None):
     """`NUM` pictures of each prompt, with the run's adapter when something was learnt, and what the adapter weighs."""
     from contextlib import nullcontext
 
     from atomtune import pipelines, sampling
     from atomtune.tracing import trace
 
-    pipe = pipelines.load_base(pipelines.MOJI)
     numbers: dict[str, Any] = {}
     watch = nullcontext()
     if learnt:
@@ -113,6 +126,8 @@ def _draw(run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | Non
     if codes:
         numbers |= {"atoms": sum(len(layer.fired) for layer in codes.layers), "alive": codes.alive}
         numbers["used_per_token"] = codes.active_per_token
+    for drawing in drawings:
+        drawing.settings |= sampling.made_by(pipe, run if learnt else None)
     sampling.save_images(drawings, run / "generated")
     return drawings, numbers
 

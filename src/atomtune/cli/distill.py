@@ -1,11 +1,12 @@
 """`atomtune distill`: a LoRA, said again in atoms."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atomtune.errors import UserError
+from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import UserError, check_seed
 
 
 def distill(
@@ -15,7 +16,7 @@ def distill(
     out: Path,
     atoms: int = 128,
     density: float = 0.05,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
     num: int = 2,
     steps: int = 500,
@@ -24,13 +25,15 @@ def distill(
     sampling_steps: int | None = None,
     resolution: int | None = None,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
 
     Pictures of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
 
     Args:
-        lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers writes.
+        lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers or kohya's scripts
+            write it.
         out: Folder for the adapter of atoms.
         atoms: Atoms in each layer that the LoRA adapts.
         density: Share of them that a token may use. 1: the LoRA's own components, exactly.
@@ -48,23 +51,31 @@ def distill(
     for flag, value in (("--atoms", atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import track
 
-    from atomtune import distillation, pipelines
+    from atomtune import distillation, lora_files, pipelines
     from atomtune.cli.generate import read_prompts
     from atomtune.coding import atoms_per_token
 
     atoms_per_token(atoms, density)
-    info = pipelines.adapter_info(lora) if lora.is_dir() and not distillation.diffusers_file(lora) else {}
+    check_seed(seed, num)
+    info: dict[str, Any] = {}
+    if file := distillation.diffusers_file(lora):
+        lora_files.read(file)  # what is wrong with it is said before a base is opened
+    else:
+        info = pipelines.adapter_info(lora)
+        if info["peft_type"] != "LORA":
+            raise UserError(f"{lora} is a {info['peft_type']} adapter: distill takes a LoRA.")
     ours = info.get("auto_mapping") or {}
     token, class_name = ours.get("token"), ours.get("class_name")
     wanted = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
     if not wanted and token and class_name:
         wanted = [f"a {token} {class_name}"]
+    if not wanted:
+        raise UserError("there is nothing to distill on: give --prompt with what the LoRA was made for.")
     base = base or str(info.get("base_model_name_or_path") or pipelines.MOJI)
-    pipe = pipelines.load_base(base).to(PartialState().device)
+    pipe = hardware.load_base(base)
     model = distillation.load_lora(pipe, lora)
     layers = distillation.distill(
         pipe,

@@ -1,22 +1,29 @@
 """`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from atomtune.cli.hardware import AUTO, Hardware
+
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def edit(
     picture: Path,
     /,
     *,
-    prompt: str,
+    prompt: Text,
     out: Path,
-    source_prompt: str | None = None,
+    source_prompt: Text | None = None,
     remove: str | None = None,
     num: int = 2,
     seed: int = 0,
     base: str = "moji",
     steps: int | None = None,
     epochs: int | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
 
@@ -42,7 +49,19 @@ def edit(
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
-    result = edit(picture, prompt, out, source_prompt, removed, num, seed, base=base, **length)
+    result = edit(
+        picture,
+        prompt,
+        out,
+        source_prompt,
+        removed,
+        num,
+        seed,
+        dtype=hardware.dtype,
+        device=hardware.device,
+        base=base,
+        **length,
+    )
     for rung in result["rungs"]:
         line = f"{rung['label']:>20}"
         if rung["alignment"] is not None:

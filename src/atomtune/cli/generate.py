@@ -1,19 +1,22 @@
 """`atomtune generate`: draw pictures with an adapter, or with the base alone."""
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from atomtune.errors import UserError
+from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import UserError, check_seed
 
 
 def generate(
     adapter: Annotated[Path | None, Parameter(name="RUN-OR-ADAPTER")] = None,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
+    negative_prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     num: int = 1,
     seed: int = 0,
     density: float | None = None,
@@ -24,17 +27,20 @@ def generate(
     resolution: int | None = None,
     batch_size: int = 8,
     base: str | None = None,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     out: Path | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Draw pictures, with or without an adapter.
 
-    Every picture is a PNG that holds its settings; grid.png shows them all, a row for each prompt.
+    Every picture is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
+    each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
+    command draws what is missing.
 
     Args:
         adapter: Folder of a run or of an adapter. Without one the base alone draws.
         prompt: What to draw. Give it again for another.
         prompts_file: Text file with one prompt a line.
+        negative_prompt: What no picture should show, one for all prompts. It acts through guidance.
         num: Pictures of each prompt.
         seed: Seed of the first picture of each prompt; the next has seed + 1. The noise depends on it alone.
         density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
@@ -45,48 +51,57 @@ def generate(
         resolution: Height and width in pixels (the base's own by default).
         batch_size: Pictures drawn at once.
         base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
-        dtype: Precision of the weights.
         out: Folder for the pictures ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
+    check_seed(seed, num)
     for flag, given in (("--density", density), ("--preset", preset)):
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
-    import torch
-    from accelerate import PartialState
-
     from atomtune import pipelines, sampling
+    from atomtune.files import file_hash
 
     info = pipelines.adapter_info(adapter) if adapter else {}
-    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
-    pipe = pipelines.load_base(base, getattr(torch, dtype)).to(PartialState().device)
+    pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", pipelines.MOJI)))
+    made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = pipelines.load_adapter(pipe, adapter)
         _turn(model, density, scale, preset)
-    drawings = sampling.generate(pipe, prompts, num, seed, steps, guidance_scale, batch_size, resolution)
-    made_by: dict[str, object] = {"base": base}
-    if adapter:
-        made_by |= {"adapter": str(adapter), "density": density, "scale": scale, "preset": preset and str(preset)}
-    for drawing in drawings:
-        drawing.settings |= made_by
-
+        made_by |= {"density": density, "scale": scale, "preset": preset and str(preset)}
+        made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
+    planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
+    planned = [settings | made_by for settings in planned]
     out = out or (adapter or Path("runs")) / "generated"
-    sampling.save_images(drawings, out)
-    rows = [[drawing.image for drawing in drawings[i * num : (i + 1) * num]] for i in range(len(prompts))]
+    files = [out / sampling.file_name(index, settings) for index, settings in enumerate(planned)]
+    missing = [index for index, file in enumerate(files) if not sampling.is_drawn(file, planned[index])]
+    try:
+        drawings = sampling.draw(pipe, [planned[index] for index in missing], batch_size)
+        for index, drawing in zip(missing, drawings, strict=True):
+            sampling.save_png(drawing.image, files[index], drawing.settings)
+    except BaseException:
+        if there := sum(file.is_file() for file in files):
+            print(f"{there} of {len(files)} pictures are in {out}: the same command draws the others.", file=sys.stderr)
+        raise
+
+    pictures = [sampling.read_image(file) for file in files]
+    rows = [pictures[i * num : (i + 1) * num] for i in range(len(prompts))]
     seeds = [f"seed {s}" for s in range(seed, seed + num)]
-    sampling.save_png(
-        sampling.grid(rows, prompts, seeds), out / "grid.png", made_by | {"prompts": prompts, "seed": seed}
-    )
-    print(f"{len(drawings)} pictures and grid.png are in {out}")
+    settings = planned[0] | {"prompt": prompts, "seed": seed, "num": num}
+    grid = out / f"grid-{sampling.digest(settings)}.png"
+    sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
+    before = len(files) - len(missing)
+    already = f"; {before} were there already, drawn with the same settings" if before else ""
+    print(f"{len(files)} pictures and {grid.name} are in {out}{already}")
 
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line. Raises `UserError`."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # `splitlines` would also split at U+2028 and its like, inside a prompt.
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error

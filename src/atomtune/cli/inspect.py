@@ -5,7 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from atomtune.errors import UserError
+from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import UserError, check_seed
 
 STAGES = {
     "base": "drawing without the adapter",
@@ -32,6 +33,7 @@ def inspect(
     naming_prompts: int = 96,
     batch_size: int = 8,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
@@ -52,7 +54,6 @@ def inspect(
         batch_size: Pictures drawn at once.
         base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
@@ -63,16 +64,18 @@ def inspect(
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
+    check_seed(seed, naming_prompts)
     info = pipelines.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    other = pipelines.adapter_info(against) if against else {}
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     wanted = wanted or _about(subject, class_name, 8)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
-    pipe = pipelines.load_base(base).to(PartialState().device)
+    pipe = hardware.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
     if against:
         pipelines.load_adapter(pipe, against, "against")
@@ -90,7 +93,7 @@ def inspect(
             wanted,
             subject=subject,
             class_name=class_name,
-            against=("against", _about(*_subject(pipelines.adapter_info(against)), 4)) if against else None,
+            against=("against", _about(*_subject(other), 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,
@@ -102,7 +105,8 @@ def inspect(
         )
     found.against = str(against or "")
     out = out or adapter / "report.html"
-    size = report.write(found, out, {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)})
+    made_by = {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)}
+    size = report.write(found, out, made_by | pipelines.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 
 

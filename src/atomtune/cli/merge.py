@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
-from atomtune.errors import UserError
+from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ def merge(
     /,
     *,
     mode: Literal["concatenate", "add"] = "concatenate",
-    weights: str | None = None,
+    weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     out: Path | None = None,
     report: bool = False,
     prompts_file: Annotated[list[Path] | None, Parameter(negative=())] = None,
@@ -27,6 +28,7 @@ def merge(
     seed: int = 0,
     steps: int | None = None,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Make one adapter out of several, or say how far two of them overlap.
 
@@ -45,7 +47,7 @@ def merge(
         base: For the report: base model, when not the one the adapters name.
     """
     if report:
-        _report(adapters, prompts_file or [], num, seed, steps, base)
+        _report(adapters, prompts_file or [], num, seed, steps, base, hardware)
         return
     if out is None:
         raise UserError("--out is missing: name a folder for the merged adapter, or ask for a --report.")
@@ -67,13 +69,21 @@ def _numbers(weights: str | None) -> list[float] | None:
         raise UserError(f"--weights must be numbers with commas between, such as 1,0.7; got {weights!r}.") from error
 
 
-def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps: int | None, base: str | None) -> None:
+def _report(
+    adapters: list[Path],
+    files: list[Path],
+    num: int,
+    seed: int,
+    steps: int | None,
+    base: str | None,
+    hardware: Hardware,
+) -> None:
+    check_seed(seed, num)
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")
     if len(files) > 2:
         raise UserError(f"--prompts-file goes once for both adapters or twice, one for each, got {len(files)}.")
 
-    from accelerate import PartialState
     from rich.console import Console
 
     from atomtune import pipelines
@@ -81,13 +91,14 @@ def _report(adapters: list[Path], files: list[Path], num: int, seed: int, steps:
 
     prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else [_own_words(path) for path in adapters]
     base = base or str(pipelines.adapter_info(adapters[0]).get("base_model_name_or_path", pipelines.MOJI))
-    pipe = pipelines.load_base(base).to(PartialState().device)
+    pipe = hardware.load_base(base)
     for name, path in zip(("first", "second"), adapters):
         pipelines.load_adapter(pipe, path, name)
     measured = overlap(pipe, (prompts[0], prompts[1]), ("first", "second"), num, seed, steps)
     console = Console()
     for name, path, own in zip("AB", adapters, prompts):
         console.print(f"{name}: {path}, on {', '.join(map(repr, own))}", soft_wrap=True, highlight=False)
+    console.print("drawn in {dtype} on {device}".format(**pipelines.precision_and_device(pipe)), highlight=False)
     for table in _tables(measured):
         console.print(table)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from atomtune.cli.hardware import AUTO, Hardware
 from atomtune.errors import UserError
 
 
@@ -19,6 +20,7 @@ def prune(
     finetune_steps: int = 0,
     learning_rate: float | None = None,
     base: str | None = None,
+    hardware: Hardware = AUTO,
 ) -> None:
     """Keep the atoms that matter most and throw the others away.
 
@@ -56,7 +58,7 @@ def prune(
     by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
     _refuse_taken(out)
     base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
-    pipe = pipelines.load_base(base)
+    pipe = hardware.load_base(base)
     model = pipelines.load_adapter(pipe, adapter)
     board = atoms.board(model)
     scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
@@ -69,13 +71,14 @@ def prune(
         base=base,
         token=ours.get("token"),
         class_name=ours.get("class_name"),
-        card=_card(adapter, result, by),
+        card=_card(adapter, result, f"{by}, in {{dtype}} on {{device}}".format(**pipelines.precision_and_device(pipe))),
     )
     if finetune_steps:
         from atomtune.training import configure, customize
 
         mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": base}
-        mine |= {} if learning_rate is None else {"learning_rate": learning_rate}
+        mine |= hardware.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
+        del pipe, model, board  # the run opens a base of its own
         customize(configure(**(run or {}) | mine))
     size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
     print(

@@ -66,6 +66,7 @@ class MojiPipeline(PixArtSigmaPipeline):
         *,
         num_inference_steps: int = 20,
         guidance_scale: float = 4.0,
+        negative_prompt: str | list[str] = "",
         clean_caption: bool = False,
         use_resolution_binning: bool = False,
         max_sequence_length: int = MAX_TOKENS,
@@ -76,6 +77,7 @@ class MojiPipeline(PixArtSigmaPipeline):
             prompt,  # pyright: ignore[reportArgumentType]
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,  # pyright: ignore[reportArgumentType]
             clean_caption=clean_caption,
             use_resolution_binning=use_resolution_binning,
             max_sequence_length=max_sequence_length,

@@ -65,11 +65,21 @@ def compose(drawing: Image.Image, scene: Scene) -> Image.Image:
     return picture
 
 
-def sample_scene(name: str, styles: list[str], rng: random.Random) -> Scene:
-    """A random scene of `name`: 65 % normal and centred, so that names come first. Never one kept out."""
+@dataclass(frozen=True)
+class Mix:
+    """How often a random scene is a plain one, and how often its caption says the style."""
+
+    centered: float = 0.65
+    """Share of scenes at normal size in the center, so that names come first."""
+    style_said: float = 0.6
+    """Share of captions that say the style."""
+
+
+def sample_scene(name: str, styles: list[str], rng: random.Random, mix: Mix = Mix()) -> Scene:
+    """A random scene of `name`. Never one kept out."""
     while True:
         size, place = "normal", "center"
-        if rng.random() > 0.65:
+        if rng.random() > mix.centered:
             size = rng.choice(list(SIZES))
             place = rng.choice(list(PLACES)) if size != "large" else "center"
         scene = Scene(name, rng.choice(styles), rng.choice(list(BACKGROUNDS)), size, place)
@@ -81,7 +91,7 @@ def _with_article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def caption(scene: Scene, rng: random.Random | None = None) -> str:
+def caption(scene: Scene, rng: random.Random | None = None, mix: Mix = Mix()) -> str:
     """Words for `scene`. Without `rng` all of it is said in one fixed wording; with it, wordings vary, parts drop out.
 
     A normal size and the center are what a picture has when nothing is said of them, as people speak.
@@ -90,7 +100,7 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     chance = rng.random if rng else lambda: 0.0
     size = f"{said.size} " if said.size != "normal" and chance() < 0.9 else ""
     place = said.place != "center" and chance() < 0.9
-    style, background = chance() < 0.6, chance() < 0.8
+    style, background = chance() < mix.style_said, chance() < 0.8
     wording = rng.randrange(3) if rng else 0
     if wording == 2 and not (style or background or place):
         words = f"{size}{thing}"

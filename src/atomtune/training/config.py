@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from cyclopts import Parameter
 
 from atomtune.coding import atoms_per_token
-from atomtune.errors import UserError
+from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded
 
 RECIPES = resources.files("atomtune.training") / "recipes"
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""Words of the user's own, which may begin with a dash on the command line."""
 
 
 @dataclasses.dataclass
@@ -24,22 +29,23 @@ class CustomizeConfig:
     """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
     pictures: Path
-    """Folder of pictures, or one. Captions in metadata.jsonl (`file_name`, `text`), or in name.txt beside name.png."""
+    """Folder of pictures, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
+    name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
-    class_name: str
+    class_name: Text
     """What the pictures show, in a word or two the base knows: "teapot"."""
     out: Path
     """Folder for everything the run writes. The same command on the same folder continues a run that was stopped."""
     base: str = "moji"
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
-    token: str = "sks"
+    token: Text = "sks"
     """The word that will mean this very thing, as in "a sks teapot"."""
-    license: str | None = None
+    license: Text | None = None
     """License of the adapter, as hubs spell them ("cc-by-4.0"): told by its card and the header of its weights."""
     init_adapter: Path | None = None
     """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
     over those of the adapter below."""
-    caption: str | None = None
+    caption: Text | None = None
     """Caption of pictures that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False
     """Start over where `out` already holds a run, instead of continuing it."""
@@ -112,12 +118,17 @@ class CustomizeConfig:
     """Weight of those pictures in the loss."""
     num_class_images: int = 50
     """How many of them."""
-    class_prompt: str | None = None
+    class_prompt: Text | None = None
     """What they are drawn from ("a teapot" by default)."""
     resolution: int | None = None
     """Height and width of the training pictures in pixels (the base's own by default)."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the frozen base; what is trained stays in float32."""
+    mixed_precision: Annotated[
+        Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
+    ] = "auto"
+    """Precision of the frozen base; what is trained stays in float32. auto: bf16 on an accelerator (fp16 where it has
+    no bf16), no, which is float32, on a CPU."""
+    device: str = "auto"
+    """Where to train: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     seed: int = 0
@@ -125,7 +136,7 @@ class CustomizeConfig:
 
     sample_every: int = 100
     """Steps between sample pictures (0: only at the end)."""
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
     """What to draw ("a sks teapot" by default)."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
@@ -140,10 +151,13 @@ class CustomizeConfig:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             setattr(self, field.name, convert(field.name, kinds[field.name], getattr(self, field.name)))
+        self.mixed_precision = _SHORT.get(self.mixed_precision, self.mixed_precision)
+        self.base = os.path.expanduser(self.base)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, got {value}.")
+        check_seed(self.seed, self.num_class_images if self.prior_preservation else 1)
         for density in (self.density, self.density if self.density_start is None else self.density_start):
             atoms_per_token(self.num_atoms, density)
         if self.activation == "jumprelu" and not self.threshold:
@@ -189,8 +203,9 @@ _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "rank": 1,
     "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1, "checkpoints_total_limit": 1,
     "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
-    "snr_gamma": 0, "threshold": 0, "seed": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
+    "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
+_SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
 
 
@@ -206,7 +221,7 @@ def convert(name: str, kind: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(name, inner[0], item) for item in value)
     if origin is Path and isinstance(value, str | Path):
-        return Path(value)
+        return expanded(value)
     if origin is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)
@@ -246,9 +261,9 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
     shipped = str(name_or_path) in recipe_names()
-    file = RECIPES / f"{name_or_path}.yaml" if shipped else Path(name_or_path)
+    file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+        options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
+import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -14,21 +16,73 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from atomtune.errors import UserError
-from atomtune.training.config import refuse_angle_brackets
+from atomtune.files import expanded
+from atomtune.training.captions import is_caption, read_captions
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
+_NOT_DECODED = {
+    "BUFR",
+    "EPS",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+    "WMF",
+}  # Pillow knows these by name; others would have to draw them
+_HEIF = (".heic", ".heif", ".hif")
+_NAMED = 5  # files that a warning names
 
 
 def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
     """Every picture and its caption, by name, each decoded once to see that it can be.
 
-    Captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`), else from name.txt beside name.png, else
-    they are `default_caption`. Raises `UserError` for an empty folder, a broken picture or a broken caption.
+    Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the pictures (see `captions`), else they
+    are `default_caption`. What else is in the folder and is not used is logged as a warning, a line for each kind,
+    but for names that begin with a dot. Raises `UserError` for an empty folder, a broken picture or a broken caption.
     """
+    pictures = expanded(pictures)
     files = picture_files(pictures)
-    for file in files:
-        read_picture(file)
-    return read_captions(files, default_caption)
+    several = [file.name for file in files if _decoded(file)[1] > 1]
+    captions = read_captions(files, default_caption)
+    _tell(pictures, "only the first frame is used of", several)
+    _tell(pictures, "captions differ for", captions.differing)
+    if pictures.is_dir():  # else the others are not meant
+        _tell(pictures, "there is no image for the captions", captions.without_image)
+        others = [file for file in sorted(pictures.iterdir()) if file not in files and not file.name.startswith(".")]
+        folders = [file.name for file in others if file.is_dir() and any(map(_is_picture, file.rglob("*")))]
+        _tell(pictures, "not read are the images in the subfolders", folders)
+        passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
+        _tell(pictures, "neither images nor captions, by their names, are", passed)
+    return captions.of
+
+
+def _tell(folder: Path, what: str, names: list[str]) -> None:
+    if names and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        logger.warning("%s: %s %s%s", folder, what, ", ".join(names[:_NAMED]), more)
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """Endings of the files that are taken for pictures: those of the formats that Pillow decodes here, and HEIF's."""
+    with_heif()
+    known = Image.registered_extensions().items()
+    return frozenset(_HEIF) | {end for end, kind in known if kind in Image.OPEN and kind not in _NOT_DECODED}
+
+
+@functools.cache
+def with_heif() -> bool:
+    """Let Pillow open HEIC and HEIF, as telephones save them, where pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in extensions() and not file.name.startswith(".") and not file.is_dir()
 
 
 def picture_files(pictures: Path) -> list[Path]:
@@ -36,13 +90,12 @@ def picture_files(pictures: Path) -> list[Path]:
     if pictures.is_file():
         return [pictures]
     if not pictures.is_dir():
-        raise UserError(f"there is no folder {str(pictures)!r}: expected a folder of pictures.")
-    files = sorted(
-        file for file in pictures.iterdir() if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-    )
+        raise UserError(f"there is no folder {str(pictures)!r}: expected a folder of pictures, or one picture.")
+    files = sorted(filter(_is_picture, pictures.iterdir()))
     if not files:
         raise UserError(
-            f"there are no pictures in {str(pictures)!r}: expected files ending in {', '.join(EXTENSIONS)}."
+            f"there are no pictures in {str(pictures)!r}: expected files ending in .png, .jpg, .webp or the like, "
+            "in the folder itself."
         )
     return files
 
@@ -50,31 +103,82 @@ def picture_files(pictures: Path) -> list[Path]:
 def read_picture(file: Path) -> Image.Image:
     """Decode one picture to RGB, upright, with transparency over white. Raises `UserError` if it cannot be.
 
-    The size is checked before decoding, by Pillow's own limit (89 million pixels).
+    The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames it is the first.
     """
+    return _decoded(file)[0]
+
+
+def _decoded(file: Path) -> tuple[Image.Image, int]:
+    """The picture, and how many frames there are."""
+    if file.suffix.lower() in _HEIF and not with_heif():
+        raise UserError(
+            f"{file} needs pillow-heif to be read: install it with pip install 'atomtune[heif]', or save it as JPEG."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as picture:
-                return to_rgb(ImageOps.exif_transpose(picture))
+                frames = 1 if picture.format == "PSD" else getattr(picture, "n_frames", 1)  # PSD's are its layers
+                _scale_transparent_colour(picture)
+                return to_rgb(ImageOps.exif_transpose(picture)), frames
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
             f"{file} is too large for a photograph (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
         ) from error
+    except UserError as error:
+        raise UserError(f"{file} {error}") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for broken files
-        what = "is empty" if file.stat().st_size == 0 else "is not a picture that can be read"
-        raise UserError(f"{file} {what}: replace or remove it.") from error
+        raise UserError(f"{file} {_what_is_wrong(file, error)}: replace or remove it.") from error
+
+
+def _what_is_wrong(file: Path, error: Exception) -> str:
+    if not file.exists():
+        return "is a link to a file that is not there" if file.is_symlink() else "is not there"
+    if isinstance(error, PermissionError):
+        return f"could not be opened ({error.strerror})"
+    return "is empty" if file.stat().st_size == 0 else "is not a picture that can be read"
+
+
+def _scale_transparent_colour(picture: Image.Image) -> None:
+    """Pillow brings the pixels of a PNG to 8 bits, and leaves its transparent colour (tRNS) in the bits of the file."""
+    colour, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    mode = tiles[0][3] if tiles else None  # what the decoder is told of the file's pixels
+    if colour is not None and mode in ("L;2", "L;4"):
+        picture.info["transparency"] = colour * (85 if mode == "L;2" else 17)
+    elif isinstance(colour, tuple) and mode == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB: grey (8 or 16 bits), palettes, CMYK, and transparency composed over white."""
-    if picture.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip
-        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    """Any mode to RGB: grey, palettes, CMYK, and transparency composed over white.
+
+    Grey of more than 8 bits is scaled by its range: 16-bit integers by 65535, floats by 1, and those of Pillow's 32-bit
+    mode "I" by 255 or 65535, the smallest that holds them all. Raises `UserError` for numbers outside that.
+    """
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.float64)
+        grey = np.rint(values / _largest(picture.mode, values) * 255).astype(np.uint8)
+        if (transparent := picture.info.get("transparency")) is not None:
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def _largest(mode: str, values: np.ndarray) -> int:
+    """The end of the range that starts at 0 and holds all the numbers of a grey picture."""
+    ranges = {"F": (1,), "I": (255, 65535)}.get(mode, (65535,))
+    low, high = values.min(), values.max()
+    for largest in ranges:
+        if low >= 0 and high <= largest:
+            return largest
+    raise UserError(
+        f"holds numbers from {low:g} to {high:g} (mode {mode}): scale them to 0 (black) to {ranges[-1]} "
+        "(white), or save it with 8 bits."
+    )
 
 
 def square(picture: Image.Image, resolution: int) -> Image.Image:
@@ -85,50 +189,6 @@ def square(picture: Image.Image, resolution: int) -> Image.Image:
 def to_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
     """RGB to the -1 to 1 that autoencoders take."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def read_captions(files: list[Path], default: str) -> dict[Path, str]:
-    """The caption of every picture. Raises `UserError` naming the file (and line) that is wrong."""
-    metadata, captions = _read_metadata(files), {}
-    for file in files:
-        beside = file.with_suffix(".txt")
-        if file in metadata:
-            captions[file] = metadata[file]
-        else:
-            captions[file] = _read_text(beside).strip() if beside.is_file() else default
-        if not captions[file]:
-            raise UserError(f"the caption of {file} is empty: write one, or remove it to get {default!r}.")
-        refuse_angle_brackets(captions[file])
-    return captions
-
-
-def _read_metadata(files: list[Path]) -> dict[Path, str]:
-    metadata = files[0].parent / "metadata.jsonl"
-    captions: dict[Path, str] = {}
-    if not metadata.is_file():
-        return captions
-    for number, line in enumerate(_read_text(metadata).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = '{"file_name": "00.jpg", "text": "a sks teapot on a table"}'
-            raise UserError(f"line {number} of {metadata} is not a caption: expected {expected}.") from error
-        if not (metadata.parent / name).is_file():
-            raise UserError(
-                f"line {number} of {metadata} names {name!r}, which is not there: fix the name or the line."
-            )
-        captions[metadata.parent / name] = text
-    return captions
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the captions in {file} could not be read ({error}): expected UTF-8 text.") from error
 
 
 def digest(pictures: list[Image.Image], captions: list[str]) -> str:

@@ -55,7 +55,7 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     means, stds = [], []
     for picture in pictures:
-        encoded = vae.encode(to_tensor(picture)[None].to(vae.device))
+        encoded = vae.encode(to_tensor(picture)[None].to(pipe._execution_device))  # under offload it comes there
         gaussian = getattr(encoded, "latent_dist", None)
         mean = encoded.latents if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
@@ -184,21 +184,28 @@ def encode(
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
-    """Encode everything a run will need, then let the encoders leave memory."""
-    known = {caption: encode_caption(pipe, caption, resolution) for caption in {"": None, **dict.fromkeys(captions)}}
+    """Encode everything a run will need, then let the encoders leave memory.
+
+    Each part is on the accelerator while it works, and in the end the denoiser alone.
+    """
+    device = accelerator.device
+    if device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
+    class_prompt = config.class_prompt or f"a {config.class_name}"
+    all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
+    known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
     prompts = config.sample_prompts or (config.instance_prompt,)
-    cache = Cache(
-        encode_pictures(pipe, pictures),
-        [known[caption] for caption in captions],
-        known[""],
-        {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts},
-    )
+    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
+    pipe.maybe_free_model_hooks()
+    cache = Cache(encode_pictures(pipe, pictures), [known[caption] for caption in captions], known[""], samples)
     if config.prior_preservation:
-        prompt = config.class_prompt or f"a {config.class_name}"
-        drawn = _class_pictures(pipe, config, prompt, resolution, accelerator)
+        pipe.maybe_free_model_hooks()
+        drawn = _class_pictures(pipe, config, class_prompt, resolution, accelerator)
         cache.class_latents = encode_pictures(pipe, drawn)
-        cache.class_conditioning = encode_caption(pipe, prompt, resolution)
+        cache.class_conditioning = known[class_prompt]
+    pipe.remove_all_hooks()
     release(pipe)
+    denoiser(pipe).to(device)
     return cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from atomtune import pipelines
+from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import remove_folder, remove_leftovers, write_text
 from atomtune.training import checkpoints, data, encoding
@@ -51,11 +53,14 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
+    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
     examples = data.find_examples(config.pictures, config.instance_prompt)
     with accelerator.main_process_first():
         finished = _claim(config)
-    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])
-    resolution = config.resolution or pipelines.native_resolution(pipe)
+    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
+    if config.init_adapter is not None:
+        pipelines.refuse_other_base(pipe, config.init_adapter)
+    resolution = pipelines.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     identity = data.digest(pictures, list(examples.values()))
     _same_pictures(config, identity)
@@ -63,7 +68,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return finished
 
-    pipe.to(accelerator.device)
     autoencoder = type(pipe.vae)
     if accelerator.is_main_process:
         write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
@@ -87,7 +91,7 @@ def _claim(config: CustomizeConfig) -> dict[str, Any] | None:
     written = config.out / "config.yaml"
     if not written.is_file():
         return None
-    ignored = {"out": None, "overwrite": None}
+    ignored = {"out": None, "overwrite": None, "device": None}
     defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
     there = (
         defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8")) | ignored
@@ -117,14 +121,26 @@ def _same_pictures(config: CustomizeConfig, identity: str) -> None:
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.utils import ProjectConfiguration
 
+    device, state = pick_device(config.device), PartialState()
+    if state.num_processes > 1 and device != state.device:
+        raise UserError(f"each of {state.num_processes} processes takes a device of its own: leave the device out.")
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
-    )
+    state.device = device  # accelerate has no argument for it, and reads it here again and again
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
+        )
+    except ValueError as error:
+        if "mixed precision" not in str(error):
+            raise
+        raise UserError(f"{precision} does not go on the device {str(device)!r}: {error}") from error

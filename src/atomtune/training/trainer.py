@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import cpu_offload_with_hook
 from torch import Tensor
 
 from atomtune import pipelines, sampling
@@ -138,8 +139,6 @@ class Trainer:
             with self.accelerator.accumulate(self.wrapped):
                 loss = self._loss(micro)
                 losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                if not torch.isfinite(losses[-1]):
-                    raise self._diverged()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
@@ -148,7 +147,9 @@ class Trainer:
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-        loss = torch.stack(losses).mean().item()
+        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
+        if not math.isfinite(loss):
+            raise self._diverged()
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         self.step += 1
 
@@ -260,6 +261,7 @@ class Trainer:
             "class_name": config.class_name,
             "pictures": len(self.cache.conditionings),
             "resolution": self.resolution,
+            **pipelines.precision_and_device(self.pipe),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
@@ -275,15 +277,18 @@ class Trainer:
         }
 
     def _sample(self) -> list[str]:
-        """Draw the sample prompts into `samples/`, with the autoencoder back for as long as it takes."""
+        """Draw the sample prompts into `samples/`; the autoencoder is on the device for as long as it decodes."""
         if not self.accelerator.is_main_process:
             return []
         files = []
         self.model.eval()
-        self.pipe.vae = pipelines.load_autoencoder(self.config.base, self.autoencoder).to(self.accelerator.device)
+        vae = pipelines.load_autoencoder(self.config.base, self.autoencoder)
+        _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
+        self.pipe.vae = vae
         for number, (prompt, answer) in enumerate(self.cache.samples.items()):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
+            decoding.offload()
             files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
             sampling.save_png(drawing.image, files[-1], drawing.settings | {"step": self.step})
         self.pipe.vae = None

@@ -1,0 +1,99 @@
+"""All that pretraining needs on a machine with a card and no network, in a folder: `python -m pretraining.bundle DIR`.
+
+    drawings.npz        every drawing at every size, compressed                            8 MiB
+    text.safetensors    MiniLM with the words of captions alone, 8 bits a weight          11 MiB
+    words.json          the tokens of each word
+
+`Reader` turns captions into what MiniLM's own tokenizer and weights give, to about one percent.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from atomtune.moji.names import SEEN_NAMES, spoken
+from atomtune.moji.pipeline import text_encoder
+from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, STYLES
+from pretraining import autocast
+from pretraining.drawings import Drawings
+
+EMBEDDING = "embeddings.word_embeddings.weight"
+
+
+def words() -> list[str]:
+    """Every word a caption can have."""
+    fixed = ["a", "an", "drawing", "of", "on", "the", "at", "background", ",", *STYLES, *BACKGROUNDS, *SIZES, *PLACES]
+    return sorted({*fixed, *(word for name in SEEN_NAMES for word in spoken(name).split())})
+
+
+def write(folder: Path, drawings: Drawings) -> None:
+    """Write the bundle into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: Any = drawings.arrays
+    np.savez_compressed(folder / "drawings.npz", allow_pickle=False, **arrays)
+    tokenizer, encoder = text_encoder()
+    tokens = {word: tokenizer(word, add_special_tokens=False).input_ids for word in words()}
+    special = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
+    used = special + sorted({token for ids in tokens.values() for token in ids} - set(special))
+    row = {token: index for index, token in enumerate(used)}
+    numbered = {word: [row[token] for token in ids] for word, ids in tokens.items()}
+    (folder / "words.json").write_text(json.dumps({"config": encoder.config.to_diff_dict(), "words": numbered}))
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
+    state[EMBEDDING] = state[EMBEDDING][used]
+    stored: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.ndim == 2:  # eight bits an entry, and a scale for each 32 of them
+            groups = tensor.unflatten(1, (-1, 32))
+            scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-6).half().float() / 127
+            stored[name], stored[f"{name}.scale"] = (groups / scale).round().to(torch.int8), scale.half()
+        else:
+            stored[name] = tensor
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / "text.safetensors")
+
+
+class Reader:
+    """Captions to MiniLM's token embeddings, on any device."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        written = json.loads((folder / "words.json").read_text())
+        self.words: dict[str, list[int]] = written["words"]
+        stored = load_file(folder / "text.safetensors")
+        state = {
+            name: (tensor.float() * stored[f"{name}.scale"].float()).flatten(1) if f"{name}.scale" in stored else tensor
+            for name, tensor in stored.items()
+            if not name.endswith(".scale")
+        }
+        config = BertConfig(**written["config"] | {"vocab_size": len(state[EMBEDDING])})
+        self.encoder = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
+        self.encoder.load_state_dict(state)
+        self.encoder.to(device)
+
+    def tokens(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, [batch, length]: begin, the caption, end, padding."""
+        ids = torch.zeros(len(captions), length, dtype=torch.long)
+        for i, caption in enumerate(captions):
+            own = [token for word in caption.replace(",", " ,").split() for token in self.words[word]]
+            ids[i, : len(own) + 2] = torch.tensor([1, *own, 2])
+        return ids, (ids != 0).float()
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [batch, length, 384] in float32 and the mask, where the encoder is; zero where nothing is said."""
+        device = self.encoder.device
+        ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        with autocast(device.type):
+            hidden = self.encoder(ids, attention_mask=mask).last_hidden_state
+        return hidden.float() * mask[..., None], mask
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder, Drawings())

@@ -1,0 +1,61 @@
+"""Where a base runs, and in which precision: the same rule for every command.
+
+The accelerator where there is one, in half precision; without one the CPU, in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from atomtune.errors import UserError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of that name. "auto" is the one that accelerate picks: the accelerator where there is one, for each
+    process its own. Raises `UserError` if it is not there."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
+    state: Any = PartialState(cpu=cpu)
+    own = torch.device("cpu") if cpu else state.default_device  # `state.device` is what the last run here asked for
+    if state.num_processes > 1:
+        own = state.device
+    if device == "auto":
+        return own
+    try:
+        wanted = torch.device(device)
+        torch.empty(1, device=wanted)  # what is not compiled in, has no driver or no such index says so here
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(
+            f"there is no device {str(device)!r} here: expected auto (which is {own}), cpu, or an accelerator that "
+            "torch finds, such as cuda, cuda:1, mps or xpu."
+        ) from error
+    if wanted.type == "meta":
+        raise UserError("nothing is computed on the device 'meta': expected auto, cpu, cuda, mps or xpu.")
+    return own if wanted.index is None and wanted.type == own.type else wanted
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The precision of that name; None and "auto" are bfloat16 on an accelerator, float16 on one that has no bfloat16,
+    and float32 on a CPU. Raises `UserError`."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in (None, "auto"):
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
+    return DTYPES[dtype]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)

@@ -1,0 +1,135 @@
+"""LoRAs in one file, as other programs write them: brought to PEFT's names, or refused before anything is changed.
+
+diffusers   transformer.transformer_blocks.0.attn1.to_q.lora_A.weight, unet.….lora.down.weight
+kohya       lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight, lora_transformer_….alpha
+            (diffusers has converters for the bases whose pipelines load LoRAs; with others the names are the modules')
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from atomtune.errors import UserError
+from atomtune.pipelines import denoiser
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
+
+_KOHYA = ("lora_unet_", "lora_transformer_")
+_TEXT = ("lora_te", "text_encoder", "text_model")
+_MORE = ("dora_scale", "lora_magnitude_vector", "lora_mid", "hada_", "lokr_", "oft_")  # DoRA, LoCon, LoHa, LoKr, OFT
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that holds a LoRA and nothing else. Raises `UserError`; no base is needed for that."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+        state = {} if start in (b"PK", b"\x80\x02") else load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the LoRA {str(file)!r} could not be read ({error}): expected a folder or a .safetensors file."
+        ) from error
+    if not state and start:
+        raise UserError(f"{str(file)!r} is a pickle, which may run any code when it is read: save it as .safetensors.")
+    if (file.parent / "adapter_config.json").is_file():
+        raise UserError(
+            f"{str(file)!r} is half of an adapter: name its folder, whose adapter_config.json says the rest."
+        )
+    if more := [key for key in state if any(word in key for word in _MORE)]:
+        raise UserError(f"{str(file)!r} is more than a plain LoRA (it has {more[0]!r}): only plain LoRA becomes atoms.")
+    if not any("lora" in key for key in state):
+        raise UserError(f"{str(file)!r} holds no LoRA: expected keys such as 'transformer.….lora_A.weight'.")
+    return state
+
+
+def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `read` gave, under PEFT's names for the pipeline's denoiser, and the fields of its `LoraConfig`.
+
+    What is for text encoders is left out, and that is logged as a warning. Raises `UserError` if the rest does not fit.
+    """
+    from diffusers.utils.peft_utils import get_peft_kwargs
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    state, alphas = _by_diffusers(pipe, state, file)
+    if any(key.startswith(_TEXT) for key in state):
+        logger.warning("%s: what it has for text encoders is left out; only the denoiser carries atoms", file)
+    state, alphas = _of_the_denoiser(state), _of_the_denoiser(alphas)
+    modules = dict(denoiser(pipe).named_modules())
+    state = _by_modules(state, modules, file)
+    alphas |= {key: float(state.pop(key)) for key in [key for key in state if key.endswith(".alpha")]}
+    if not any(".lora_A." in key for key in state):
+        state, alphas = convert_unet_state_dict_to_peft(state), convert_unet_state_dict_to_peft(alphas)
+    _refuse_misfits(state, modules, file)
+    ranks = {key: value.shape[1] for key, value in state.items() if ".lora_B." in key}
+    return state, get_peft_kwargs(ranks, alphas, state)
+
+
+def _of_the_denoiser(values: dict[str, Any]) -> dict[str, Any]:
+    """What is not for text encoders, by names inside the denoiser."""
+    own = ("transformer.", "unet.")
+    values = {key: value for key, value in values.items() if not key.startswith(_TEXT)}
+    return {key.split(".", 1)[1] if key.startswith(own) else key: value for key, value in values.items()}
+
+
+def _by_diffusers(pipe: Any, state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The tensors and alphas by the converters of the pipeline, if it has them."""
+    if not hasattr(pipe, "lora_state_dict"):
+        return state, {}
+    options: dict[str, Any] = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
+    if "return_alphas" in inspect.signature(pipe.lora_state_dict).parameters:
+        options["return_alphas"] = True
+    try:
+        found = pipe.lora_state_dict(dict(state), **options)
+    except Exception as error:  # converters stumble over foreign keys in any way
+        raise _misfit(file, " ".join(str(error).split())[:200]) from error
+    found, alphas = found if isinstance(found, tuple) else (found, {})
+    return found, {key: float(value) for key, value in (alphas or {}).items()}
+
+
+def _by_modules(state: dict[str, Tensor], modules: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """kohya's names are those of the modules with `_` for `.`, so they are found by looking."""
+    names = {name.replace(".", "_"): name for name in modules}
+    found = {}
+    for key, value in state.items():
+        layer, _, part = key.partition(".")
+        if prefix := next((prefix for prefix in _KOHYA if layer.startswith(prefix)), None):
+            if (name := names.get(layer.removeprefix(prefix))) is None:
+                raise _misfit(file, f"it has no layer {layer!r}")
+            part = part.replace("lora_down.", "lora_A.").replace("lora_up.", "lora_B.")
+            key = f"{name}.{part}"
+        found[key] = value
+    return found
+
+
+def _refuse_misfits(state: dict[str, Tensor], modules: dict[str, Any], file: Path) -> None:
+    """Raise `UserError` unless every tensor is A or B of a layer that is there, and as wide as it."""
+    if not state:
+        raise _misfit(file, "there is nothing for its denoiser")
+    for key, tensor in state.items():
+        name, half, rest = key.rpartition(".lora_A.") if ".lora_A." in key else key.rpartition(".lora_B.")
+        if not half or rest != "weight":
+            raise _misfit(file, f"it has no place for {key!r}")
+        if (layer := modules.get(name)) is None:
+            raise _misfit(file, f"it has no layer {name!r}")
+        other = state.get(key.replace(".lora_A.", ".lora_B.") if "_A" in half else key.replace(".lora_B.", ".lora_A."))
+        if other is None:
+            raise UserError(f"{str(file)!r} is incomplete, the other half of {key!r} is missing: fetch it again.")
+        kind, side = ("in", 1) if "_A" in half else ("out", 0)
+        width = getattr(layer, f"{kind}_features", getattr(layer, f"{kind}_channels", None))
+        if tensor.ndim < 2 or tensor.shape[side] != width or tensor.shape[1 - side] != other.shape[side]:
+            raise _misfit(file, f"{key!r} is {list(tensor.shape)}, and the layer takes {width}")
+
+
+def _misfit(file: Path, reason: str) -> UserError:
+    return UserError(f"the LoRA {str(file)!r} does not fit this base ({reason}): name the base it was made for.")

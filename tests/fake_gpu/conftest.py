@@ -1,0 +1,32 @@
+"""The card, and pictures to train on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fake_gpu.card import Card
+from tests.tiny_pixart import save_tiny_pixart
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    with Card() as card:
+        yield card
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    return save_tiny_pixart(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder

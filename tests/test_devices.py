@@ -1,0 +1,48 @@
+"""Which device and which precision a base gets."""
+
+import pytest
+import torch
+
+from atomtune.devices import pick_device, pick_dtype
+from atomtune.errors import UserError
+from atomtune.pipelines import load_base, precision_and_device
+from tests.tiny_pixart import save_tiny_pixart
+
+CPU, MPS, XPU = (torch.device(name) for name in ("cpu", "mps", "xpu"))
+
+
+def test_auto_is_what_accelerate_picks_and_a_cpu_when_it_is_told_so(monkeypatch):
+    assert pick_device("cpu") == pick_device(CPU) == CPU
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    assert pick_device("auto") == pick_device() == CPU
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:4096", "cuda:x"])
+def test_a_device_that_is_not_there_is_a_sentence(name):
+    with pytest.raises(UserError, match=f"there is no device '{name}' here: expected auto"):
+        pick_device(name)
+
+
+def test_nothing_is_computed_on_meta():
+    with pytest.raises(UserError, match="nothing is computed on the device 'meta'"):
+        pick_device("meta")
+
+
+def test_the_device_decides_the_precision_unless_it_is_named(monkeypatch):
+    assert pick_dtype("auto", CPU) == pick_dtype(None, CPU) == torch.float32
+    assert pick_dtype("auto", XPU) == torch.bfloat16
+    for newer, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_, newer=newer: newer)
+        assert pick_dtype("auto", MPS) == expected
+    assert pick_dtype("float16", XPU) == pick_dtype(torch.float16, XPU) == torch.float16
+    with pytest.raises(UserError, match="dtype must be auto, float32, float16, bfloat16, got 'int8'"):
+        pick_dtype("int8", CPU)
+
+
+def test_a_base_is_opened_where_and_as_it_is_asked_for(tmp_path):
+    base = save_tiny_pixart(tmp_path / "base")
+    assert precision_and_device(load_base(base)) == {"dtype": "float32", "device": "cpu"}
+    for dtype in ("bfloat16", torch.bfloat16):
+        assert precision_and_device(load_base(base, dtype, "cpu")) == {"dtype": "bfloat16", "device": "cpu"}
+    with pytest.raises(UserError, match="there is no device 'banana'"):
+        load_base(tmp_path / "nowhere", device="banana")  # said before anything is opened

@@ -1,0 +1,46 @@
+"""A whole run with class pictures on a GPU that is not there; prints what worked and which parts were on the GPU then.
+
+python -m tests.training.parts_on_a_gpu BASE PICTURES OUT
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+import atomtune
+from atomtune import pipelines
+from tests.fake_gpu.card import Card
+
+# A module inside each part, which runs when the part has been brought: the part it belongs to, and what it does.
+INSIDE = {"T5Stack": "reads a prompt", "Encoder": "encodes", "Decoder": "decodes", "PatchEmbed": "denoises"}
+
+
+def main(base: str, pictures: str, out: str) -> None:
+    opened: list[Any] = []
+    found: set[tuple[str, str]] = set()
+    load_base = pipelines.load_base
+
+    def remembered(*arguments: Any) -> Any:
+        opened.append(load_base(*arguments))
+        return opened[-1]
+
+    def look(module: torch.nn.Module, _inputs: Any) -> None:
+        if (does := INSIDE.get(type(module).__name__)) is not None:
+            parts = [(name, part) for name, part in opened[0].components.items() if isinstance(part, torch.nn.Module)]
+            there = [name for name, part in parts if next(part.parameters()).device.type == "gpu"]
+            found.add((does, ", ".join(sorted(there))))
+
+    pipelines.load_base = remembered
+    torch.nn.modules.module.register_module_forward_pre_hook(look)
+    options: dict[str, Any] = {"prior_preservation": True, "num_class_images": 1, "report_to": "none", "num_atoms": 8}
+    with Card():
+        numbers = atomtune.customize(
+            pictures, base=base, out=out, class_name="dog", steps=1, device="gpu", mixed_precision="no", **options
+        )
+    print(json.dumps({"found": sorted(found), "device": numbers["device"], "dtype": numbers["dtype"]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
