@@ -24,10 +24,10 @@ class Dials(nn.Module):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As torch's, but only saving and loading see that a buffer is persistent: what is not, accelerate's
-        offloading leaves in place."""
+        offloading leaves in place. It takes every such name for a tensor's, so those of None are not among them."""
         if persistent:
             self._saved.add(name)
-        super().register_buffer(name, tensor, persistent=False)
+        super().register_buffer(name, tensor, persistent=tensor is None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dials:
         def exact(tensor: Tensor) -> Tensor:

@@ -31,21 +31,26 @@ ACTIVATIONS = ("topk", "batch_topk", "soft", "relu", "jumprelu")
 
 
 class Projection(nn.Linear):
-    """A linear layer that computes in the precision of its weight, whatever that of its input.
+    """A linear layer that computes in the finer precision of its input's and its weight's.
 
     The weight is read in here alone: where a model is offloaded, or stored in fewer bits than it computes in, the hooks
     that do so bring the weight only while a module's `forward` runs.
     """
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
-        return F.linear(input.to(self.weight.dtype), self.weight)
+        return _linear(input, self.weight)
 
 
 class UnitEncoder(Projection):
     """An encoder whose columns act at norm 1, however long they are: c_m = x · w_m / ‖w_m‖."""
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
-        return F.linear(input.to(self.weight.dtype), F.normalize(self.weight, dim=1))
+        return _linear(input, F.normalize(self.weight, dim=1))
+
+
+def _linear(input: Tensor, weight: Tensor) -> Tensor:
+    precision = torch.promote_types(input.dtype, weight.dtype)
+    return F.linear(input.to(precision), weight.to(precision))
 
 
 class SparseDictionary(Dials):
@@ -126,9 +131,7 @@ class SparseDictionary(Dials):
         self.sigma = None if activation == "topk" else Threshold(num_atoms, activation, threshold, threshold_units)
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32), persistent=False)
         self.register_buffer("strength", torch.tensor(1.0, dtype=torch.float32), persistent=False)
-        self.register_buffer("kept", None, persistent=False)
-        self.register_buffer("slots", None, persistent=False)
-        self.register_buffer("places", None, persistent=False)
+        self.keep_only(None)
         self._seat(seats)
         self._aim(self.k_max)
         self.reset_parameters()
@@ -199,7 +202,8 @@ class SparseDictionary(Dials):
 
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
-        self.kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
+        kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
+        self.register_buffer("kept", kept, persistent=False)
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -209,7 +213,8 @@ class SparseDictionary(Dials):
         if self.encoder.weight.is_meta:
             raise UserError("atoms cannot be pruned while the model is offloaded: prune before offloading it.")
         rows = self.kept.nonzero().flatten()
-        self.num_atoms, self.kept = len(rows), None
+        self.num_atoms = len(rows)
+        self.keep_only(None)
         for name in ("gain", "id", "head", "group", "usage"):
             setattr(self, name, getattr(self, name)[rows])
         self.encoder.weight = nn.Parameter(self.encoder.weight[rows], self.encoder.weight.requires_grad)
@@ -255,11 +260,13 @@ class SparseDictionary(Dials):
         seats = [[atom for atom, head in enumerate(heads) if head == h] for h in range(self.heads)]
         width = max(map(len, seats))
         flat = [atom for seat in seats for atom in seat + [len(heads)] * (width - len(seat))]
-        self.slots = self.places = None
+        slots = places = None
         if flat != list(range(len(heads))):
             place = {atom: slot for slot, atom in enumerate(flat)}
-            self.slots = torch.tensor(flat, device=self.head.device)
-            self.places = torch.tensor([place[atom] for atom in range(len(heads))], device=self.head.device)
+            slots = torch.tensor(flat, device=self.head.device)
+            places = torch.tensor([place[atom] for atom in range(len(heads))], device=self.head.device)
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("places", places, persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -241,7 +241,9 @@ class Trace:
         for layer in self.layers:
 
             def record(_module: nn.Module, inputs: tuple[Tensor, ...], layer: LayerTrace = layer) -> None:
-                layer.record(inputs[0], self._call)
+                # Inside a backward, gradient checkpointing repeats what was recorded already.
+                if torch._C._current_graph_task_id() == -1:
+                    layer.record(inputs[0], self._call)
 
             self._hooks.append(layer.dictionary.dictionary.register_forward_pre_hook(record, prepend=True))
         return self
