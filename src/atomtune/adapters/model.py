@@ -130,7 +130,7 @@ class AtomModel(BaseTuner):
         layers = {}
         for name, layer in self._named_layers(adapter_name):
             dictionary = layer.dictionary(adapter_name)
-            tensors = {key: tensor.clone() for key, tensor in dictionary.state_dict().items()}
+            tensors = {key: tensor.clone() for key, tensor in _at_hand(dictionary.state_dict()).items()}
             tensors["dictionary.weight"] *= dictionary.scale
             if dictionary.kept is not None:
                 kept = dictionary.kept.bool()
@@ -168,7 +168,7 @@ class AtomModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """This adapter's atoms only, also when adapters of other methods share the model."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return {key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key}
+        return _at_hand({key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key})
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -189,3 +189,10 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
+
+
+def _at_hand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same. Raises `UserError` where they cannot be read, because hooks hold them."""
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise UserError("atoms cannot be saved or merged while the model is offloaded: call remove_all_hooks() first.")
+    return tensors
