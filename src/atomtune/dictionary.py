@@ -230,6 +230,11 @@ class SparseDictionary(Dials):
         if self.sigma is not None:
             self.sigma.share(mean)
 
+    def forget_statistics(self) -> None:
+        """After a skipped optimizer step: let what was seen for it count for nothing."""
+        if self.sigma is not None:
+            self.sigma.forget()
+
     @property
     def energy(self) -> Float[Tensor, " atoms"]:
         """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""

@@ -156,8 +156,13 @@ class Threshold(Dials):
         if self.levels is not None:
             _follow(self.levels, self.noted / self.notes[:, None])
             self.aim(self.k, self.sizes)
-        self.noted.zero_()
-        self.notes.zero_()
+        self.forget()
+
+    def forget(self) -> None:
+        """What was seen since the last `follow`."""
+        if self.notes is not None and self.noted is not None:
+            self.noted.zero_()
+            self.notes.zero_()
 
     def share(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Let `mean`, over processes, replace what was seen since the last `follow`, so that all follow the same."""

@@ -147,6 +147,9 @@ class Trainer:
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
+        if self.accelerator.optimizer_step_was_skipped:  # numbers overflowed in fp16
+            for dictionary in self.dictionaries:
+                dictionary.forget_statistics()
         loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
         if not math.isfinite(loss):
             raise self._diverged()
