@@ -30,7 +30,7 @@ LAYERS = [
     {"adapters", "dictionary_attention"},
     {"dictionary"},
     {"thresholds"},
-    {"coding", "cards", "devices"},
+    {"coding", "dials", "cards", "devices"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
 BASEMENT = {"errors", "files", "manifest"}

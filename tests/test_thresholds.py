@@ -39,6 +39,7 @@ def test_afterwards_batch_topk_is_the_threshold_that_did_so():
     σ.aim([4], [32])
     for seed in range(60):
         σ(coefficients(256, 32, seed))
+        σ.follow()
     σ.eval()
     fresh = coefficients(512, 32, 99)
     assert float((σ(fresh) != 0).double().sum(1).mean()) == pytest.approx(4, rel=0.1)
@@ -83,6 +84,7 @@ def test_units_of_scale_follow_the_root_mean_square_while_training(activation):
         now = float(c.square().mean().sqrt())
         r = now if not r else (1 - PACE) * r + PACE * now
         σ(c)
+        σ.follow()
     assert_close(σ.value, torch.full((6,), 0.5 * r, dtype=torch.float64), check_dtype=False)
     σ.eval()
     before = copy.deepcopy(σ.state_dict())
@@ -104,10 +106,11 @@ def test_a_unit_encoder_acts_at_norm_one_however_long_its_columns():
 @pytest.mark.parametrize("options", [{"activation": "batch_topk"}, {"activation": "jumprelu"},
                                      {"activation": "relu", "threshold_units": "scale"}], ids=str)  # fmt: skip
 def test_pruning_takes_the_thresholds_along(options):
-    dictionary = SparseDictionary(6, 10, 7, density=0.3, **options).double()
+    dictionary: Any = SparseDictionary(6, 10, 7, density=0.3, **options).double()
     torch.nn.init.normal_(dictionary.dictionary.weight)
     for seed in range(5):
         dictionary(coefficients(64, 6, seed))
+        dictionary.sigma.follow()
     σ: Any = dictionary.sigma
     if (θ := σ.log_threshold) is not None:
         θ.data += torch.linspace(0, 1, 10)
@@ -144,7 +147,8 @@ def test_jumprelu_starts_at_its_threshold_and_only_its_logarithm_trains():
 )  # fmt: skip
 def test_what_was_followed_while_training_is_saved_with_the_adapter(tmp_path, options):
     model = wake(get_peft_model(transformer(), atom_config(**options)))
-    run(model.train())
+    run(model.train()).square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
     expected = run(model.eval())
     assert not torch.equal(expected, run(transformer()))
     model.save_pretrained(str(tmp_path))

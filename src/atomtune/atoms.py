@@ -56,7 +56,7 @@ class Atom:
     @property
     def direction(self) -> Float[Tensor, " out"]:
         """d_m, the row of D: what the atom adds to the layer's output."""
-        return self.dictionary.dictionary.weight.detach()[:, self.index]
+        return self.dictionary.atoms()[self.index]
 
     @property
     def gain(self) -> float:

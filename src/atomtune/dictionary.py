@@ -9,29 +9,51 @@ dropped one, as if it had never been); α is `scale · strength`, the whole adap
 map between x W_s and σ: see `adapters.attention`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from atomtune.coding import atoms_per_token, top_k
+from atomtune.dials import Dials
 from atomtune.errors import UserError
 from atomtune.thresholds import Threshold
 
 ACTIVATIONS = ("topk", "batch_topk", "soft", "relu", "jumprelu")
 
 
-class UnitEncoder(nn.Linear):
+class Projection(nn.Linear):
+    """A linear layer that computes in the finer precision of its input's and its weight's.
+
+    The weight is read in here alone: where a model is offloaded, or stored in fewer bits than it computes in, the hooks
+    that do so bring the weight only while a module's `forward` runs.
+    """
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        return _linear(input, self.weight)
+
+
+class UnitEncoder(Projection):
     """An encoder whose columns act at norm 1, however long they are: c_m = x · w_m / ‖w_m‖."""
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
-        return F.linear(input, F.normalize(self.weight, dim=1))
+        return _linear(input, F.normalize(self.weight, dim=1))
 
 
-class SparseDictionary(nn.Module):
+def _linear(input: Tensor, weight: Tensor) -> Tensor:
+    precision = torch.promote_types(input.dtype, weight.dtype)
+    return F.linear(input.to(precision), weight.to(precision))
+
+
+class SparseDictionary(Dials):
     """M atoms and the encoder that decides which of them a token uses (eq. 8).
 
     Coefficients are data dependent, atoms are not: codes = σ(x W_s), output = codes · D.
@@ -54,6 +76,8 @@ class SparseDictionary(nn.Module):
         unit_encoder: the columns of W_s act at norm 1.
     """
 
+    _alive: ClassVar[WeakSet[SparseDictionary]] = WeakSet()
+
     id: Tensor
     layer: Tensor
     head: Tensor
@@ -66,6 +90,12 @@ class SparseDictionary(nn.Module):
     kept: Tensor | None
     slots: Tensor | None
     places: Tensor | None
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> SparseDictionary:
+        """Every one is known, copies and unpickled ones too, so that the running estimates of σ follow training."""
+        new = super().__new__(cls)
+        cls._alive.add(new)
+        return new
 
     def __init__(
         self,
@@ -84,14 +114,14 @@ class SparseDictionary(nn.Module):
         self.num_atoms = num_atoms
         self.activation = activation
         self.heads = heads
-        self.encoder = (UnitEncoder if unit_encoder else nn.Linear)(in_features, num_atoms, bias=False)
-        self.dictionary = nn.Linear(num_atoms, out_features, bias=False)
-        self.register_buffer("gain", torch.ones(num_atoms))
+        self.encoder = (UnitEncoder if unit_encoder else Projection)(in_features, num_atoms, bias=False)
+        self.dictionary = Projection(num_atoms, out_features, bias=False)
+        self.register_buffer("gain", torch.ones(num_atoms, dtype=torch.float32))
         self.register_buffer("id", torch.arange(num_atoms))
         self.register_buffer("head", torch.tensor(seats := [atom * heads // num_atoms for atom in range(num_atoms)]))
         self.register_buffer("group", torch.zeros(num_atoms, dtype=torch.long))
         self.register_buffer("layer", torch.tensor(0))
-        self.register_buffer("usage", torch.zeros(num_atoms))
+        self.register_buffer("usage", torch.zeros(num_atoms, dtype=torch.float32))
         self.group_sizes = [num_atoms] + [0] * (len(densities) - 1)
         # k and the scales are tensors so that changing them does not compile again; k_max is what is selected.
         self.density = densities[0]
@@ -99,11 +129,9 @@ class SparseDictionary(nn.Module):
         self._k_own, self._density_own = list(self.k_max), self.density
         self.register_buffer("k", torch.tensor(self.k_max))
         self.sigma = None if activation == "topk" else Threshold(num_atoms, activation, threshold, threshold_units)
-        self.register_buffer("scale", torch.tensor(1.0), persistent=False)
-        self.register_buffer("strength", torch.tensor(1.0), persistent=False)
-        self.register_buffer("kept", None, persistent=False)
-        self.register_buffer("slots", None, persistent=False)
-        self.register_buffer("places", None, persistent=False)
+        self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32), persistent=False)
+        self.register_buffer("strength", torch.tensor(1.0, dtype=torch.float32), persistent=False)
+        self.keep_only(None)
         self._seat(seats)
         self._aim(self.k_max)
         self.reset_parameters()
@@ -115,7 +143,7 @@ class SparseDictionary(nn.Module):
 
     def coefficients(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
         """x W_s, before σ."""
-        return self.encoder(x.to(self.encoder.weight.dtype))
+        return self.encoder(x)
 
     def activate(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         """σ: coefficients to sparse codes."""
@@ -134,11 +162,15 @@ class SparseDictionary(nn.Module):
 
     def synthesize(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
         """ΔO = (S ∘ g) D · α. The input of the `dictionary` layer is what a trace records."""
-        codes = codes.to(self.dictionary.weight.dtype)
         return self.dictionary(codes * (self.gain * (self.scale * self.strength)).to(codes.dtype))
 
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
-        return self.synthesize(self.codes(x))
+    def forward(self, x: Tensor, part: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """ΔO of tokens x [*batch, width]; or of x just `part`, some of the steps above.
+
+        Whoever needs single steps while a model runs has them called here and not beside it, because hooks that move a
+        module's buffers, as offloading does, move them around its `forward`.
+        """
+        return self.synthesize(self.codes(x)) if part is None else part(x)
 
     def set_density(self, density: float) -> None:
         """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
@@ -170,15 +202,19 @@ class SparseDictionary(nn.Module):
 
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
-        self.kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
+        kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
+        self.register_buffer("kept", kept, persistent=False)
 
     @torch.no_grad()
     def prune(self) -> None:
         """Take the atoms that κ leaves out from the tensors. The output stays, so do the others' id, head and group."""
         if self.kept is None:
             return
+        if self.encoder.weight.is_meta:
+            raise UserError("atoms cannot be pruned while the model is offloaded: prune before offloading it.")
         rows = self.kept.nonzero().flatten()
-        self.num_atoms, self.kept = len(rows), None
+        self.num_atoms = len(rows)
+        self.keep_only(None)
         for name in ("gain", "id", "head", "group", "usage"):
             setattr(self, name, getattr(self, name)[rows])
         self.encoder.weight = nn.Parameter(self.encoder.weight[rows], self.encoder.weight.requires_grad)
@@ -189,10 +225,25 @@ class SparseDictionary(nn.Module):
             self.sigma.keep_only(rows)
         self.settle()
 
+    def share_statistics(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Before an optimizer step: let processes, whose `mean` of a tensor this is, follow the same coefficients."""
+        if self.sigma is not None:
+            self.sigma.share(mean)
+
+    def forget_statistics(self) -> None:
+        """After a skipped optimizer step: let what was seen for it count for nothing."""
+        if self.sigma is not None:
+            self.sigma.forget()
+
     @property
     def energy(self) -> Float[Tensor, " atoms"]:
         """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""
-        return self.usage * self.dictionary.weight.detach().float().norm(dim=0)
+        return self.usage * self.atoms().norm(dim=1)
+
+    def atoms(self) -> Float[Tensor, "atoms out"]:
+        """D in float32, without gradient, also where the weights are offloaded."""
+        with align_module_device(self.dictionary):
+            return self.dictionary.weight.detach().float().T
 
     # Heads. Attention mixes the coefficients of one head with that head's map, and needs them as [heads, slots].
     # When the heads are equal and in order this is a view. Otherwise each head gets as many slots as the largest one
@@ -214,11 +265,13 @@ class SparseDictionary(nn.Module):
         seats = [[atom for atom, head in enumerate(heads) if head == h] for h in range(self.heads)]
         width = max(map(len, seats))
         flat = [atom for seat in seats for atom in seat + [len(heads)] * (width - len(seat))]
-        self.slots = self.places = None
+        slots = places = None
         if flat != list(range(len(heads))):
             place = {atom: slot for slot, atom in enumerate(flat)}
-            self.slots = torch.tensor(flat, device=self.head.device)
-            self.places = torch.tensor([place[atom] for atom in range(len(heads))], device=self.head.device)
+            slots = torch.tensor(flat, device=self.head.device)
+            places = torch.tensor([place[atom] for atom in range(len(heads))], device=self.head.device)
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("places", places, persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -236,3 +289,16 @@ class SparseDictionary(nn.Module):
         if self._k_own != [min(size, atoms_per_token(size, self.density)) for size in self.group_sizes]:
             self.density = self._density_own = sum(self._k_own) / self.num_atoms
         self._aim(self._k_own)
+
+
+def _follow(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    """The estimates that σ takes while training move once per optimizer step, in any training loop."""
+    following = [d for d in SparseDictionary._alive if d.sigma is not None and d.sigma.notes is not None]
+    if following:
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for dictionary in following:
+            if any(id(parameter) in trained for parameter in dictionary.parameters()):
+                dictionary.sigma.follow()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+register_optimizer_step_post_hook(_follow)

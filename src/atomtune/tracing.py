@@ -196,7 +196,7 @@ class LayerTrace:
 
     @property
     def _norms(self) -> Float[Tensor, " atoms"]:
-        return self.dictionary.dictionary.weight.detach().float().norm(dim=0)
+        return self.dictionary.atoms().norm(dim=1)
 
 
 @dataclass
@@ -241,7 +241,9 @@ class Trace:
         for layer in self.layers:
 
             def record(_module: nn.Module, inputs: tuple[Tensor, ...], layer: LayerTrace = layer) -> None:
-                layer.record(inputs[0], self._call)
+                # Inside a backward, gradient checkpointing repeats what was recorded already.
+                if torch._C._current_graph_task_id() == -1:
+                    layer.record(inputs[0], self._call)
 
             self._hooks.append(layer.dictionary.dictionary.register_forward_pre_hook(record, prepend=True))
         return self

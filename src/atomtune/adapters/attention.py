@@ -14,6 +14,7 @@ with q and k zero-padded to the same width, which leaves q·k alone and keeps th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,13 +115,13 @@ class AttentionAtoms(nn.Module, AtomLayer):
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
-        riders = [self._riders(name, context).to(value.dtype) for name in names]
+        riders = [self.dictionary(name)(context, partial(self._riders, name)).to(value.dtype) for name in names]
         mixed = _attend(query, key, torch.cat([value, *riders], dim=-1), attention_mask, self.scale)
         value, *riders = mixed.split([value.shape[-1], *(rider.shape[-1] for rider in riders)], dim=-1)
 
         output = attn.to_out[1](attn.to_out[0](value.transpose(1, 2).flatten(2).to(query.dtype)))
         for name, rider in zip(names, riders):
-            output = output + self._delta(name, rider).to(output.dtype)
+            output = output + self.dictionary(name)(rider, partial(self._delta, name)).to(output.dtype)
 
         if image_shape is not None:
             output = output.transpose(1, 2).unflatten(-1, image_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import torch
@@ -21,6 +22,9 @@ class AtomLayer(BaseTunerLayer):
     in_features: int
     out_features: int
     heads: int = 1
+    # diffusers' layerwise casting turns off the cast of PEFT's layers with this. Ours is inside `Projection.forward`,
+    # where the weight already has the precision it computes in, so there is nothing to turn off.
+    cast_input_dtype_enabled: bool = True
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
         """Add an adapter with fresh atoms, where the base layer's weights are and in their precision."""
@@ -38,6 +42,20 @@ class AtomLayer(BaseTunerLayer):
         if not config.init_weights:
             nn.init.normal_(self.dictionary(adapter_name).dictionary.weight)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        """Where PEFT puts new atoms. A base that is stored in 8 bits computes in more, and so do its atoms."""
+        device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
+        return device, dtype if dtype is not None and dtype.itemsize > 1 else None
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raise `UserError` if it would be this layer's atoms that are merged: those named, or else the active ones."""
+        if any(name in self.atoms_dictionaries for name in (adapter_names or self.active())):
+            refuse_merging()
+
+    def unmerge(self) -> None:
+        """There never is anything to undo, which is said as PEFT's own layers say it."""
+        warnings.warn("Atoms are never merged into the base weights, so there is nothing to unmerge.", stacklevel=2)
 
     def dictionary(self, adapter_name: str) -> SparseDictionary:
         return cast(SparseDictionary, self.atoms_dictionaries[adapter_name])
@@ -75,6 +93,13 @@ def adapted_layers(model: nn.Module, adapter: str = "default") -> list[AtomLayer
     return [
         module for module in model.modules() if isinstance(module, AtomLayer) and adapter in module.atoms_dictionaries
     ]
+
+
+def refuse_merging() -> None:
+    raise UserError(
+        "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep "
+        "the adapter beside the model, or take it out with unload()."
+    )
 
 
 def refuse_fusing(*_args: object, **_kwargs: object) -> None:

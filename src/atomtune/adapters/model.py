@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from atomtune.adapters.attention import AttentionAtoms
 from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
-from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing
+from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing, refuse_merging
 from atomtune.adapters.linear import LinearAtoms
 from atomtune.adapters.targets import TARGETS, preset_targets, why_not
 from atomtune.errors import UserError
@@ -83,15 +83,9 @@ class AtomModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in adapted_layers(self.model, adapter_name):  # PEFT casts parameters, not buffers
-            dictionary = layer.dictionary(adapter_name)
-            dtype = dictionary.encoder.weight.dtype
-            dictionary.gain, dictionary.scale = dictionary.gain.to(dtype), dictionary.scale.to(dtype)
-            if dictionary.sigma is not None:
-                dictionary.sigma.to(dtype)
+        if hasattr(model, "_skip_layerwise_casting_patterns"):  # diffusers', which skips LoRA layers by its own list
+            skipped = model._skip_layerwise_casting_patterns or ()
+            model._skip_layerwise_casting_patterns = tuple(dict.fromkeys((*skipped, *AtomLayer.adapter_layer_names)))  # pyright: ignore
 
     @torch.no_grad()
     def add_weighted_adapter(
@@ -136,7 +130,7 @@ class AtomModel(BaseTuner):
         layers = {}
         for name, layer in self._named_layers(adapter_name):
             dictionary = layer.dictionary(adapter_name)
-            tensors = {key: tensor.clone() for key, tensor in dictionary.state_dict().items()}
+            tensors = {key: tensor.clone() for key, tensor in _at_hand(dictionary.state_dict()).items()}
             tensors["dictionary.weight"] *= dictionary.scale
             if dictionary.kept is not None:
                 kept = dictionary.kept.bool()
@@ -150,10 +144,7 @@ class AtomModel(BaseTuner):
         return layers
 
     def _check_merge_allowed(self) -> None:
-        raise UserError(
-            "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep "
-            "the adapter beside the model, or take it out with unload()."
-        )
+        refuse_merging()
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         if merge:
@@ -177,7 +168,7 @@ class AtomModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """This adapter's atoms only, also when adapters of other methods share the model."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return {key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key}
+        return _at_hand({key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key})
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -198,3 +189,10 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
+
+
+def _at_hand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same. Raises `UserError` where they cannot be read, because hooks hold them."""
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise UserError("atoms cannot be saved or merged while the model is offloaded: call remove_all_hooks() first.")
+    return tensors

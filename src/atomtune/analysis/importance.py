@@ -101,6 +101,6 @@ def _ablation(atoms: AtomBoard, loss: Losses, among: Sequence[Tensor] | None) ->
                 dictionary.keep_only(mask)
                 score[index] = loss().double().mean() - whole
         finally:
-            dictionary.kept = kept
+            dictionary.keep_only(None if kept is None else present)
         scores.append(score)
     return scores

@@ -187,7 +187,7 @@ def _layer(
     on_b: Float[Tensor, "3 tokens_b"],
 ) -> LayerOverlap:
     """`a` and `b` are the traces on each one's own prompts."""
-    used = [own.usage[:, None] * own.dictionary.dictionary.weight.detach().float().T for own in (a, b)]
+    used = [own.usage[:, None] * own.dictionary.atoms() for own in (a, b)]
     cosines, ranks = principal_cosines(used[0], used[1])
     own = (on_a[0].mean(), on_b[1].mean())
     acting = [torch.stack([on[name] >= ACTING**2 * own[name] for name in (0, 1)]) for on in (on_a, on_b)]

@@ -28,12 +28,12 @@ from atomtune.training.config import CustomizeConfig
 
 def l1(codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, ""]:
     """‖s‖₁ of a token, its mean over tokens."""
-    return codes.abs().sum(-1).mean()
+    return _wide(codes).abs().sum(-1).mean()
 
 
 def orthogonality(atoms: Float[Tensor, "atoms out"]) -> Float[Tensor, ""]:
     """(1/M) Σ_{i≠j} cos²(d_i, d_j); atoms that are still zero have no direction and count as orthogonal."""
-    directions = F.normalize(atoms, dim=-1)
+    directions = F.normalize(_wide(atoms), dim=-1)
     cosines = directions @ directions.T
     return (cosines - torch.diag(cosines.diagonal())).square().sum() / len(atoms)
 
@@ -42,7 +42,13 @@ def density_error(
     coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], density: float
 ) -> Float[Tensor, ""]:
     """(ρ̂/ρ − 1)², ρ̂ the share of coefficients above λ; its gradient goes to λ alone."""
+    coefficients = _wide(coefficients)
     return (step(coefficients, threshold, BANDWIDTH * threshold.detach()).mean() / density - 1).square()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least, in which sums over tokens neither overflow nor lose what is small."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def annealed(density: float, start: float | None, progress: float) -> float:
@@ -77,7 +83,8 @@ class Penalties:
 
     def _saw_coefficients(self, sigma: nn.Module, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
         # The coefficients are cut off: those that are near λ should not move because of the count.
-        error = density_error(inputs[0].detach(), sigma.value, self.config.density)  # pyright: ignore[reportArgumentType]
+        coefficients = inputs[0].detach()
+        error = density_error(coefficients, sigma.value_for(coefficients), self.config.density)  # pyright: ignore
         self._terms.append(self.config.density_penalty * error)
 
     def total(self) -> Tensor | float:

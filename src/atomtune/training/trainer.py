@@ -113,10 +113,15 @@ class Trainer:
                 losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    for dictionary in self.dictionaries:
+                        dictionary.share_statistics(self._mean)
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
+        if self.accelerator.optimizer_step_was_skipped:  # numbers overflowed in fp16
+            for dictionary in self.dictionaries:
+                dictionary.forget_statistics()
         loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
         if not math.isfinite(loss):
             raise self._diverged()
@@ -258,7 +263,7 @@ class Trainer:
         with trace(self.model) as counts:
             self._advance()
         for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
-            layer.dictionary.usage.lerp_(layer.usage, 0.2)
+            layer.dictionary.usage.lerp_(self._mean(layer.usage), 0.2)
         by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
             "active_per_token": float(counts.active_per_token),
@@ -268,6 +273,10 @@ class Trainer:
             "density_highest_layer": max(by_layer),
             "live_atoms": int(counts.alive),
         }
+
+    def _mean(self, tensor: Tensor) -> Tensor:
+        """Over processes."""
+        return self.accelerator.reduce(tensor, "mean")  # pyright: ignore[reportReturnType]
 
     def _numbers(self) -> dict[str, Any]:
         config = self.config
