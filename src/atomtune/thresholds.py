@@ -63,11 +63,12 @@ class Threshold(Dials):
             self.log_threshold = nn.Parameter(start)
         nothing = torch.zeros(num_atoms, dtype=torch.float32)
         batch, scale = activation == "batch_topk", units == "scale" and activation != "batch_topk"
-        self.register_buffer("levels", nothing[:, None].repeat(1, OCTAVES) if batch else None)
+        octaves = nothing[:, None].repeat(1, OCTAVES)
+        self.register_buffer("levels", octaves if batch else None)
         self.register_buffer("level", nothing.clone() if batch else None, persistent=False)
         self.register_buffer("spread", nothing.clone() if scale else None)
         # Since the last optimizer step: the sum of what was seen (of c², or of the octaves' λ), and how often.
-        self.register_buffer("noted", torch.zeros_like(self.levels) if batch else nothing if scale else None, False)
+        self.register_buffer("noted", octaves.clone() if batch else nothing if scale else None, False)
         self.register_buffer("notes", nothing.clone() if batch or scale else None, persistent=False)
 
     @property
@@ -91,7 +92,7 @@ class Threshold(Dials):
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if self.notes is not None and self.training and torch.is_grad_enabled():
             self._note(coefficients.detach())
-        # λ has float32, where coefficients may have less: they are compared as they are, and the codes are as they were.
+        # λ has float32, where coefficients may have less: they are compared as they are, and codes are as they were.
         return self._codes(coefficients).to(coefficients.dtype)
 
     def _codes(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:

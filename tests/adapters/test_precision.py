@@ -71,6 +71,8 @@ def test_every_sigma_trains_and_draws_in_every_precision(sigma, form, dtype):
         error = float(F.mse_loss(output, exact).sqrt() / exact.square().mean().sqrt())
         assert error < 10 * BITS[dtype]
     for layer, other in zip(adapted_layers(model), adapted_layers(plain), strict=True):
+        σ: Any
+        exact: Any
         σ, exact = layer.dictionary("default").sigma, other.dictionary("default").sigma
         if σ is not None and (σ.spread is not None or σ.levels is not None):
             (running, wanted) = (σ.levels, exact.levels) if σ.spread is None else (σ.spread, exact.spread)

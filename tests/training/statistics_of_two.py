@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from atomtune.adapters import adapted_layers  # noqa: E402
-from tests.adapters.tiny import inputs  # noqa: E402
-from tests.training.test_statistics import OPTIONS, adapted, half, statistics, trained  # noqa: E402
+from atomtune.adapters import adapted_layers
+from tests.adapters.tiny import inputs
+from tests.training.test_statistics import OPTIONS, adapted, half, statistics, trained
 
 accelerator = Accelerator(cpu=True)
 for options in OPTIONS:

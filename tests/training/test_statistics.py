@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from atomtune.adapters import adapted_layers
 from atomtune.tracing import trace
@@ -55,7 +56,7 @@ def trained(model: Any, options: dict[str, Any], call: Any = None, batches: list
 def test_gradient_checkpointing_moves_statistics_once(options, reentrant):
     model = adapted(options)
     model.get_base_model().enable_gradient_checkpointing(
-        lambda module, *args: torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=reentrant)
+        lambda module, *args: checkpoint(module, *args, use_reentrant=reentrant)
     )
     if reentrant:  # it gives gradients only to what an input asks them of
         model.get_base_model().pos_embed.register_forward_hook(lambda _m, _a, out: out.requires_grad_())
@@ -79,7 +80,7 @@ def test_a_step_of_two_halves_sees_the_mean_of_both():
         trained(model, options, batches=[half(inputs(), 0), half(inputs(), 1)])[:1], trained(whole, options)[:1]
     ):
         assert not torch.equal(own, torch.zeros_like(own))
-        # The first layer's coefficients do not depend on λ, and their encoder moves by a hundredth of a gradient a step.
+        # The first layer's coefficients do not depend on λ; their encoder moves by a hundredth of a gradient a step.
         assert_close(own, plain, rtol=1e-2, atol=0)
 
 

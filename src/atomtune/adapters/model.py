@@ -168,7 +168,8 @@ class AtomModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """This adapter's atoms only, also when adapters of other methods share the model."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return _at_hand({key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key})
+        own = {key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key}
+        return _at_hand(own)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
