@@ -40,7 +40,10 @@ def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]
     with _reporting(folder), temporary_beside(folder) as temporary:
         temporary.mkdir(parents=True)
         mode = temporary.stat().st_mode & 0o666  # the umask's: safetensors makes files that only their owner can read
-        yield temporary
+        try:
+            yield temporary
+        except UserError as error:  # about the place that the caller knows
+            raise UserError(str(error).replace(str(temporary), str(folder))) from error
         for file in _files(temporary):
             file.chmod(mode)
         if folder.exists():

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from torch.nn import functional as F
 
 from atomtune.adapters import adapted_layers
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
@@ -66,10 +65,11 @@ def test_every_sigma_trains_and_draws_in_every_precision(sigma, form, dtype):
     model, *outputs = stepped(dtype, sigma | form)
     plain, *expected = stepped(torch.float32, sigma | form)
     for output, exact in zip(outputs, expected, strict=True):
-        # Some ten roundings lie between input and output, with signs of their own: √10 of them, and 3 times that
-        # because a coefficient near λ, or near the k-th place, may fall on the other side. Mean over the whole output.
-        error = float(F.mse_loss(output, exact).sqrt() / exact.square().mean().sqrt())
-        assert error < 10 * BITS[dtype]
+        # Some ten roundings lie between input and output, with signs of their own: √10 of them (1.3 to 1.8 measured).
+        # A coefficient near λ, or near the k-th place, may fall on the other side, which is no rounding any more: so
+        # the median token counts. Where codes come before attention mixes, one such token reaches all (9.2 measured).
+        error = (output - exact).square().mean(1).sqrt().median() / exact.square().mean().sqrt()
+        assert float(error) < (3.2 if form.get("mix_first") else 10) * BITS[dtype]
     for layer, other in zip(adapted_layers(model), adapted_layers(plain), strict=True):
         σ: Any
         exact: Any

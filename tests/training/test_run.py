@@ -225,7 +225,7 @@ def test_names_and_options_are_refused_before_the_base_is_opened(run, tmp_path, 
 @pytest.mark.usefixtures("no_base")
 def test_an_out_that_is_a_file_is_refused_before_the_base_is_opened(run, tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(atomtune.UserError, match=r"out must be a folder, and .* is a file"):
+    with pytest.raises(atomtune.UserError, match=r"run cannot be a folder, because .*run is a file"):
         run(overwrite=True)
     assert (tmp_path / "run").read_text() == "mine"
 

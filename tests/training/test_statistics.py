@@ -41,7 +41,7 @@ def adapted(options: dict[str, Any]) -> Any:
 
 def trained(model: Any, options: dict[str, Any], call: Any = None, batches: list | None = None) -> list[torch.Tensor]:
     """Three steps of a training loop that knows nothing of statistics; those that it leaves."""
-    call, batches = call or model, batches or [inputs()]
+    call, batches = model if call is None else call, batches or [inputs()]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         for batch in batches:
