@@ -2,8 +2,8 @@
 
 Every idea sees `IMAGES` more images (twenty minutes of one core) on one thread, after the same warm-up, with the same
 first draws. Two running averages of its weights, a short and a long one, are then judged: squared error on 512 held-out
-draws whose captions say everything, as prompts do, and 400 prompts drawn. An idea's last state stays in the cache, so
-that pretraining can go on from it. One cell an idea in results/.
+draws whose captions say everything, as prompts do, and 400 prompts drawn. An idea's state is in the cache: a kill costs
+`SAVE_EVERY` images, and pretraining can go on from the last one. One cell an idea in results/.
 
 The rule, fixed before the runs: an idea is adopted when names and styles together are at least three points above going
 on as before (the same average), names not more than two points below, and held-out loss not more than 1 % above.
@@ -32,7 +32,7 @@ from pretraining.evaluate import draw, scenes, score
 from pretraining.transformer import AVERAGE, BATCH, LEARNING_RATE, WARMUP
 
 HERE = Path(__file__).parent / "results"
-IMAGES, PROMPTS = 57_600, 400
+IMAGES, PROMPTS, SAVE_EVERY = 57_600, 400, 100 * BATCH
 HELD_OUT = range(10**9, 10**9 + 512 // BATCH)  # the numbers of batches that no training comes to
 EVERYTHING_SAID = Mix(style_said=1.0)
 AVERAGES = {"short": AVERAGE, "long": 0.9998}
@@ -71,9 +71,14 @@ def measure(idea: Idea, name: str) -> dict[str, Any]:
     batches, asked = Batches(vae, idea.mix), Batches(vae, EVERYTHING_SAID)
     model = PixArtTransformer2DModel.from_pretrained(WEIGHTS / "transformer", torch_dtype=torch.float32, variant="fp16")
     averages = {key: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) for key, decay in AVERAGES.items()}
-    optimizer = transformer.optimizer(model)
+    optimizer, file, start = transformer.optimizer(model), CACHE / f"onward-{name}.pt", 0
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, **averages}
+    if (saved := state.load(file)) is not None:
+        start = saved["images"]
+        for key, part in parts.items():
+            part.load_state_dict(saved[key])
     transformer.prepare(model)
-    for images in range(0, IMAGES, idea.batch):
+    for images in range(start, IMAGES, idea.batch):
         batch = batches(images // idea.batch, idea.batch)
         loss = (transformer.predict(model, batch) - batch.target).square().mean()
         loss.backward()
@@ -84,15 +89,9 @@ def measure(idea: Idea, name: str) -> dict[str, Any]:
         optimizer.zero_grad()
         for average in averages.values():
             average.update_parameters(model)
-        if images % (100 * BATCH) == 0:
-            print(f"{name}: {images:,} images, loss {loss.item():.4f}", flush=True)
-    state.save(
-        CACHE / f"onward-{name}.pt",
-        images=IMAGES,
-        model=model.state_dict(),
-        optimizer=optimizer.state_dict(),
-        averages={key: average.state_dict() for key, average in averages.items()},
-    )
+        if (images + idea.batch) % SAVE_EVERY == 0:
+            state.save(file, images=images + idea.batch, **{key: part.state_dict() for key, part in parts.items()})
+            print(f"{name}: {images + idea.batch:,} images, loss {loss.item():.4f}", flush=True)
     drawn, wanted = [asked(number, BATCH) for number in HELD_OUT], scenes(batches.drawings, PROMPTS, False)
     values: dict[str, Any] = {}
     for key, average in averages.items():
