@@ -25,10 +25,7 @@ KINDS: list[dict[str, Any]] = [
 
 def dials(model: torch.nn.Module) -> list[torch.Tensor]:
     return [
-        tensor
-        for module in model.modules()
-        if isinstance(module, Dials)
-        for tensor in [*module.buffers(recurse=False), *module.parameters(recurse=False)]
+        buffer for module in model.modules() if isinstance(module, Dials) for buffer in module.buffers(recurse=False)
     ]
 
 

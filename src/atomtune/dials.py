@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 
 class Dials(nn.Module):
-    """An `nn.Module` whose own floating-point tensors keep at least float32. Its children follow as usual."""
+    """An `nn.Module` whose own floating-point buffers keep at least float32. What trains, and its children, follow as
+    usual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +31,12 @@ class Dials(nn.Module):
         super().register_buffer(name, tensor, persistent=tensor is None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dials:
+        dials = {id(buffer) for buffer in self._buffers.values()}
+
         def exact(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return tensor.to(moved.device) if _narrow(moved) and not _narrow(tensor) else moved
+            narrowed = id(tensor) in dials and _narrow(moved) and not _narrow(tensor)
+            return tensor.to(moved.device) if narrowed else moved
 
         if recurse:
             for child in self.children():
@@ -47,7 +51,9 @@ class Dials(nn.Module):
         with self._persistent():
             super()._load_from_state_dict(*args, **kwargs)
         # A file may hold them in fewer bits, and `assign` takes them as they are.
-        self._apply(lambda tensor: tensor.float() if _narrow(tensor) else tensor, recurse=False)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and _narrow(buffer):
+                self._buffers[name] = buffer.float()
 
     @contextmanager
     def _persistent(self) -> Iterator[None]:
