@@ -185,7 +185,7 @@ class CardBatches(Batches):
 
     @torch.no_grad()
     def _encoded(self, vae: AutoencoderTiny, scenes: list[Scene], device: torch.device) -> Iterator[Tensor]:
-        vae.to(device)
+        vae.to(device)  # pyright: ignore[reportArgumentType]
         for pixels in DataLoader(_Pictures(self.drawings, scenes), 512, num_workers=self.workers):
             pictures = pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             yield (vae.encode(pictures, return_dict=False)[0] * vae.config["scaling_factor"]).half()

@@ -73,7 +73,7 @@ class Reader:
         config = BertConfig(**written["config"] | {"vocab_size": len(state[EMBEDDING])})
         self.encoder = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
         self.encoder.load_state_dict(state)
-        self.encoder.to(device)
+        self.encoder.to(device)  # pyright: ignore[reportArgumentType]
 
     def tokens(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, [batch, length]: begin, the caption, end, padding."""
