@@ -86,7 +86,7 @@ def pruning(device: str, _: Any) -> Any:
         board(model).keep(3, per_layer=True)
         before = call()
         prune(model)
-        assert_close(call(), before, atol=1e-5, rtol=1e-4)
+        assert_close(call(), before, atol=1e-5, rtol=1e-4)  # fewer atoms: the products add up in another order
         answers.append(before)
     return answers
 
@@ -198,6 +198,7 @@ def test_the_card_answers_as_the_cpu_does(scenario, tmp_path):
     torch.manual_seed(0)
     with Card():
         found = moved(scenario("gpu", tmp_path), "cpu")
+    # The card's attention is the plain kernel, the CPU's the flash one, and some scenarios train or draw on from there.
     assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

@@ -144,7 +144,8 @@ def test_every_format_that_can_be_opened_is_read(pictures, caplog, name):
     Image.new("RGB", (64, 64), "red").save(pictures / name, kind)
     found = data.find_examples(pictures, CAPTION)
     assert pictures / name in found and not caplog.records
-    np.testing.assert_allclose(np.asarray(data.read_picture(pictures / name))[32, 32], (255, 0, 0), atol=8)
+    read = np.asarray(data.read_picture(pictures / name))
+    np.testing.assert_allclose(read[32, 32], (255, 0, 0), atol=8)  # of 255: some of these formats lose colour
 
 
 def test_heif_without_its_library_says_how_to_install_it(pictures, monkeypatch):

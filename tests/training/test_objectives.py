@@ -54,7 +54,7 @@ def test_the_samplers_own_betas_are_used():
     objective = objective_for(sampler)
     assert isinstance(objective, Diffusion)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    assert_close(objective.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)
+    assert_close(objective.alphas_cumprod.double(), (1 - betas).cumprod(0), atol=1e-5, rtol=1e-4)  # ᾱ of float32
 
 
 @pytest.mark.parametrize("sampler", [FlowMatchEulerDiscreteScheduler(shift=3.0), None], ids=["euler", "dpm-solver"])
