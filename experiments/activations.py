@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import atomtune
-from atomtune.coding import top_k
-from atomtune.dictionary import SparseDictionary
 from atomtune.files import write_text
+from atomtune.method.coding import top_k
+from atomtune.method.dictionary import SparseDictionary
 from atomtune.tracing import trace
 from atomtune.training.trainer import Trainer
 from experiments import subjects

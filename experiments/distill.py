@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import atomtune
-from atomtune.distillation import distill, load_lora
 from atomtune.files import write_text
+from atomtune.lora.distillation import distill, load_lora
 from atomtune.tracing import trace
 from experiments import subjects
 from experiments.cells import cell, read, spread
@@ -73,7 +73,7 @@ on tokens the atoms were not fitted to, over all layers; pictures are scored by 
 
 {table(head, rows)}
 
-With density 1 σ is off, and the atoms are the LoRA's own components: exact, as `tests/test_distillation.py` says.
+With density 1 σ is off, and the atoms are the LoRA's own components: exact, as `tests/lora/test_distillation.py` says.
 
 ![What is explained in each layer](figures/distill.png)
 """

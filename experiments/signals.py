@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from atomtune.coding import top_k
-from atomtune.dictionary import SparseDictionary
-from atomtune.dictionary_attention import DictionaryAttention
+from atomtune.method.attention import DictionaryAttention
+from atomtune.method.coding import top_k
+from atomtune.method.dictionary import SparseDictionary
 from experiments.row_adam import RowAdam
 
 LENGTH, OBSERVED = 64, 16

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atomtune import AtomConfig, adapted_layers
-from atomtune.dictionary import SparseDictionary
 from atomtune.files import atomic_file
+from atomtune.method.dictionary import SparseDictionary
 from experiments.digits import CACHE, digits
 
 PATCH, SIDE = 7, 4

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from atomtune.bases import load_base, precision_and_device
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
-from atomtune.pipelines import load_base, precision_and_device
 from tests.tiny_pixart import save_tiny_pixart
 
 CPU, MPS, XPU = (torch.device(name) for name in ("cpu", "mps", "xpu"))

@@ -12,8 +12,8 @@ from diffusers import PixArtSigmaPipeline
 from PIL import Image
 
 from atomtune import moji
+from atomtune.bases import call_options
 from atomtune.errors import UserError
-from atomtune.pipelines import call_options
 from atomtune.sampling import (
     Drawing,
     draw,

@@ -14,16 +14,16 @@ from scipy.stats import spearmanr
 
 import atomtune
 from atomtune.analysis.examples import Examples, training_examples
-from atomtune.atoms import AtomBoard
-from atomtune.conversion import lora_to_atoms
-from atomtune.pipelines import set_denoiser
+from atomtune.bases import set_denoiser
+from atomtune.lora.conversion import lora_to_atoms
+from atomtune.steering import AtomBoard
 from experiments import subjects
 from experiments.cells import cell, read
 from experiments.report import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = {"atoms": "atoms", "lora": "LoRA", "principal": "LoRA, singular directions"}
-"""`principal` is the same LoRA, its product BA split along its singular directions (`atomtune.conversion`)."""
+"""`principal` is the same LoRA, its product BA split along its singular directions (`atomtune.lora.conversion`)."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 import atomtune
-from atomtune import metrics, pipelines, sampling
+from atomtune import metrics, sampling
 from atomtune.editing import Rung, edit
 from atomtune.moji.scenes import Scene, caption
+from atomtune.storage import folders
 from atomtune.training.config import load_recipe
 from experiments import subjects
 from experiments.cells import cell, read
@@ -97,7 +98,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     model = atomtune.load_adapter(pipe, folder / "lora")
     rungs = []
     for scale in SCALES:
-        pipelines.set_scale(model, scale)
+        folders.set_scale(model, scale)
         images = [drawing.image for drawing in atomtune.generate(pipe, prompt, NUM)]
         scores = (judge.alignment(images, [prompt] * NUM).mean(), judge.fidelity(images, [picture]).mean())
         rungs.append(Rung(f"scale {scale:g}", {}, *map(float, scores)))

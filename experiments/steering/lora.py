@@ -1,6 +1,6 @@
 """Atoms and LoRA on the same board, the fair question: `python -m experiments.steering.lora`
 
-A LoRA's rank-1 components are linear atoms whose codes are dense (`atomtune.conversion`), of the same size as an atom:
+A LoRA's rank-1 components are linear atoms whose codes are dense (`atomtune.lora.conversion`), as large as an atom:
 C_i + C_o numbers. For each of the six things and for atoms, a LoRA of rank 16 on q, k, v and out as it was trained, and
 the same LoRA along its singular directions: how much of the fidelity gain the best 4, 12, 40 and 120 units keep, ranked
 by energy and by gradient. How local and how separable units are is measured by `experiments.steering.influence`.

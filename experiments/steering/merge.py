@@ -17,11 +17,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from atomtune import metrics, pipelines, sampling
+from atomtune import bases, metrics, sampling
 from atomtune.analysis.overlap import overlap
 from atomtune.files import atomic_folder
 from atomtune.moji.names import HELD_OUT_NAMES
 from atomtune.moji.scenes import Scene
+from atomtune.storage import folders
 from experiments import openmoji, subjects
 from experiments.cells import cell, read
 from experiments.figures import save
@@ -56,8 +57,8 @@ def together(method: str, combination_type: str, weights: tuple[float, float] = 
     """Both adapters, combined by PEFT's call."""
 
     def load(pipe: Any, name: str) -> None:
-        pipelines.load_adapter(pipe, subject(name, method), "subject")
-        model: Any = pipelines.load_adapter(pipe, style(method, seed), "style")
+        folders.load_adapter(pipe, subject(name, method), "subject")
+        model: Any = folders.load_adapter(pipe, style(method, seed), "style")
         model.add_weighted_adapter(["subject", "style"], list(weights), "both", combination_type=combination_type)
         model.set_adapter("both")
 
@@ -70,8 +71,8 @@ def nothing(_pipe: Any, _name: str) -> None:
 
 COLUMNS: dict[str, tuple[str, Loader]] = {  # file → heading, what draws
     "base": ("base", nothing),
-    "subject": ("subject", lambda pipe, name: pipelines.load_adapter(pipe, subject(name, "atoms")) and None),
-    "style": ("style", lambda pipe, _name: pipelines.load_adapter(pipe, style()) and None),
+    "subject": ("subject", lambda pipe, name: folders.load_adapter(pipe, subject(name, "atoms")) and None),
+    "style": ("style", lambda pipe, _name: folders.load_adapter(pipe, style()) and None),
     "add": ("add", together("atoms", "linear")),
     "concatenate": ("concatenate", together("atoms", "cat")),
     "lora": ("two LoRAs added", together("lora", "cat")),
@@ -87,7 +88,7 @@ def draw(name: str, column: str) -> list[Image.Image]:
     """The column's pictures of a subject, `NUM` of each prompt; drawn once for the base's weights as they are."""
     folder = subjects.CACHE / subjects.weights_digest() / "merge" / f"{name}-{column}"
     if not folder.is_dir():
-        pipe = pipelines.load_base(pipelines.MOJI)
+        pipe = bases.load_base(bases.MOJI)
         COLUMNS[column][1](pipe, name)
         drawings = sampling.generate(pipe, prompts(name), NUM, batch_size=12)
         with atomic_folder(folder) as temporary:
@@ -117,9 +118,9 @@ def score(name: str, images: list[Image.Image]) -> dict[str, float]:
 
 def measure_overlap(name: str) -> dict[str, Any]:
     """`atomtune merge --report` on the two adapters, in a few numbers: means over the layers."""
-    pipe = pipelines.load_base(pipelines.MOJI)
-    pipelines.load_adapter(pipe, subject(name, "atoms"), "subject")
-    pipelines.load_adapter(pipe, style(), "style")
+    pipe = bases.load_base(bases.MOJI)
+    folders.load_adapter(pipe, subject(name, "atoms"), "subject")
+    folders.load_adapter(pipe, style(), "style")
     own = [f"a {subjects.TOKEN} {name} on a {colour} background" for colour in COLOURS]
     drawn = [f"an {openmoji.STYLE} drawing of a {thing} on a white background" for thing in ("cat", "banana", "house")]
     found = overlap(pipe, (own, drawn), ("subject", "style"))

@@ -20,39 +20,40 @@ if TYPE_CHECKING:
     from atomtune.analysis.importance import importance
     from atomtune.analysis.influence import influence, influences
     from atomtune.analysis.overlap import overlap
-    from atomtune.atoms import AtomBoard, board
-    from atomtune.conversion import lora_to_atoms
-    from atomtune.dictionary import SparseDictionary
-    from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
+    from atomtune.bases import load_base
     from atomtune.editing import edit
-    from atomtune.merging import merge
-    from atomtune.pipelines import load_adapter, load_base, save_adapter
+    from atomtune.lora.conversion import lora_to_atoms
+    from atomtune.method.attention import DictionaryAttention, OrdinaryAttention
+    from atomtune.method.dictionary import SparseDictionary
     from atomtune.sampling import generate
+    from atomtune.steering import AtomBoard, board
+    from atomtune.storage.folders import load_adapter, save_adapter
+    from atomtune.storage.merging import merge
     from atomtune.tracing import trace
     from atomtune.training import CustomizeConfig, customize
 
 _HOMES = {
-    "AtomBoard": "atomtune.atoms",
+    "AtomBoard": "atomtune.steering",
     "AtomConfig": "atomtune.adapters",
     "AtomModel": "atomtune.adapters",
     "CustomizeConfig": "atomtune.training",
-    "DictionaryAttention": "atomtune.dictionary_attention",
-    "OrdinaryAttention": "atomtune.dictionary_attention",
-    "SparseDictionary": "atomtune.dictionary",
+    "DictionaryAttention": "atomtune.method.attention",
+    "OrdinaryAttention": "atomtune.method.attention",
+    "SparseDictionary": "atomtune.method.dictionary",
     "adapted_layers": "atomtune.adapters",
-    "board": "atomtune.atoms",
+    "board": "atomtune.steering",
     "customize": "atomtune.training",
     "edit": "atomtune.editing",
     "generate": "atomtune.sampling",
     "importance": "atomtune.analysis.importance",
     "influence": "atomtune.analysis.influence",
     "influences": "atomtune.analysis.influence",
-    "load_adapter": "atomtune.pipelines",
-    "load_base": "atomtune.pipelines",
-    "lora_to_atoms": "atomtune.conversion",
-    "merge": "atomtune.merging",
+    "load_adapter": "atomtune.storage.folders",
+    "load_base": "atomtune.bases",
+    "lora_to_atoms": "atomtune.lora.conversion",
+    "merge": "atomtune.storage.merging",
     "overlap": "atomtune.analysis.overlap",
-    "save_adapter": "atomtune.pipelines",
+    "save_adapter": "atomtune.storage.folders",
     "trace": "atomtune.tracing",
     "training_examples": "atomtune.analysis.examples",
 }

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune import manifest, pipelines, sampling
-from atomtune.atoms import AtomBoard, board
+from atomtune import bases, manifest, sampling
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
+from atomtune.steering import AtomBoard, board
+from atomtune.storage import folders
 from atomtune.training import configure, customize
 from atomtune.training.config import load_recipe, recipe_names
 from atomtune.training.data import read_picture, square
@@ -84,7 +85,7 @@ def edit(
     if not picture.is_file():
         raise UserError(f"there is no picture {str(picture)!r}: edit takes one picture.")
     source_prompt = source_prompt or "a picture"
-    base = str(options.get("base", pipelines.MOJI))
+    base = str(options.get("base", bases.MOJI))
     run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
     run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | _recipe(base, options) | options
     run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
@@ -92,18 +93,18 @@ def edit(
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
-    pipe = pipelines.load_base(base, dtype, device)
-    source = square(read_picture(picture), pipelines.native_resolution(pipe))
+    pipe = bases.load_base(base, dtype, device)
+    source = square(read_picture(picture), bases.native_resolution(pipe))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
-    asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **pipelines.precision_and_device(pipe)}
+    asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **bases.precision_and_device(pipe)}
     own = out / "edit" / f"{sampling.file_words(prompt)}-{sampling.digest(made_by | asked)}"
     manifest.refuse_foreign(own, *RESULTS)
-    pipelines.load_adapter(pipe, out)
+    folders.load_adapter(pipe, out)
     atoms = board(pipe)
     for address in remove:
         atoms[address]
-    if scorer is None and base == pipelines.MOJI:
+    if scorer is None and base == bases.MOJI:
         from atomtune.metrics import load_judge
 
         scorer = load_judge()

@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from atomtune.bases import base_hash, call_options, denoiser, fingerprint, precision_and_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import atomic_file, expanded, file_hash
-from atomtune.pipelines import (
-    adapter_folder,
-    base_hash,
-    call_options,
-    denoiser,
-    fingerprint,
-    precision_and_device,
-)
+from atomtune.storage.folders import adapter_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from atomtune.adapters import adapted_layers
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
+from atomtune.method.dictionary import SparseDictionary
 
 UNGUIDED, GUIDED = 0, 1
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from atomtune.adapters import LinearAtoms
-from atomtune.coding import relu_threshold, soft_threshold, top_k
-from atomtune.dictionary import SparseDictionary
+from atomtune.method.coding import relu_threshold, soft_threshold, top_k
+from atomtune.method.dictionary import SparseDictionary
 
 
 def sigma(dictionary: SparseDictionary, coefficients: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from peft import get_peft_model
 from torch.testing import assert_close
 
 from atomtune.adapters import adapted_layers
-from atomtune.atoms import board
 from atomtune.errors import UserError
+from atomtune.steering import board
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 OTHERS = {

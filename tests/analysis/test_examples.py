@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.importance import importance
-from atomtune.atoms import board
+from atomtune.steering import board
 from tests.adapters.tiny import atom_config, wake
 from tests.tiny_pixart import tiny_pixart
 

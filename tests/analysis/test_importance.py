@@ -6,8 +6,8 @@ from peft import get_peft_model
 from torch.testing import assert_close
 
 from atomtune.analysis.importance import importance
-from atomtune.atoms import board
 from atomtune.errors import UserError
+from atomtune.steering import board
 from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 

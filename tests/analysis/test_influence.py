@@ -8,7 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune.analysis.influence import additivity_error, change, difference, influence, influence_picture, influences
-from atomtune.atoms import board
+from atomtune.steering import board
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 from tests.tiny_pixart import tiny_pixart
 

@@ -5,8 +5,8 @@ import torch
 
 from atomtune.analysis.inspection import LADDER, inspect
 from atomtune.analysis.watching import watch
-from atomtune.atoms import board
 from atomtune.sampling import generate
+from atomtune.steering import board
 from atomtune.tracing import trace
 from tests.adapters.tiny import wake
 from tests.analysis.tiny import adapted_pixart

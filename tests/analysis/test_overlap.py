@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from atomtune.adapters import adapted_layers
 from atomtune.analysis.overlap import measure, overlap, principal_cosines
 from atomtune.errors import UserError
-from atomtune.pipelines import load_adapter, save_adapter
+from atomtune.storage.folders import load_adapter, save_adapter
 from tests.adapters.test_combining import OTHERS, pair
 from tests.adapters.tiny import inputs, run
 from tests.tiny_pixart import tiny_pixart

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.adapters import AtomConfig, adapted_layers
-from atomtune.dictionary import ACTIVATIONS
-from atomtune.pipelines import load_adapter, load_base
+from atomtune.bases import load_base
+from atomtune.method.dictionary import ACTIVATIONS
+from atomtune.storage.folders import load_adapter
 from atomtune.tracing import trace
 from atomtune.training.trainer import Trainer
 from tests.adapters.tiny import CONFIG, atom_config, inputs, transformer, wake

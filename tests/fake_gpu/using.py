@@ -10,6 +10,7 @@ from peft import get_peft_model
 from PIL import Image
 from torch.testing import assert_close
 
+from atomtune.adapters.pruning import prune
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.heatmaps import layer_maps, overlay
 from atomtune.analysis.importance import importance
@@ -19,18 +20,18 @@ from atomtune.analysis.locality import coverage, magnitude_maps
 from atomtune.analysis.matching import dense_codes, likeness, match
 from atomtune.analysis.overlap import overlap
 from atomtune.analysis.watching import watch
-from atomtune.atoms import board
-from atomtune.conversion import lora_to_atoms
-from atomtune.dictionary import ACTIVATIONS
-from atomtune.distillation import distill
-from atomtune.pipelines import denoiser, load_adapter, save_adapter
-from atomtune.pruning import prune
+from atomtune.bases import denoiser
+from atomtune.lora.conversion import lora_to_atoms
+from atomtune.lora.distillation import distill
+from atomtune.method.dictionary import ACTIVATIONS
 from atomtune.sampling import generate
+from atomtune.steering import board
+from atomtune.storage.folders import load_adapter, save_adapter
 from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 from tests.analysis.tiny import adapted_pixart
 from tests.fake_gpu.card import Card, moved
-from tests.test_distillation import pipe_with_lora
+from tests.lora.test_distillation import pipe_with_lora
 
 PROMPTS = ["a dog", "a cat"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import atomtune
-from atomtune import pipelines
+from atomtune import bases
 from tests.fake_gpu.card import Card
 
 # A module inside each part, which runs when the part has been brought: the part it belongs to, and what it does.
@@ -20,7 +20,7 @@ INSIDE = {"T5Stack": "reads a prompt", "Encoder": "encodes", "Decoder": "decodes
 def main(base: str, pictures: str, out: str) -> None:
     opened: list[Any] = []
     found: set[tuple[str, str]] = set()
-    load_base = pipelines.load_base
+    load_base = bases.load_base
 
     def remembered(*arguments: Any) -> Any:
         opened.append(load_base(*arguments))
@@ -32,7 +32,7 @@ def main(base: str, pictures: str, out: str) -> None:
             there = [name for name, part in parts if next(part.parameters()).device.type == "gpu"]
             found.add((does, ", ".join(sorted(there))))
 
-    pipelines.load_base = remembered
+    bases.load_base = remembered
     torch.nn.modules.module.register_module_forward_pre_hook(look)
     options: dict[str, Any] = {"prior_preservation": True, "num_class_images": 1, "report_to": "none", "num_atoms": 8}
     with Card():

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune import moji
+from atomtune.bases import call_options, load_base
 from atomtune.moji.pipeline import MAX_TOKENS
-from atomtune.pipelines import call_options, load_base
 from atomtune.training import encoding
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from atomtune.adapters import AtomConfig
-from atomtune.dictionary import SparseDictionary
+from atomtune.method.dictionary import SparseDictionary
 from atomtune.training.config import configure
 from atomtune.training.methods import COMPACT, adapt, share_out
 from tests.adapters.tiny import transformer

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 import atomtune
 from atomtune import moji
 from atomtune.analysis.examples import training_examples
+from atomtune.bases import call_options, denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import call_options, denoiser
 from atomtune.training import encoding, observed
 from atomtune.training.objectives import objective_for
 from tests.tiny_pixart import tiny_pixart

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.adapters import adapted_layers
-from atomtune.thresholds import BANDWIDTH
+from atomtune.method.sigma import BANDWIDTH
 from atomtune.training import configure
 from atomtune.training.penalties import Penalties, annealed, density_error, l1, orthogonality
 from tests.adapters.tiny import atom_config, run, transformer, wake

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 import atomtune
-from atomtune.pipelines import adapter_info, load_adapter, load_base
+from atomtune.bases import load_base
+from atomtune.storage.folders import adapter_info, load_adapter
 from tests.training.run_and_die import customize
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth256" / "dog"

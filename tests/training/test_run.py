@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atomtune
-from atomtune import pipelines
 from atomtune.training import run as run_module
 from atomtune.training import trainer
 from tests.training.quick import state, weights
@@ -21,7 +20,7 @@ from tests.training.quick import state, weights
 @pytest.fixture
 def no_base(monkeypatch):
     """A base that is opened fails the test."""
-    monkeypatch.setattr(pipelines, "load_base", None)
+    monkeypatch.setattr(bases, "load_base", None)
 
 
 def config_of(out: Path) -> dict:
@@ -89,7 +88,7 @@ def test_the_summary_stays_true_until_the_longer_run_has_finished(run, tmp_path,
 
 def test_a_run_does_not_go_back(run, monkeypatch):
     run()
-    monkeypatch.setattr(pipelines, "load_base", None)
+    monkeypatch.setattr(bases, "load_base", None)
     with pytest.raises(atomtune.UserError, match="has trained 4 steps already, and 3 are asked for"):
         run(steps=3)
 

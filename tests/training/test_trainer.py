@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import T5EncoderModel
 
 import atomtune
-from atomtune.pipelines import adapter_info, load_adapter, load_base
+from atomtune.bases import load_base
 from atomtune.sampling import read_settings
+from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import configure, trainer
 from tests.tiny_pixart import save_tiny_pixart
 from tests.training.quick import QUICK, weights

@@ -8,9 +8,9 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from torch import nn
 
-from atomtune.coding import atoms_per_token
-from atomtune.dictionary import ACTIVATIONS
 from atomtune.errors import UserError
+from atomtune.method.coding import atoms_per_token
+from atomtune.method.dictionary import ACTIVATIONS
 
 
 def check_threshold(activation: str, threshold: float) -> None:

@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from atomtune.adapters.config import AtomConfig
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
+from atomtune.method.dictionary import SparseDictionary
 
 
 class AtomLayer(BaseTunerLayer):

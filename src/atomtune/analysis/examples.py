@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atomtune import pipelines
+from atomtune import bases
 from atomtune.errors import check_seed
 from atomtune.training import data, encoding
 from atomtune.training.objectives import Noised, objective_for, prediction_loss
@@ -37,7 +37,7 @@ class Examples:
 
     def outputs(self) -> Float[Tensor, "examples channels height width"]:
         """What the denoiser answers."""
-        denoiser = pipelines.denoiser(self.pipe)
+        denoiser = bases.denoiser(self.pipe)
         noisy = self.noised.noisy.to(denoiser.dtype)
         return denoiser(noisy, timestep=self.noised.timesteps, **self.conditioning, return_dict=False)[0]
 
@@ -70,7 +70,7 @@ def training_examples(
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     found = data.find_examples(Path(pictures), caption)
-    size = pipelines.resolution_for(pipe, resolution)
+    size = bases.resolution_for(pipe, resolution)
     words = next(iter(found.values()))
     answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)
     encoding.check(pipe, objective, words, answer, size)
@@ -78,6 +78,6 @@ def training_examples(
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective.add_noise(drawn, generator)
-    denoiser = pipelines.denoiser(pipe)
+    denoiser = bases.denoiser(pipe)
     conditioning = encoding.cast(encoding.collate([known[words] for words in found.values()] * draws), denoiser.dtype)
     return Examples(pipe, noised.to(denoiser.device), conditioning)

@@ -28,8 +28,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from atomtune.analysis.heatmaps import tint
 from atomtune.analysis.importance import replaced_gains
-from atomtune.atoms import AtomBoard, board
 from atomtune.sampling import generate
+from atomtune.steering import AtomBoard, board
 from atomtune.tracing import trace
 
 if TYPE_CHECKING:

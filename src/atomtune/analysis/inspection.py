@@ -23,10 +23,10 @@ from atomtune.analysis.naming import Name, name_atoms
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
-from atomtune.atoms import AtomBoard, board
-from atomtune.dictionary import SparseDictionary
-from atomtune.pipelines import denoiser
+from atomtune.bases import denoiser
+from atomtune.method.dictionary import SparseDictionary
 from atomtune.sampling import Drawing, generate
+from atomtune.steering import AtomBoard, board
 from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from atomtune import sampling
 from atomtune.adapters import AtomLayer, adapted_layers
-from atomtune.atoms import Layer
+from atomtune.bases import denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import denoiser
+from atomtune.steering import Layer
 from atomtune.tracing import LayerTrace, Trace, trace
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atomtune.analysis.heatmaps import layer_maps, phases, pooled, token_grid
+from atomtune.bases import denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import denoiser
 from atomtune.sampling import Drawing, generate
 from atomtune.tracing import LayerTrace, Trace, trace
 

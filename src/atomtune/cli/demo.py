@@ -57,10 +57,11 @@ def demo(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from atomtune import files, manifest, metrics, pipelines, sampling, training
+    from atomtune import bases, files, manifest, metrics, sampling, training
+    from atomtune.storage import folders
     from atomtune.training.data import find_examples, read_picture
 
-    names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES))
+    names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in folders.ADAPTER_FILES))
     files.refuse_output(out)
     manifest.refuse_foreign(out, *names)
     console = Console()
@@ -82,7 +83,7 @@ def demo(
     summary: dict[str, Any] = {}
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
-        pipe = hardware.load_base(pipelines.MOJI)
+        pipe = hardware.load_base(bases.MOJI)
         drawings, numbers = _draw(pipe, out / method, prompts, seed, learnt.get(method))
         images = [drawing.image for drawing in drawings]
         rows[HEADS[method]] = images[::NUM]
@@ -94,10 +95,10 @@ def demo(
 
     manifest.record(out, *(out / name for name in names))
     sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), out / "grid.png", {"seed": seed})
-    with files.atomic_folder(out / "adapter", seal=pipelines.CONFIG) as temporary:
+    with files.atomic_folder(out / "adapter", seal=folders.CONFIG) as temporary:
         shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
-    summary |= pipelines.precision_and_device(pipe)
+    summary |= bases.precision_and_device(pipe)
     files.write_text(out / "summary.json", json.dumps(summary, indent=2))
     printed = Table("", *(Column(HEADS[method], justify="right") for method in ("base", *methods)))
     for label, values in table(summary, ("base", *methods)):
@@ -113,13 +114,14 @@ def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str,
     """`NUM` pictures of each prompt, with the run's adapter when something was learnt, and what the adapter weighs."""
     from contextlib import nullcontext
 
-    from atomtune import pipelines, sampling
+    from atomtune import sampling
+    from atomtune.storage import folders
     from atomtune.tracing import trace
 
     numbers: dict[str, Any] = {}
     watch = nullcontext()
     if learnt:
-        model = pipelines.load_adapter(pipe, run)
+        model = folders.load_adapter(pipe, run)
         numbers = {"train_seconds": learnt["seconds"], "parameters": learnt["trainable_parameters"]}
         numbers["megabytes"] = learnt["adapter_bytes"] / 1e6
         if learnt["method"] == "atoms":

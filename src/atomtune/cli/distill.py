@@ -55,10 +55,12 @@ def distill(
     from rich.console import Console
     from rich.progress import track
 
-    from atomtune import distillation, lora_files, pipelines
+    from atomtune import bases
     from atomtune.cli.generate import read_prompts
     from atomtune.cli.prune import refuse_taken
-    from atomtune.coding import atoms_per_token
+    from atomtune.lora import distillation, loading
+    from atomtune.method.coding import atoms_per_token
+    from atomtune.storage import folders
 
     atoms_per_token(atoms, density)
     check_seed(seed, num)
@@ -66,9 +68,9 @@ def distill(
     refuse_taken(out)
     info: dict[str, Any] = {}
     if file := distillation.diffusers_file(lora):
-        lora_files.read(file)  # what is wrong with it is said before a base is opened
+        loading.read(file)  # what is wrong with it is said before a base is opened
     else:
-        info = pipelines.adapter_info(lora)
+        info = folders.adapter_info(lora)
         if info["peft_type"] != "LORA":
             raise UserError(f"{lora} is a {info['peft_type']} adapter: distill takes a LoRA.")
     ours = info.get("auto_mapping") or {}
@@ -78,7 +80,7 @@ def distill(
         wanted = [f"a {token} {class_name}"]
     if not wanted:
         raise UserError("there is nothing to distill on: give --prompt with what the LoRA was made for.")
-    base = base or str(info.get("base_model_name_or_path") or pipelines.MOJI)
+    base = base or str(info.get("base_model_name_or_path") or bases.MOJI)
     pipe = hardware.load_base(base)
     model = distillation.load_lora(pipe, lora)
     layers = distillation.distill(
@@ -95,9 +97,7 @@ def distill(
         resolution=resolution,
         progress=lambda layers: track(layers, "fitting layer by layer", console=Console(stderr=True), transient=True),
     )
-    folder = pipelines.save_adapter(
-        pipelines.denoiser(pipe), out / "adapter", base=base, token=token, class_name=class_name
-    )
+    folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base, token=token, class_name=class_name)
     whole = sum(layer.weight for layer in layers)
     explained = sum(layer.energy * layer.weight for layer in layers) / whole
     worst = min(layers, key=lambda layer: layer.energy)

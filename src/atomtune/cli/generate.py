@@ -62,17 +62,18 @@ def generate(
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
-    from atomtune import pipelines, sampling
+    from atomtune import bases, sampling
     from atomtune.files import file_hash
+    from atomtune.storage import folders
 
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
-    info = pipelines.adapter_info(adapter) if adapter else {}
-    pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", pipelines.MOJI)))
+    info = folders.adapter_info(adapter) if adapter else {}
+    pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", bases.MOJI)))
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
-        model = pipelines.load_adapter(pipe, adapter)
+        model = folders.load_adapter(pipe, adapter)
         _turn(model, density, scale, preset)
         made_by |= {"density": density, "scale": scale, "preset": preset and str(preset)}
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
@@ -112,14 +113,14 @@ def read_prompts(file: Path) -> list[str]:
 
 def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
     """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
-    from atomtune import pipelines
+    from atomtune.storage import folders
 
     kind = model.peft_config["default"].peft_type.value
     for flag, given in (("--density", density), ("--preset", preset)):
         if given is not None and kind != "ATOMS":
             raise UserError(f"{flag} belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
     if kind == "ATOMS":
-        from atomtune.atoms import board
+        from atomtune.steering import board
 
         if preset is not None:
             board(model).apply(preset)
@@ -130,4 +131,4 @@ def _turn(model, density: float | None, scale: float, preset: Path | None) -> No
             raise UserError(
                 "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
             )
-        pipelines.set_scale(model, scale)
+        folders.set_scale(model, scale)

@@ -21,9 +21,9 @@ class Hardware:
 
     def load_base(self, name: str) -> "DiffusionPipeline":
         """Open a base there. Raises `UserError`."""
-        from atomtune import pipelines
+        from atomtune import bases
 
-        return pipelines.load_base(name, self.dtype, self.device)
+        return bases.load_base(name, self.dtype, self.device)
 
     def for_training(self) -> dict[str, Any]:
         """The same as options of `customize`; what was not said is left to the run."""

@@ -57,30 +57,31 @@ def inspect(
     from rich.console import Console
     from rich.progress import Progress
 
-    from atomtune import pipelines
+    from atomtune import bases
     from atomtune.analysis import inspection, report
     from atomtune.cli.generate import read_prompts
+    from atomtune.storage import folders
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
     check_seed(seed, naming_prompts)
-    info = pipelines.adapter_info(adapter)
+    info = folders.adapter_info(adapter)
     if info.get("peft_type") != "ATOMS":
         raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
     out = out or adapter / "report.html"
     report.refuse_other_file(out)
-    other = pipelines.adapter_info(against) if against else {}
+    other = folders.adapter_info(against) if against else {}
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     wanted = wanted or _about(subject, class_name, 8)
-    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
+    base = base or str(info.get("base_model_name_or_path", bases.MOJI))
     pipe = hardware.load_base(base)
-    model = pipelines.load_adapter(pipe, adapter)
+    model = folders.load_adapter(pipe, adapter)
     if against:
-        pipelines.load_adapter(pipe, against, "against")
+        folders.load_adapter(pipe, against, "against")
         model.set_adapter("default", inference_mode=True)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks = {}
@@ -107,7 +108,7 @@ def inspect(
         )
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)}
-    size = report.write(found, out, made_by | pipelines.precision_and_device(pipe))
+    size = report.write(found, out, made_by | bases.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 
 

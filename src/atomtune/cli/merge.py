@@ -52,7 +52,7 @@ def merge(
     if out is None:
         raise UserError("--out is missing: name a folder for the merged adapter, or ask for a --report.")
 
-    from atomtune.merging import merge, parts_of
+    from atomtune.storage.merging import merge, parts_of
 
     merge(adapters, out, mode, _numbers(weights))
     for part in parts_of(out):
@@ -86,28 +86,29 @@ def _report(
 
     from rich.console import Console
 
-    from atomtune import pipelines
+    from atomtune import bases
     from atomtune.analysis.overlap import overlap
+    from atomtune.storage import folders
 
     prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else [_own_words(path) for path in adapters]
-    base = base or str(pipelines.adapter_info(adapters[0]).get("base_model_name_or_path", pipelines.MOJI))
+    base = base or str(folders.adapter_info(adapters[0]).get("base_model_name_or_path", bases.MOJI))
     pipe = hardware.load_base(base)
     for name, path in zip(("first", "second"), adapters):
-        pipelines.load_adapter(pipe, path, name)
+        folders.load_adapter(pipe, path, name)
     measured = overlap(pipe, (prompts[0], prompts[1]), ("first", "second"), num, seed, steps)
     console = Console()
     for name, path, own in zip("AB", adapters, prompts):
         console.print(f"{name}: {path}, on {', '.join(map(repr, own))}", soft_wrap=True, highlight=False)
-    console.print("drawn in {dtype} on {device}".format(**pipelines.precision_and_device(pipe)), highlight=False)
+    console.print("drawn in {dtype} on {device}".format(**bases.precision_and_device(pipe)), highlight=False)
     for table in _tables(measured):
         console.print(table)
 
 
 def _own_words(path: Path) -> list[str]:
     """What an adapter was trained to be called; of a merged one, what each that went in was."""
-    from atomtune import pipelines
+    from atomtune.storage import folders
 
-    mapping = pipelines.adapter_info(path).get("auto_mapping") or {}
+    mapping = folders.adapter_info(path).get("auto_mapping") or {}
     sources = mapping.get("merged_from") or [mapping]
     words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]
     if not words:

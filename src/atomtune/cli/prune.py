@@ -47,9 +47,11 @@ def prune(
         )
     if finetune_steps < 0:
         raise UserError(f"finetune_steps must be 0 or more, got {finetune_steps}.")
-    from atomtune import atoms, pipelines, pruning
+    from atomtune import bases, steering
+    from atomtune.adapters import pruning
+    from atomtune.storage import folders
 
-    info = pipelines.adapter_info(adapter)
+    info = folders.adapter_info(adapter)
     if (kind := info.get("peft_type")) != "ATOMS":
         raise UserError(f"prune takes atoms away; this adapter is {kind}, which has none.")
     run = _run_of(adapter)
@@ -59,21 +61,21 @@ def prune(
     by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
     refuse_output(out, adapter, *([run["pictures"]] if run else []))
     refuse_taken(out)
-    base = base or str(info.get("base_model_name_or_path", pipelines.MOJI))
+    base = base or str(info.get("base_model_name_or_path", bases.MOJI))
     pipe = hardware.load_base(base)
-    model = pipelines.load_adapter(pipe, adapter)
-    board = atoms.board(model)
+    model = folders.load_adapter(pipe, adapter)
+    board = steering.board(model)
     scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = pruning.prune(model)
     ours = info.get("auto_mapping") or {}
-    pruned = pipelines.save_adapter(
+    pruned = folders.save_adapter(
         model,
         out / ("pruned" if finetune_steps else "adapter"),
         base=base,
         token=ours.get("token"),
         class_name=ours.get("class_name"),
-        card=_card(adapter, result, f"{by}, in {{dtype}} on {{device}}".format(**pipelines.precision_and_device(pipe))),
+        card=_card(adapter, result, f"{by}, in {{dtype}} on {{device}}".format(**bases.precision_and_device(pipe))),
     )
     if finetune_steps:
         from atomtune.training import configure, customize
@@ -116,7 +118,7 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
 
 def refuse_taken(out: Path) -> None:
     """Raise `UserError` where there is a run or an adapter."""
-    from atomtune.pipelines import CONFIG, WEIGHTS
+    from atomtune.storage.folders import CONFIG, WEIGHTS
 
     names = ("config.yaml", *(folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG, WEIGHTS)))
     if any((out / name).exists() for name in names):
@@ -125,9 +127,9 @@ def refuse_taken(out: Path) -> None:
 
 def _card(adapter: Path, result: Any, by: str) -> str | None:
     """The adapter's own card, and what was taken away."""
-    from atomtune import pipelines
+    from atomtune.storage import folders
 
-    card = pipelines.adapter_folder(adapter) / "README.md"
+    card = folders.adapter_folder(adapter) / "README.md"
     if not card.is_file():
         return None
     line = f"Pruned to {result.atoms} of {result.atoms_before:,} atoms, by {by}."

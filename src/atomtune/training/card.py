@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atomtune.cards import adapter_card
+from atomtune.storage.cards import adapter_card
 from atomtune.training.config import CustomizeConfig
 
 

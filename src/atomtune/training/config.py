@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import Parameter
 
-from atomtune.coding import atoms_per_token
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
+from atomtune.method.coding import atoms_per_token
 
 RECIPES = resources.files("atomtune.training") / "recipes"
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]

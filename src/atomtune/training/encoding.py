@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from atomtune import manifest, sampling
+from atomtune.bases import call_options, denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import call_options, denoiser
 from atomtune.tracing import bare_model
 from atomtune.training import observed
 from atomtune.training.config import CustomizeConfig

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from atomtune.bases import call_options, denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import call_options, denoiser
 from atomtune.tracing import bare_model
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atomtune.coding import step
-from atomtune.dictionary import SparseDictionary
-from atomtune.thresholds import BANDWIDTH
+from atomtune.method.coding import step
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import BANDWIDTH
 from atomtune.training.config import CustomizeConfig
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from atomtune import manifest, pipelines
+from atomtune import bases, manifest
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers, write_text
+from atomtune.storage import folders
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
@@ -35,7 +36,7 @@ RECORD = Path("logs", "run.json")
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
     "config.yaml", "summary.json", RECORD.as_posix(), "class_pictures/[0-9][0-9][0-9][0-9].png",
-    *(f"adapter/{name}" for name in pipelines.ADAPTER_FILES),
+    *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
 )  # fmt: skip
@@ -91,10 +92,10 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     with accelerator.main_process_first():
         finished = _claim(config, steps, processes)
     accelerator.wait_for_everyone()  # before the main process writes what the others look at
-    pipe = pipelines.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
+    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
     if config.init_adapter is not None:
-        pipelines.refuse_other_base(pipe, config.init_adapter)
-    resolution = pipelines.resolution_for(pipe, config.resolution)
+        folders.refuse_other_base(pipe, config.init_adapter)
+    resolution = bases.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
     if not config.overwrite:
@@ -126,10 +127,10 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 def _claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
     """See that `out` can be this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is
     another run's or cannot go on to `steps`."""
-    refuse_output(config.out, config.pictures, *([] if config.base == pipelines.MOJI else [config.base]))
+    refuse_output(config.out, config.pictures, *([] if config.base == bases.MOJI else [config.base]))
     if config.init_adapter is not None:
         for name in FOLDERS:
-            refuse_output(config.out / name, pipelines.adapter_folder(config.init_adapter))
+            refuse_output(config.out / name, folders.adapter_folder(config.init_adapter))
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
         remove_leftovers(folder)
     written = config.out / "config.yaml"
@@ -204,7 +205,7 @@ def _is_run(file: Path) -> bool:
 
 def _content(config: CustomizeConfig, pipe: Any, pictures: str) -> dict[str, Any]:
     """What the run learns from, whatever the paths: digests of pictures and first adapter, fingerprint of the base."""
-    base = pipelines.fingerprint(pipelines.denoiser(pipe))
+    base = bases.fingerprint(bases.denoiser(pipe))
     return {"pictures": pictures, "base": base, "init_adapter": _digest(config.init_adapter)}
 
 
@@ -212,7 +213,7 @@ def _digest(adapter: Path | None) -> str | None:
     """Of an adapter's weights."""
     if adapter is None:
         return None
-    return hashlib.sha256((pipelines.adapter_folder(adapter) / pipelines.WEIGHTS).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((folders.adapter_folder(adapter) / folders.WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def _record(out: Path) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> N
     there = content | _record(config.out)
     if there["pictures"] != content["pictures"]:
         raise _another_run(config, f"other pictures or captions there than in {config.pictures} now")
-    if not pipelines.same_weights(there["base"], content["base"]):
+    if not bases.same_weights(there["base"], content["base"]):
         raise _another_run(config, f"on a base with other weights than {config.base!r} has")
 
 

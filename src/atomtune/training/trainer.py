@@ -20,10 +20,11 @@ import torch
 from accelerate import cpu_offload_with_hook
 from torch import Tensor
 
-from atomtune import manifest, pipelines, sampling
+from atomtune import bases, manifest, sampling
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
@@ -72,7 +73,7 @@ class Trainer:
         self.folder = config.out / "checkpoints"
         self.objective = objective_for(pipe.scheduler, config.snr_gamma)
         self.dtype = PRECISIONS[config.mixed_precision]
-        base = pipelines.denoiser(pipe)
+        base = bases.denoiser(pipe)
         if config.gradient_checkpointing:
             base.enable_gradient_checkpointing()
         resumed = checkpoints.newest_checkpoint(self.folder)
@@ -92,9 +93,9 @@ class Trainer:
         """The base with a fresh adapter, or with the one in `start`."""
         if start is None:
             model = adapt(base, self.config)
-            pipelines.set_denoiser(self.pipe, model)
+            bases.set_denoiser(self.pipe, model)
             return model
-        return pipelines.load_adapter(self.pipe, start, trainable=True)
+        return folders.load_adapter(self.pipe, start, trainable=True)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Trainer:
             "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step)),
         }
         if accelerator.is_main_process:
-            files = [config.out / "adapter" / name for name in pipelines.ADAPTER_FILES]
+            files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
             manifest.record(config.out, *files, config.out / "summary.json")
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
@@ -287,7 +288,7 @@ class Trainer:
             "class_name": config.class_name,
             "pictures": len(self.cache.conditionings),
             "resolution": self.resolution,
-            **pipelines.precision_and_device(self.pipe),
+            **bases.precision_and_device(self.pipe),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
@@ -309,7 +310,7 @@ class Trainer:
             return []
         files = []
         self.model.eval()
-        vae = pipelines.load_autoencoder(self.config.base, self.autoencoder)
+        vae = bases.load_autoencoder(self.config.base, self.autoencoder)
         _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
         self.pipe.vae = vae
         for number, (prompt, answer) in enumerate(self.cache.samples.items()):
@@ -327,7 +328,7 @@ class Trainer:
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
-        pipelines.save_adapter(
+        folders.save_adapter(
             self.model,
             folder,
             base=config.base,

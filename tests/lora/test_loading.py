@@ -6,9 +6,9 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from atomtune.distillation import load_lora
+from atomtune.bases import denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import denoiser
+from atomtune.lora.distillation import load_lora
 from tests.tiny_pixart import tiny_pixart
 from tests.training.tiny_others import stable_diffusion
 

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
-from atomtune.cards import adapter_card, write_card
+from atomtune.bases import same_weights
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded, refuse_output
-from atomtune.pipelines import CONFIG, WEIGHTS, adapter_folder, adapter_info, same_weights, write_weights
+from atomtune.storage.cards import adapter_card, write_card
+from atomtune.storage.folders import CONFIG, WEIGHTS, adapter_folder, adapter_info, write_weights
 
 COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from atomtune.bases import denoiser
 from atomtune.errors import UserError
-from atomtune.pipelines import denoiser
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

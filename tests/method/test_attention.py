@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from atomtune.coding import relu_threshold, soft_threshold, top_k
-from atomtune.dictionary_attention import DictionaryAttention, OrdinaryAttention
 from atomtune.errors import UserError
+from atomtune.method.attention import DictionaryAttention, OrdinaryAttention
+from atomtune.method.coding import relu_threshold, soft_threshold, top_k
 
 SIGMA = {
     "topk": lambda c: top_k(c, 3),

@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from atomtune.atoms import board
-from atomtune.dictionary import SparseDictionary
-from atomtune.distillation import Reservoir, distill, fit, load_lora
 from atomtune.errors import UserError
+from atomtune.lora.distillation import Reservoir, distill, fit, load_lora
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.steering import board
 from atomtune.tracing import trace
 from tests.adapters.tiny import inputs
 from tests.tiny_pixart import tiny_pixart

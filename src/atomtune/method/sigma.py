@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from atomtune.coding import batch_threshold, hard_threshold, jump_relu, relu_threshold, soft_threshold
-from atomtune.dials import Dials
+from atomtune.method.coding import batch_threshold, hard_threshold, jump_relu, relu_threshold, soft_threshold
+from atomtune.method.dials import Dials
 
 OCTAVES = 11
 """`levels` has λ at the densities 1, 1/2, 1/4, …, 2⁻¹⁰; the λ of those between is interpolated over log ρ."""

@@ -29,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from atomtune.adapters import AtomLayer, adapted_layers
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
+from atomtune.method.dictionary import SparseDictionary
 from atomtune.tracing import bare_model, timesteps
 
 _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")

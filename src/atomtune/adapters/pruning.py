@@ -17,8 +17,8 @@ from torch import nn
 
 from atomtune.adapters import AtomLayer, AttentionAtoms
 from atomtune.adapters.layer import refuse_fusing
-from atomtune.atoms import AtomBoard
 from atomtune.errors import UserError
+from atomtune.steering import AtomBoard
 from atomtune.tracing import bare_model
 
 

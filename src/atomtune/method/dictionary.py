@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from atomtune.coding import atoms_per_token, top_k
-from atomtune.dials import Dials
 from atomtune.errors import UserError
-from atomtune.thresholds import Threshold
+from atomtune.method.coding import atoms_per_token, top_k
+from atomtune.method.dials import Dials
+from atomtune.method.sigma import Threshold
 
 ACTIVATIONS = ("topk", "batch_topk", "soft", "relu", "jumprelu")
 

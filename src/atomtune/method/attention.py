@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
+from atomtune.method.dictionary import SparseDictionary
 
 
 class _Attention(nn.Module):

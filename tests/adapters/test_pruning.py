@@ -11,10 +11,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from atomtune.adapters import LinearAtoms, adapted_layers
-from atomtune.atoms import board
-from atomtune.dictionary import SparseDictionary
+from atomtune.adapters.pruning import prune
 from atomtune.errors import UserError
-from atomtune.pruning import prune
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.steering import board
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 CASES: dict[str, dict[str, Any]] = {

@@ -14,21 +14,17 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from atomtune import AtomConfig, UserError, board, merge
-from atomtune.pipelines import (
-    ADAPTER_FILES,
-    WEIGHTS,
-    adapter_info,
+from atomtune.bases import (
     call_options,
     denoiser,
     fingerprint,
-    load_adapter,
     load_autoencoder,
     load_base,
     native_resolution,
     resolution_for,
-    save_adapter,
     set_denoiser,
 )
+from atomtune.storage.folders import ADAPTER_FILES, WEIGHTS, adapter_info, load_adapter, save_adapter
 from tests.tiny_pixart import save_tiny_pixart, tiny_pixart
 
 

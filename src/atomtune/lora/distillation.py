@@ -22,12 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from atomtune import lora_files, pipelines, sampling
+from atomtune import bases, sampling
 from atomtune.adapters import AtomConfig, AtomLayer, adapted_layers
-from atomtune.conversion import lora_to_atoms, refuse_other_than_lora
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
+from atomtune.lora import loading
+from atomtune.lora.conversion import lora_to_atoms, refuse_other_than_lora
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.storage import folders
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -97,7 +99,7 @@ def distill(
             dictionary.usage.copy_(dictionary.codes(x[:test]).abs().mean(0))
         share = 1 - missed.square().sum() / whole.square().sum().clamp_min(1e-30)
         found.append(Explained(name, float(share), float(whole.square().sum(1).mean())))
-    pipelines.set_denoiser(pipe, distilled.eval())
+    bases.set_denoiser(pipe, distilled.eval())
     return found
 
 
@@ -153,11 +155,11 @@ def load_lora(pipe: DiffusionPipeline, path: str | Path) -> PeftModel:
 
     path = expanded(path)
     if (file := diffusers_file(path)) is None:
-        return pipelines.load_adapter(pipe, path)
-    state, options = lora_files.fitted(pipe, lora_files.read(file), file)
-    model = get_peft_model(pipelines.denoiser(pipe), LoraConfig(**options))
+        return folders.load_adapter(pipe, path)
+    state, options = loading.fitted(pipe, loading.read(file), file)
+    model = get_peft_model(bases.denoiser(pipe), LoraConfig(**options))
     set_peft_model_state_dict(model, {f"base_model.model.{key}": value for key, value in state.items()})
-    pipelines.set_denoiser(pipe, model)
+    bases.set_denoiser(pipe, model)
     return model.eval()
 
 

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.adapters import adapted_layers
-from atomtune.dials import Dials
 from atomtune.errors import UserError
+from atomtune.method.dials import Dials
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 HALF = [torch.bfloat16, torch.float16]

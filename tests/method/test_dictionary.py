@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from atomtune.coding import relu_threshold, soft_threshold, top_k
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
+from atomtune.method.coding import relu_threshold, soft_threshold, top_k
+from atomtune.method.dictionary import SparseDictionary
 
 SIGMA = {
     "topk": lambda c: top_k(c, 3),

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from atomtune.coding import batch_threshold, jump_relu, step
-from atomtune.dictionary import SparseDictionary
 from atomtune.errors import UserError
-from atomtune.thresholds import BANDWIDTH, PACE, Threshold
+from atomtune.method.coding import batch_threshold, jump_relu, step
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import BANDWIDTH, PACE, Threshold
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 

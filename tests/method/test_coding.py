@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from atomtune.coding import atoms_per_token, fista, ista, relu_threshold, soft_threshold, top_k
 from atomtune.errors import UserError
+from atomtune.method.coding import atoms_per_token, fista, ista, relu_threshold, soft_threshold, top_k
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

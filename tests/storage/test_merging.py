@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from atomtune import pipelines
-from atomtune.atoms import board
 from atomtune.errors import UserError
-from atomtune.merging import merge, parts_of
+from atomtune.steering import board
+from atomtune.storage.folders import ADAPTER_FILES, CONFIG, WEIGHTS, adapter_info, save_adapter
+from atomtune.storage.merging import merge, parts_of
 from tests.adapters.test_combining import OTHERS, pair
 from tests.adapters.tiny import run, transformer
 
@@ -22,9 +22,7 @@ def folders(tmp_path):
     def saved(first: dict[str, Any] | None = None, other: dict[str, Any] | None = None) -> tuple[Any, list]:
         model = pair(first, other)
         for name, token in (("one", "sks"), ("two", "openmoji")):
-            pipelines.save_adapter(
-                model, tmp_path / name, base="tiny", adapter_name=name, token=token, class_name="drawing"
-            )
+            save_adapter(model, tmp_path / name, base="tiny", adapter_name=name, token=token, class_name="drawing")
         return model, [tmp_path / "one", tmp_path / "two"]
 
     return saved
@@ -54,7 +52,7 @@ def test_the_folder_says_what_went_in(folders, tmp_path):
     assert parts_of(both[0]) == []
     card = (tmp_path / "c" / "README.md").read_text()
     assert "import atomtune" in card and f"| `{both[1]}` | 0.7 | 18 |" in card
-    assert pipelines.adapter_info(tmp_path / "c")["base_model_name_or_path"] == "tiny"
+    assert adapter_info(tmp_path / "c")["base_model_name_or_path"] == "tiny"
     merge([tmp_path / "c", both[0]], tmp_path / "d")
     assert parts_of(tmp_path / "d")[0]["merged_from"] == parts_of(tmp_path / "c")
     assert parts_of(tmp_path / "d")[1]["first_id"] == 25
@@ -91,7 +89,7 @@ def test_adapters_of_other_methods_and_whole_modules_are_refused(folders, tmp_pa
     with pytest.raises(UserError, match="holds a LORA adapter, not atoms: merge it with PEFT's own"):
         merge([both[0], tmp_path / "lora"], tmp_path / "c")
     model = pair({"modules_to_save": ["proj_out"]})
-    pipelines.save_adapter(model, tmp_path / "whole", base="tiny", adapter_name="one")
+    save_adapter(model, tmp_path / "whole", base="tiny", adapter_name="one")
     with pytest.raises(UserError, match=r"carries whole modules \(proj_out\), which cannot be merged"):
         merge([tmp_path / "whole", both[1]], tmp_path / "c")
 
@@ -106,7 +104,7 @@ def test_an_output_that_contains_or_is_an_input_is_refused_and_everything_stays(
             merge([*both, run], out)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     shutil.copytree(both[0], tmp_path / "trained")
-    for name in pipelines.CONFIG, pipelines.WEIGHTS:
+    for name in CONFIG, WEIGHTS:
         with pytest.raises(UserError, match="trained holds an adapter that was not made by merge"):
             merge(both, tmp_path / "trained")
         (tmp_path / "trained" / name).unlink()
@@ -119,4 +117,4 @@ def test_merging_again_replaces_the_merged_adapter_alone(folders, tmp_path):
     merge(both, tmp_path / "c", weights=[1, 0.5])
     assert [part["weight"] for part in parts_of(tmp_path / "c")] == [1, 0.5]
     assert "| 0.5 |" in (tmp_path / "c" / "README.md").read_text()
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {*pipelines.ADAPTER_FILES, "notes.txt"}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {*ADAPTER_FILES, "notes.txt"}

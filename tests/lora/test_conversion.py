@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from atomtune.atoms import board
-from atomtune.conversion import lora_to_atoms, singular_directions
 from atomtune.errors import UserError
+from atomtune.lora.conversion import lora_to_atoms, singular_directions
+from atomtune.steering import board
 from tests.adapters.tiny import atom_config, run, transformer
 
 TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]

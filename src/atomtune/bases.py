@@ -1,0 +1,193 @@
+"""Open a base model by name or path, and find its parts.
+
+A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. Nothing here or above knows which one it
+has: sizes, defaults and text handling are read from the pipeline itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atomtune.devices import pick_device, pick_dtype
+from atomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+MOJI = "moji"
+
+
+def load_base(
+    name_or_path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> DiffusionPipeline:
+    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name.
+
+    As in diffusers it stays on the CPU unless a `device` is named. "auto" is the accelerator where there is one, which
+    is what every command of atomtune asks for. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
+    bfloat16 on an accelerator, float16 on one that has no bfloat16.
+
+    Raises `UserError` if there is no such base, device or precision.
+    """
+    name = os.path.expanduser(str(name_or_path))
+    place = torch.device("cpu") if device is None else pick_device(device)
+    precision = pick_dtype(dtype, place)
+    if name == MOJI:
+        from atomtune import moji
+
+        pipe = moji.load()
+        if precision != torch.float32:  # what it is; diffusers warns of any cast
+            pipe.to(precision)
+        pipe.register_to_config(_name_or_path=MOJI)
+    else:
+        pipe = _from_pretrained(name, precision)
+    if place.type != "cpu":
+        pipe.to(place)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
+    """`dtype` of the denoiser and `device` on which it runs, as records have them: {"dtype": "bfloat16", ...}."""
+    own: Any = pipe
+    return {
+        "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
+        "device": str(own._execution_device),  # under offload the weights are elsewhere
+    }
+
+
+def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
+
+    expected = f"expected {MOJI!r}, a folder that holds a diffusers pipeline (model_index.json), or a hub name such as "
+    expected += "'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'"
+    if not is_hub_name(name) and not (Path(name) / "model_index.json").is_file():
+        raise UserError(f"there is no base model {name!r}: {expected}.")
+    try:
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {expected}.") from error
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it has the form of one, and there is no such folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
+    """The base's autoencoder alone, of the class `kind`, in float32."""
+    if str(name_or_path) == MOJI:
+        return load_base(MOJI).vae
+    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae")
+
+
+def denoiser(pipe: DiffusionPipeline) -> Any:
+    """The network that is adapted: `pipe.transformer`, or `pipe.unet` where there is no transformer."""
+    return getattr(pipe, _denoiser_name(pipe))
+
+
+def set_denoiser(pipe: DiffusionPipeline, model: torch.nn.Module) -> None:
+    """Put `model` (an adapted denoiser) in the pipeline's place for it."""
+    setattr(pipe, _denoiser_name(pipe), model)
+
+
+def _denoiser_name(pipe: DiffusionPipeline) -> str:
+    for name in ("transformer", "unet"):
+        if isinstance(getattr(pipe, name, None), torch.nn.Module):
+            return name
+    raise UserError(f"{type(pipe).__name__} has neither a transformer nor a unet: there is nothing to adapt.")
+
+
+def native_resolution(pipe: DiffusionPipeline) -> int:
+    """Height and width, in pixels, that the base draws by default. Raises `UserError` if it does not say."""
+    size = _own_resolution(pipe)
+    if size is None:
+        raise UserError(f"{type(pipe).__name__} does not say what size it draws: give a resolution in pixels.")
+    return size
+
+
+def _own_resolution(pipe: Any) -> int | None:
+    size = denoiser(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if size is None or factor is None:
+        return None
+    return (size if isinstance(size, int) else size[0]) * factor
+
+
+def _refuse_films(pipe: DiffusionPipeline) -> None:
+    if "num_frames" in inspect.signature(type(pipe).__call__).parameters:
+        raise UserError(f"{type(pipe).__name__} draws films and not images: choose another base.")
+
+
+def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
+    """Height and width in pixels: `resolution`, or the base's own. Raises `UserError` where it cannot be drawn.
+
+    A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
+    two, say so by the factor of their image processor.)
+    """
+    _refuse_films(pipe)
+    if resolution is None:
+        return native_resolution(pipe)
+    patch = getattr(denoiser(pipe).config, "patch_size", None)
+    multiple = getattr(pipe, "vae_scale_factor", 1) * (patch if isinstance(patch, int) else 1)
+    processor: Any = getattr(pipe, "image_processor", None)
+    if processor is not None:
+        multiple = math.lcm(multiple, processor.config.vae_scale_factor)
+    if resolution < multiple or resolution % multiple:
+        near = max(1, round(resolution / multiple)) * multiple
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {resolution}: try {near}.")
+    return resolution
+
+
+def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
+    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults, and so is the size
+    of a base that does not say it.
+
+    Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw pictures.
+    """
+    _refuse_films(pipe)
+    options: dict[str, Any] = {}
+    if resolution is not None or _own_resolution(pipe) is not None:
+        size = resolution_for(pipe, resolution)
+        options |= {"height": size, "width": size}
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
+    if "use_resolution_binning" in accepted:
+        options["use_resolution_binning"] = False
+    # Without its two packages diffusers leaves captions as they are too, but warns every time.
+    if "clean_caption" in accepted and not (find_spec("bs4") and find_spec("ftfy")):
+        options["clean_caption"] = False
+    return options
+
+
+def fingerprint(model: torch.nn.Module) -> list[float]:
+    """Sixteen of the base's own weights: enough to recognise it again under another path, name or precision.
+
+    The first parameter is read because adapters register their own after the layer they sit on.
+    """
+    first = next(model.parameters()).detach().flatten()
+    return first[:: max(1, len(first) // 16)][:16].float().cpu().tolist()
+
+
+def base_hash(fingerprint: list[float]) -> str:
+    """SHA-256 of a base's fingerprint in bfloat16, so that it is the same in most precisions."""
+    return hashlib.sha256(torch.tensor(fingerprint).bfloat16().view(torch.int16).numpy().tobytes()).hexdigest()
+
+
+def same_weights(expected: list[float], found: list[float]) -> bool:
+    """Equal up to half precision (weights may have been stored in fp16 or bf16)."""
+    if len(expected) != len(found):
+        return False
+    a, b = torch.tensor(expected), torch.tensor(found)
+    return bool((a - b).norm() <= 0.02 * a.norm())
