@@ -42,7 +42,7 @@ def ratios(run: Callable[[], Any], model: torch.nn.Module, **options: Any) -> tu
 def waken(model: Any) -> Any:
     """Atoms with directions, as after training."""
     for dictionary in atomtune.board(model).dictionaries:
-        torch.nn.init.normal_(dictionary.dictionary.weight, std=0.02)
+        torch.nn.init.normal_(dictionary.decoder.weight, std=0.02)
     return model.eval()
 
 

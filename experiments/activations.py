@@ -70,7 +70,7 @@ def resampled(every: int = 50, until: int = 150) -> Iterator[None]:
                 dead = (count == 0).nonzero().flatten()
                 new = torch.randn(len(dead), dictionary.encoder.in_features, generator=generator)
                 dictionary.encoder.weight[dead] = new * dictionary.encoder.in_features**-0.5
-                dictionary.dictionary.weight[:, dead] = 0
+                dictionary.decoder.weight[dead] = 0
             fired.clear()
 
     Trainer._advance = advance

@@ -141,11 +141,11 @@ def build(seed: int, own: Layer) -> Coded:
         if own.attention == "uniform":
             nn.init.zeros_(layer.to_q.weight)
         if own.start == "random":
-            nn.init.normal_(layer.dictionary.dictionary.weight, std=own.num_atoms**-0.5)
+            nn.init.normal_(layer.dictionary.decoder.weight, std=own.num_atoms**-0.5)
     return Coded(layer)
 
 
-ENCODER, DICTIONARY = "layer.dictionary.encoder.weight", "layer.dictionary.dictionary.weight"
+ENCODER, DICTIONARY = "layer.dictionary.encoder.weight", "layer.dictionary.decoder.weight"
 COEFFICIENTS = ("layer.to_q.weight", "layer.to_k.weight", ENCODER)
 
 

@@ -187,9 +187,7 @@ def dictionaries(vae: VAE) -> list[SparseDictionary]:
 def codes(vae: VAE, latents: Tensor) -> Float[Tensor, "layers batch tokens atoms"]:
     """What multiplies D in every layer, as it does for these latents."""
     found: list[Tensor] = []
-    hooks = [
-        own.dictionary.register_forward_pre_hook(lambda _, args: found.append(args[0])) for own in dictionaries(vae)
-    ]
+    hooks = [own.decoder.register_forward_pre_hook(lambda _, args: found.append(args[0])) for own in dictionaries(vae)]
     vae.decoder(latents)
     for hook in hooks:
         hook.remove()
@@ -198,7 +196,7 @@ def codes(vae: VAE, latents: Tensor) -> Float[Tensor, "layers batch tokens atoms
 
 def energies(vae: VAE, latents: Tensor) -> Float[Tensor, "layers atoms"]:
     """mean |s_m| · ‖d_m‖ over the tokens of these latents: how much an atom does."""
-    sizes = torch.stack([own.dictionary.weight.norm(dim=0) for own in dictionaries(vae)])
+    sizes = torch.stack([own.decoder.weight.norm(dim=1) for own in dictionaries(vae)])
     return codes(vae, latents).abs().mean((1, 2)) * sizes
 
 
@@ -208,7 +206,7 @@ def keep(vae: VAE, kept: Float[Tensor, "layers atoms"]) -> VAE:
     with torch.no_grad():
         for own, mask in zip(dictionaries(pruned), kept):
             own.encoder.weight *= mask[:, None]
-            own.dictionary.weight *= mask
+            own.decoder.weight *= mask[:, None]
     return pruned
 
 

@@ -292,8 +292,8 @@ def test_a_hot_swapped_adapter_is_the_other_one(base, tmp_path):
     "options, message",
     [
         ({"activation": "soft"}, "its activation is 'soft' and was 'topk': load it under another name instead"),
-        ({"num_atoms": 9}, r"atoms_dictionary.weight is \[\d+, 9\] and was \[\d+, 8\]"),
-        ({"target_modules": ["attn2"]}, r"attn1.atoms_dictionary.weight is None and was \[\d+, 8\]"),
+        ({"num_atoms": 9}, r"atoms_decoder.weight is \[9, \d+\] and was \[8, \d+\]"),
+        ({"target_modules": ["attn2"]}, r"attn1.atoms_decoder.weight is None and was \[8, \d+\]"),
     ],
 )
 def test_an_adapter_of_another_form_is_not_swapped_in_half(base, tmp_path, options, message):

@@ -30,10 +30,10 @@ def test_a_board_opens_on_a_pipeline_too():
 def test_setting_the_density_is_training_with_that_density_at_the_same_weights():
     model = wake(get_peft_model(transformer(), atom_config(density=0.2)))
     atoms = board(model)
-    assert atoms.density == 0.2
+    assert atoms.density == 4 / 18  # k = round(0.2 · 18)
     before = run(model)
     atoms.density = 0.1
-    assert atoms.density == 0.1
+    assert atoms.density == 2 / 18
     sparser = wake(get_peft_model(transformer(), atom_config(density=0.1)))
     sparser.load_state_dict(model.state_dict())
     assert torch.equal(run(model), run(sparser))
@@ -44,7 +44,7 @@ def test_setting_the_density_is_training_with_that_density_at_the_same_weights()
 def test_where_layers_differ_the_density_is_the_mean_over_atoms():
     atoms = board(get_peft_model(transformer(), atom_config(density=0.2)))
     atoms.layers[0].set_density("default", 0.4)
-    assert atoms.density == pytest.approx(0.3)
+    assert atoms.density == pytest.approx((4 + 7) / (18 + 18))
 
 
 def test_bad_densities_and_missing_adapters_are_sentences():
@@ -60,7 +60,7 @@ def test_an_address_finds_a_layer_or_an_atom():
     assert len(atoms["L1"]) == 18
     atom = atoms["L1[5]"]
     assert (atom.address, atom.head, atom.gain, atom.kept) == ("L1[5]", 1, 1.0, True)
-    assert torch.equal(atom.direction, atoms.dictionaries[1].dictionary.weight[:, 5])
+    assert torch.equal(atom.direction, atoms.dictionaries[1].decoder.weight[5])
     assert [a.address for a in atoms][16:20] == ["L0[16]", "L0[17]", "L1[0]", "L1[1]"]
 
 
@@ -77,7 +77,7 @@ def deltas(model, changed):
     x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     own = atoms.dictionaries[0].double()
     changed(atoms)
-    return own(x)[0], x[0] @ own.encoder.weight.T, own.dictionary.weight.T
+    return own(x)[0], x[0] @ own.encoder.weight.T, own.decoder.weight
 
 
 def linear(**options):
@@ -123,7 +123,7 @@ def test_without_scores_keep_goes_by_the_energy_of_training():
         atoms.keep(3)
     for dictionary in atoms.dictionaries:
         dictionary.usage.copy_(torch.arange(18.0))
-    energies = torch.cat([d.usage * d.dictionary.weight.norm(dim=0) for d in atoms.dictionaries])
+    energies = torch.cat([d.usage * d.decoder.weight.norm(dim=1) for d in atoms.dictionaries])
     atoms.keep(3)
     assert {a.address for a, e in zip(atoms, energies) if e >= energies.sort().values[-3]} == set(atoms.kept)
 
@@ -192,7 +192,7 @@ def test_a_preset_is_every_dial_and_comes_back_from_its_file(tmp_path):
     atoms.schedule = {900.0: 1.0, 100.0: 0.0}
     turned = run(model)
     assert atoms.preset() == {
-        "density": {"L1": 0.4},
+        "density": {"L1": 0.388889},
         "gain": {"L0[3]": -0.5},
         "dropped": ["L1[4]"],
         "schedule": {"100": 0.0, "900": 1.0},

@@ -24,7 +24,7 @@ def test_statistics_are_those_of_the_codes_that_multiply_D(options):
     seen: list[list[torch.Tensor]] = [[] for _ in layers]
     for layer, inputs in zip(layers, seen):
         dictionary = layer.dictionary("default")
-        dictionary.dictionary.register_forward_pre_hook(partial(lambda inputs, _, args: inputs.append(args[0]), inputs))
+        dictionary.decoder.register_forward_pre_hook(partial(lambda inputs, _, args: inputs.append(args[0]), inputs))
     with trace(model) as t:
         run(model)
         run(model)
@@ -35,10 +35,10 @@ def test_statistics_are_those_of_the_codes_that_multiply_D(options):
     assert t.active_per_token == pytest.approx(sum(int(f.sum()) for f in fired) / sum(len(S) for S in codes))
     assert t.density == pytest.approx(t.active_per_token / 18)
     for layer, S, f in zip(t.layers, codes, fired):
-        D = layer.dictionary.dictionary.weight
+        D = layer.dictionary.decoder.weight
         assert torch.equal(layer.fired, f)
         assert_close(layer.firing_rate, f / len(S))
-        assert_close(layer.energy, S.abs().mean(0) * D.norm(dim=0))
+        assert_close(layer.energy, S.abs().mean(0) * D.norm(dim=1))
 
 
 def test_with_mix_first_a_token_uses_exactly_k_atoms():
@@ -96,7 +96,7 @@ def sampling(model, steps=(900, 500, 100), guided=True, batches=1, seed=1):
 
 def codes_of_calls(model, layer: int) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
-    dictionary = adapted_layers(model)[layer].dictionary("default").dictionary
+    dictionary = adapted_layers(model)[layer].dictionary("default").decoder
     dictionary.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     return seen
 
@@ -107,18 +107,18 @@ def test_timesteps_samples_and_the_halves_of_guidance_are_kept_apart(guided):
     seen = codes_of_calls(model, 1)
     with trace(model, codes=True) as t:
         sampling(model, guided=guided, batches=2)
-    layer, D = t.layers[1], adapted_layers(model)[1].dictionary("default").dictionary.weight.detach()
+    layer, D = t.layers[1], adapted_layers(model)[1].dictionary("default").decoder.weight.detach()
     S = torch.stack(seen).unflatten(0, (2, 3))  # [batch of pictures, timestep, rows, tokens, atoms]
     prompt, empty = S[:, :, -2:], S[:, :, :-2]
-    assert_close(layer.energy, prompt.abs().mean((0, 1, 2, 3)) * D.norm(dim=0))
+    assert_close(layer.energy, prompt.abs().mean((0, 1, 2, 3)) * D.norm(dim=1))
     assert torch.equal(layer.peak, prompt.abs().amax((0, 1, 2, 3)))
     assert layer.total(unguided=True).tokens == empty[..., 0].numel()
     assert_close(layer.total(unguided=True).magnitude, empty.abs().sum((0, 1, 2, 3)))
     assert list(layer.energy_by_timestep) == [900.0, 500.0, 100.0]
-    assert_close(layer.energy_by_timestep[500.0], prompt[:, 1].abs().mean((0, 1, 2)) * D.norm(dim=0))
+    assert_close(layer.energy_by_timestep[500.0], prompt[:, 1].abs().mean((0, 1, 2)) * D.norm(dim=1))
     by_sample = prompt.transpose(1, 2).flatten(0, 1)  # [samples, timesteps, tokens, atoms]
     assert len(layer.samples) == 4
-    assert_close(layer.energy_by_sample, by_sample.abs().mean((1, 2)) * D.norm(dim=0))
+    assert_close(layer.energy_by_sample, by_sample.abs().mean((1, 2)) * D.norm(dim=1))
     assert_close(layer.maps(5), by_sample[..., 5].mean(1), atol=2e-3, rtol=1e-3)  # kept in half precision
     assert_close(layer.maps(5, timestep=100.0), by_sample[:, 2, :, 5], atol=2e-3, rtol=1e-3)
     for atom in range(18):
@@ -131,7 +131,7 @@ def test_pictures_of_different_timesteps_in_one_batch_as_in_training():
     seen = codes_of_calls(model, 0)
     with trace(model) as t:
         run(model)  # timesteps 30 and 700
-    norms = adapted_layers(model)[0].dictionary("default").dictionary.weight.norm(dim=0)
+    norms = adapted_layers(model)[0].dictionary("default").decoder.weight.norm(dim=1)
     energies = t.layers[0].energy_by_timestep
     assert list(energies) == [700.0, 30.0]
     assert_close(energies[30.0], seen[0][0].abs().mean(0) * norms)

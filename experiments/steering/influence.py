@@ -105,7 +105,7 @@ def map_coverage(it: Opened, call: Callable[[], Any]) -> float:
     for layer in seen.layers:
         maps = magnitude_maps(layer).transpose(1, 2)  # [samples, atoms, tokens]
         covered.append(coverage(maps).nan_to_num().flatten())
-        weights.append((maps.mean(-1) * layer.dictionary.dictionary.weight.norm(dim=0)).flatten())
+        weights.append((maps.mean(-1) * layer.dictionary.decoder.weight.norm(dim=1)).flatten())
     return _weighted(torch.cat(covered), torch.cat(weights))
 
 

@@ -62,7 +62,7 @@ def atoms_of(it: Opened, examples: Examples) -> list[tuple[Tensor, Tensor]]:
     found = []
     for layer in seen.layers:
         fired = layer.fired > 0
-        found.append((dense_codes(layer)[:, fired], layer.dictionary.dictionary.weight.T[fired]))
+        found.append((dense_codes(layer)[:, fired], layer.dictionary.decoder.weight[fired]))
     return found
 
 

@@ -169,7 +169,7 @@ def _ladder(atoms: AtomBoard) -> list[Rung]:
     trained = atoms.density
     for share in DENSITIES:
         atoms.density = trained * share
-        k = max(int(dictionary.k.sum()) for dictionary in atoms.dictionaries)
+        k = max(int(dictionary.sigma.k.sum()) for dictionary in atoms.dictionaries)
         if atoms.preset() and atoms.preset() != rungs[-1].preset:
             rungs.append(Rung(f"{k} a token", atoms.preset()))
         atoms.reset()

@@ -100,12 +100,12 @@ class Layer:
 
     @property
     def density(self) -> float:
-        """ρ of this layer."""
-        return self.dictionary.density
+        """ρ = k/M of this layer."""
+        return self.dictionary.sigma.density
 
     @density.setter
     def density(self, density: float) -> None:
-        self.dictionary.set_density(density)
+        self.dictionary.sigma.set_density(density)
 
 
 class AtomBoard:
@@ -162,10 +162,7 @@ class AtomBoard:
     @property
     def density(self) -> float:
         """ρ, the share of a layer's atoms that one token may use. Where layers differ, the mean over all atoms."""
-        densities = {dictionary.density for dictionary in self.dictionaries}
-        if len(densities) == 1:
-            return densities.pop()
-        return sum(dictionary.density * dictionary.num_atoms for dictionary in self.dictionaries) / self.num_atoms
+        return sum(sum(dictionary.sigma.k_now) for dictionary in self.dictionaries) / self.num_atoms
 
     @density.setter
     def density(self, density: float) -> None:
@@ -255,7 +252,7 @@ class AtomBoard:
         for dictionary in self.dictionaries:
             dictionary.gain.fill_(1.0)
             dictionary.keep_only(None)
-            dictionary.reset_density()
+            dictionary.sigma.reset_density()
 
     def _masks(self, addresses: Iterable[str]) -> list[tuple[SparseDictionary, Tensor]]:
         """For each dictionary, which of its atoms are named."""
@@ -273,7 +270,11 @@ class AtomBoard:
         """All dials that are not as trained, ready for JSON: `density` and `gain` by address, `dropped`, `schedule`."""
         atoms = list(self)
         preset = {
-            "density": {f"L{int(d.layer)}": d.density for d in self.dictionaries if d.density_changed},
+            "density": {
+                f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}")
+                for d in self.dictionaries
+                if d.sigma.density_changed
+            },
             "gain": {atom.address: atom.gain for atom in atoms if atom.gain != 1.0},
             "dropped": [atom.address for atom in atoms if not atom.kept],
             "schedule": {f"{t:g}": strength for t, strength in self.schedule.items()},

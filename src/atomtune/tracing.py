@@ -245,7 +245,7 @@ class Trace:
                 if torch._C._current_graph_task_id() == -1:
                     layer.record(inputs[0], self._call)
 
-            self._hooks.append(layer.dictionary.dictionary.register_forward_pre_hook(record, prepend=True))
+            self._hooks.append(layer.dictionary.decoder.register_forward_pre_hook(record, prepend=True))
         return self
 
     def __exit__(self, *_exception: object) -> None:

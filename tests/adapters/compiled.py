@@ -20,8 +20,8 @@ from torch.testing import assert_close
 backend, root = sys.argv[1:]
 sys.path.insert(0, root)
 
-from atomtune.bases import load_adapter, save_adapter  # noqa: E402
 from atomtune.steering import board  # noqa: E402
+from atomtune.storage.folders import load_adapter, save_adapter  # noqa: E402
 from tests.adapters.tiny import atom_config, run, transformer, wake  # noqa: E402
 
 model = wake(get_peft_model(transformer(), atom_config(target_modules=["attn1", "attn2.to_v"])))

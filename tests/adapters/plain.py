@@ -11,23 +11,22 @@ from atomtune.method.dictionary import SparseDictionary
 
 
 def sigma(dictionary: SparseDictionary, coefficients: Tensor) -> Tensor:
-    if dictionary.activation == "topk":
-        return top_k(coefficients, max(1, round(dictionary.density * dictionary.num_atoms)))
-    assert dictionary.sigma is not None
-    λ = dictionary.sigma.value
-    if dictionary.activation == "jumprelu":
-        return torch.where(coefficients > λ, coefficients, 0)
-    if dictionary.activation == "batch_topk":  # while training: the k·N largest of the batch
-        k, N = int(dictionary.k), coefficients.numel() // dictionary.num_atoms
-        λ = coefficients.abs().flatten().sort(descending=True).values[k * N - 1] if dictionary.training else λ
+    σ: Any = dictionary.sigma
+    if σ.activation == "topk":
+        return top_k(coefficients, max(1, round(σ.density * dictionary.num_atoms)))
+    if σ.activation == "batch_topk":  # while training: the k·N largest of the batch
+        k, N = int(σ.k), coefficients.numel() // dictionary.num_atoms
+        λ = coefficients.abs().flatten().sort(descending=True).values[k * N - 1] if dictionary.training else σ.level
         return torch.where(coefficients.abs() >= λ, coefficients, 0)
-    return {"soft": soft_threshold, "relu": relu_threshold}[dictionary.activation](coefficients, λ)
+    if σ.activation == "jumprelu":
+        return torch.where(coefficients > σ.value, coefficients, 0)
+    return {"soft": soft_threshold, "relu": relu_threshold}[σ.activation](coefficients, σ.value)
 
 
 def linear(layer: LinearAtoms, x: Tensor) -> Tensor:
     """y + σ(x W_s) D."""
     dictionary = layer.dictionary("default")
-    W_s, D = dictionary.encoder.weight.T, dictionary.dictionary.weight.T
+    W_s, D = dictionary.encoder.weight.T, dictionary.decoder.weight
     return layer.base_layer(x) + sigma(dictionary, x @ W_s) @ D
 
 
@@ -52,7 +51,7 @@ def attention(attn: Any, hidden: Tensor, context: Tensor | None = None, mask: Te
     O = attn.to_out[0]((A @ V).transpose(1, 2).flatten(2))  # noqa: E741
 
     dictionary, mix_first = attn.processor.dictionary("default"), attn.processor.mix_first["default"]
-    W_s, D = dictionary.encoder.weight.T, dictionary.dictionary.weight.T
+    W_s, D = dictionary.encoder.weight.T, dictionary.decoder.weight
     M = dictionary.num_atoms
     C = X @ W_s if mix_first else sigma(dictionary, X @ W_s)
     S = torch.stack([A[:, m * attn.heads // M] @ C[..., m, None] for m in range(M)], dim=-1).squeeze(-2)

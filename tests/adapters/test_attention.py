@@ -33,7 +33,7 @@ def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> Att
     atoms = attn.processor if isinstance(attn.processor, AttentionAtoms) else AttentionAtoms.attach(attn)
     config = AtomConfig(target_modules=["attn1"], **CONFIG | options)
     atoms.update_layer(adapter, config, config.num_atoms)
-    D = atoms.dictionary(adapter).dictionary.weight
+    D = atoms.dictionary(adapter).decoder.weight
     D.data.normal_(generator=torch.Generator().manual_seed(seed))
     atoms.set_adapter(list(atoms.atoms_dictionaries))
     return atoms
@@ -80,7 +80,7 @@ def test_everything_around_the_attention_is_as_in_the_stock_processor():
     dictionary = attach(attn).dictionary("default")
     adapted = attn(image)
     assert adapted.shape == image.shape
-    dictionary.dictionary.weight.data.zero_()
+    dictionary.decoder.weight.data.zero_()
     assert_close(attn(image), before, atol=1e-10, rtol=0)
     assert (adapted - before).abs().max() > 0.1
 
@@ -115,9 +115,7 @@ def test_gradients_reach_the_encoder_and_the_atoms_only():
     attach(attn, num_atoms=18)
     attn(torch.randn(2, 7, WIDTH), torch.randn(2, 5, TEXT_WIDTH)).square().sum().backward()
     with_gradient = {name for name, parameter in attn.named_parameters() if parameter.grad is not None}
-    assert with_gradient == {
-        f"processor.atoms_dictionaries.default.{part}.weight" for part in ("encoder", "dictionary")
-    }
+    assert with_gradient == {f"processor.atoms_dictionaries.default.{part}.weight" for part in ("encoder", "decoder")}
     assert all(attn.get_parameter(name).grad.any() for name in with_gradient)
 
 
@@ -125,7 +123,7 @@ def test_gradients_reach_the_encoder_and_the_atoms_only():
 def test_gradients_equal_those_of_the_plain_formula(mix_first):
     attn = attention().double()
     dictionary = attach(attn, num_atoms=18, mix_first=mix_first).dictionary("default")
-    weights = [dictionary.encoder.weight, dictionary.dictionary.weight]
+    weights = [dictionary.encoder.weight, dictionary.decoder.weight]
     X, upstream = torch.randn(2, 2, 7, WIDTH, dtype=torch.float64)
     ours = torch.autograd.grad((attn(X) * upstream).sum(), weights)
     theirs = torch.autograd.grad((plain.attention(attn, X) * upstream).sum(), weights)
@@ -167,7 +165,7 @@ def test_bf16_autocast_stays_within_two_percent(activation, share, mix_first):
     atoms.enable_adapters(False)
     base = attn(hidden)
     atoms.enable_adapters(True)
-    atoms.dictionary("default").dictionary.weight.data *= share * base.norm() / (attn(hidden) - base).norm()
+    atoms.dictionary("default").decoder.weight.data *= share * base.norm() / (attn(hidden) - base).norm()
     exact = attn(hidden)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = attn(hidden)

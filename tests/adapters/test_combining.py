@@ -9,6 +9,7 @@ from peft import get_peft_model
 from torch.testing import assert_close
 
 from atomtune.adapters import adapted_layers
+from atomtune.adapters.layer import named_layers
 from atomtune.errors import UserError
 from atomtune.steering import board
 from tests.adapters.tiny import atom_config, run, transformer, wake
@@ -75,11 +76,11 @@ def test_each_part_of_a_concatenation_keeps_its_own_k():
     a, b, c = (layer.dictionary(name) for name in ("one", "two", "c"))
     x = torch.randn(9, layer.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     delta = sum(
-        w * (top_k(x @ part.encoder.weight.T, k) * part.gain) @ part.dictionary.weight.T
+        w * (top_k(x @ part.encoder.weight.T, k) * part.gain) @ part.decoder.weight
         for w, part, k in ((0.5, a, 4), (2.0, b, 3))
     )
     assert_close(c(x), delta, atol=1e-12, rtol=1e-12)
-    assert (c.k.tolist(), c.group.tolist()) == ([4, 3], [0] * 18 + [1] * 7)
+    assert (c.sigma.k.tolist(), c.group.tolist()) == ([4, 3], [0] * 18 + [1] * 7)
 
 
 def test_linear_sums_encoder_and_dictionary_entry_by_entry():
@@ -89,9 +90,9 @@ def test_linear_sums_encoder_and_dictionary_entry_by_entry():
     b.gain[2] = 0.5
     model.add_weighted_adapter(["one", "two"], [1.0, -0.49], "c", combination_type="linear")
     c = layer.dictionary("c")
-    W, D = (lambda part: part.encoder.weight.double()), (lambda part: part.dictionary.weight.double())
+    W, D = (lambda part: part.encoder.weight.double()), (lambda part: part.decoder.weight.double())
     assert_close(c.encoder.weight.double(), W(a) + 0.7 * W(b), atol=1e-6, rtol=0)
-    assert_close(c.dictionary.weight.double(), D(a) - 0.7 * D(b) * b.gain, atol=1e-6, rtol=0)
+    assert_close(c.decoder.weight.double(), D(a) - 0.7 * D(b) * b.gain[:, None], atol=1e-6, rtol=0)
     assert (c.gain == 1).all() and not c.usage.any()
 
 
@@ -113,7 +114,9 @@ def test_every_address_of_the_first_stays_and_none_is_there_twice():
     assert len(c) == len(merged) == len(board(model, "one")) + len(board(model, "two"))
     assert all(torch.equal(c[address], direction) for address, direction in a.items())
     # a: L0, L1 (attn1 of both blocks). b: L0 attn2.to_v, L1 ff, L2 attn1, L3 attn2.to_v, L4 ff; ids from 18.
-    numbers = {name: int(layer.dictionary("c").layer) for name, layer in model.base_model._named_layers("c")}
+    numbers = {
+        name: int(layer.dictionary("c").layer) for name, layer in named_layers(model.base_model.model, "c").items()
+    }
     assert numbers == {
         "transformer_blocks.0.attn1": 0,
         "transformer_blocks.1.attn1": 1,
@@ -137,7 +140,7 @@ def test_a_concatenation_can_be_concatenated_again():
     model.set_adapter("abb")
     assert_close(run(model), expected, atol=1e-6, rtol=1e-6)
     dictionary = board(model, "abb").dictionaries[0]
-    assert (dictionary.k.tolist(), dictionary.id.tolist()) == ([4, 3, 3], list(range(18 + 7 + 7)))
+    assert (dictionary.sigma.k.tolist(), dictionary.id.tolist()) == ([4, 3, 3], list(range(18 + 7 + 7)))
 
 
 def test_what_was_turned_is_what_is_merged():

@@ -24,7 +24,7 @@ def linear_atoms(dtype: torch.dtype = torch.float64, base: Any = None, **options
 @pytest.mark.parametrize("activation", ["topk", "batch_topk", "soft", "relu", "jumprelu"])
 def test_linear_atoms_add_sigma_of_x_W_s_times_D(activation, base):
     layer = linear_atoms(base=base, activation=activation)
-    nn.init.normal_(layer.dictionary("default").dictionary.weight)
+    nn.init.normal_(layer.dictionary("default").decoder.weight)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     assert_close(layer(x), plain.linear(layer, x), atol=1e-10, rtol=0)
     assert not torch.allclose(layer(x), base(x))
@@ -38,18 +38,18 @@ def test_with_zero_atoms_the_layer_is_the_base_layer():
 
 def test_gradients_reach_the_encoder_and_the_atoms_only():
     layer = linear_atoms()
-    nn.init.normal_(layer.dictionary("default").dictionary.weight)
+    nn.init.normal_(layer.dictionary("default").decoder.weight)
     layer(torch.randn(5, 6, dtype=torch.float64)).sum().backward()
     with_gradient = {name for name, parameter in layer.named_parameters() if parameter.grad is not None}
     assert with_gradient == {
         "atoms_dictionaries.default.encoder.weight",
-        "atoms_dictionaries.default.dictionary.weight",
+        "atoms_dictionaries.default.decoder.weight",
     }
 
 
 def test_disabled_or_inactive_adapters_do_nothing():
     layer = linear_atoms()
-    nn.init.normal_(layer.dictionary("default").dictionary.weight)
+    nn.init.normal_(layer.dictionary("default").decoder.weight)
     x = torch.randn(5, 6, dtype=torch.float64)
     layer.set_adapter("another")
     assert torch.equal(layer(x), layer.base_layer(x))
@@ -64,7 +64,7 @@ def test_disabled_or_inactive_adapters_do_nothing():
 def test_bf16_autocast_stays_within_two_percent(activation, share):
     """‖ΔO‖ = share · ‖O‖; top-k swaps nearly equal atoms when their coefficients are rounded."""
     layer = linear_atoms(torch.float32, activation=activation)
-    D = layer.dictionary("default").dictionary.weight
+    D = layer.dictionary("default").decoder.weight
     nn.init.normal_(D)
     x = torch.randn(500, 6)
     base = layer.base_layer(x)

@@ -76,7 +76,7 @@ def test_weights_scale_each_adapter(family, targets):
     weighted = family.run(scaled(model, default=0.5, other=0.0), torch.float64)
     alone = woken(family, targets, dtype=torch.float64)
     for layer in adapted_layers(alone):
-        layer.dictionary("default").dictionary.weight.data.mul_(0.5)
+        layer.dictionary("default").decoder.weight.data.mul_(0.5)
     assert_close(weighted, family.run(alone, torch.float64), atol=1e-9, rtol=0)  # α D is rounded once more
     assert torch.equal(family.run(scaled(model, default=1.0, other=1.0), torch.float64), both)
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from atomtune.adapters import LinearAtoms, adapted_layers
-from atomtune.adapters.pruning import prune
 from atomtune.errors import UserError
 from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import SigmaConfig
 from atomtune.steering import board
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
@@ -46,7 +46,7 @@ def test_a_pruned_adapter_says_what_the_full_one_says_under_keep(tmp_path, case,
     model = adapted(**CASES[case])
     board(model).keep(count)
     before, kept = run(model), board(model).kept
-    result = prune(model)
+    result = model.prune()
     assert (result.atoms, len(board(model))) == (count, count)
     assert board(model).kept == kept  # addresses are for life
     assert_close(run(model), before, atol=1e-6, rtol=0)
@@ -62,22 +62,22 @@ def test_a_pruned_adapter_says_what_the_full_one_says_under_keep(tmp_path, case,
 def test_in_float64_the_codes_of_what_is_kept_do_not_change(heads):
     """σ over the kept columns of x W_s alone, for any layout of heads and several groups with a k of their own."""
     generator = torch.Generator().manual_seed(heads)
-    whole = SparseDictionary(6, 12, 7, heads=heads, density=[0.25, 0.5]).double()
+    whole = SparseDictionary(6, 12, 7, heads=heads, sigma=SigmaConfig(density=(0.25, 0.5))).double()
     whole.reset_parameters(generator)
-    nn.init.normal_(whole.dictionary.weight, generator=generator)
+    nn.init.normal_(whole.decoder.weight, generator=generator)
     whole.head.copy_(torch.randint(heads, (12,), generator=generator))
     whole.group.copy_(torch.tensor([0] * 5 + [1] * 7))
     whole.settle()
-    whole.k.copy_(torch.tensor([2, 3]))
+    whole.sigma.k.copy_(torch.tensor([2, 3]))
     whole.settle()
     x = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
     for rows in ([0, 3, 4, 6, 7, 8, 11], [0, 1, 2], [9], list(range(12))):
-        part = SparseDictionary(6, 12, 7, heads=heads, density=[0.25, 0.5]).double()
+        part = SparseDictionary(6, 12, 7, heads=heads, sigma=SigmaConfig(density=(0.25, 0.5))).double()
         part.load_state_dict(whole.state_dict())
         mask = torch.zeros(12, dtype=torch.bool)
         mask[rows] = True
         part.keep_only(mask)
-        W_s, D = whole.encoder.weight[rows].T, whole.dictionary.weight[:, rows].T
+        W_s, D = whole.encoder.weight[rows].T, whole.decoder.weight[rows]
         group, codes = whole.group[rows], x @ W_s
         for number, k in enumerate((2, 3)):
             own = codes[..., group == number]
@@ -87,23 +87,23 @@ def test_in_float64_the_codes_of_what_is_kept_do_not_change(heads):
         assert_close(part(x), expected, atol=1e-12, rtol=0)
         part.prune()
         assert part.id.tolist() == rows
-        assert_close(part.join_heads(part.split_heads(x @ W_s)), x @ W_s)
+        assert_close(part.seating.join(part.seating.split(x @ W_s)), x @ W_s)
         assert_close(part(x), expected, atol=1e-12, rtol=0)
 
 
 def test_a_dictionary_that_was_ever_denser_can_be_pruned_below_its_largest_k():
-    dictionary = SparseDictionary(6, 20, 7, density=0.1)
-    dictionary.set_density(1.0)
-    dictionary.reset_density()
+    dictionary = SparseDictionary(6, 20, 7, SigmaConfig(density=0.1))
+    dictionary.sigma.set_density(1.0)
+    dictionary.sigma.reset_density()
     dictionary.keep_only(torch.arange(20) < 5)
     dictionary.prune()
-    assert (dictionary(torch.randn(3, 6)).shape, dictionary.density) == ((3, 7), 2 / 5)
+    assert (dictionary(torch.randn(3, 6)).shape, dictionary.sigma.density) == ((3, 7), 2 / 5)
 
 
 def test_layers_left_with_no_atom_are_the_base_models_again(tmp_path):
     model = adapted(target_modules=["attn1", "attn2.to_v"])
     board(model).only(["L3[2]", "L3[5]"])
-    result = prune(model)
+    result = model.prune()
     assert (result.layers, result.atoms, result.atoms_before) == (1, 2, 72)
     assert (result.numbers, result.numbers_in_the_paper) == (2 * 64, 72 * 32 + 2 * 32)
     blocks = model.get_base_model().transformer_blocks
@@ -128,7 +128,7 @@ def test_another_adapter_on_the_same_layers_is_left_alone(tmp_path):
     model.set_adapter("other")
     others = run(model)
     model.set_adapter("default")
-    prune(model)
+    model.prune()
     assert_close(run(model), before, atol=1e-6, rtol=0)
     assert len(board(model, "other")) == 4 * 5
     model.set_adapter("other")
@@ -141,7 +141,7 @@ def test_a_pruned_adapter_trains_and_is_pruned_again():
     model = adapted()
     for count in (9, 4):
         board(model).keep(count)
-        prune(model)
+        model.prune()
         run(model).square().mean().backward()
         assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     assert len(board(model)) == 4
@@ -151,4 +151,4 @@ def test_nothing_left_is_a_sentence():
     model = adapted()
     board(model).drop(["L0", "L1"])
     with pytest.raises(UserError, match=r"every atom was dropped, .* keep at least one"):
-        prune(model)
+        model.prune()

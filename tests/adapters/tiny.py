@@ -59,5 +59,5 @@ def wake(model: Any, adapter: str = "default", seed: int = 0) -> Any:
     """Give the atoms directions; they start at zero."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model, adapter):
-        layer.dictionary(adapter).dictionary.weight.data.normal_(generator=generator)
+        layer.dictionary(adapter).decoder.weight.data.normal_(generator=generator)
     return model

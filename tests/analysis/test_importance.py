@@ -30,7 +30,7 @@ def test_energy_is_what_training_measured_or_a_trace():
         importance(model)
     for dictionary in board(model).dictionaries:
         dictionary.usage.uniform_()
-        D = dictionary.dictionary.weight
+        D = dictionary.decoder.weight
         assert_close(importance(model)[int(dictionary.layer)], dictionary.usage * D.norm(dim=0).float())
         break
     with trace(model) as seen:

@@ -49,7 +49,7 @@ def test_dense_codes_are_what_multiplies_D():
     model = wake(get_peft_model(transformer(), atom_config()))
     seen = []
     with trace(model, codes=True) as t:
-        t.layers[0].dictionary.dictionary.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        t.layers[0].dictionary.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         run(model)
     assert_close(dense_codes(t.layers[0]), seen[0].flatten(0, 1).detach(), atol=2e-3, rtol=2e-3)
     with trace(model) as t:

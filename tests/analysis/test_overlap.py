@@ -62,7 +62,7 @@ def test_numbers_are_those_of_what_both_add():
         return hook
 
     hooks = [
-        layer.dictionary(name).dictionary.register_forward_hook(keep(number, name))
+        layer.dictionary(name).decoder.register_forward_hook(keep(number, name))
         for number, layer in enumerate(adapted_layers(model, "one"))
         for name in ("one", "two")
     ]

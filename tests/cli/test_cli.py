@@ -199,8 +199,8 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     assert sum(tensor.numel() for name, tensor in small.items() if "weight" in name) == 96
     assert "Pruned to 3 of 16 atoms, by energy" in (tmp_path / "small" / "adapter" / "README.md").read_text()
     for name in (name for name in small if name.endswith("atoms_id")):  # the same atoms under the same numbers
-        D = name.replace("atoms_id", "atoms_dictionary.weight")
-        assert (small[D] == full[D][:, small[name]]).all()
+        D = name.replace("atoms_id", "atoms_decoder.weight")
+        assert (small[D] == full[D][small[name]]).all()
     main(["prune", str(run), "--keep-per-layer", "2", "--finetune-steps", "2", "--out", str(tmp_path / "tuned")])
     assert "by gradient" in (tmp_path / "tuned" / "pruned" / "README.md").read_text()  # the pictures are there
     before, after = (numbers(tmp_path / "tuned" / name) for name in ("pruned", "adapter"))

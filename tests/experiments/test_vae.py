@@ -19,7 +19,7 @@ def vae() -> VAE:
     vae = VAE(SMALL).eval().requires_grad_(False)
     inject_adapter_in_model(AtomConfig(target_modules=["attn"], num_atoms=10, density=0.2), vae.decoder)
     for own in dictionaries(vae):
-        torch.nn.init.normal_(own.dictionary.weight)
+        torch.nn.init.normal_(own.decoder.weight)
     return vae
 
 
@@ -39,7 +39,7 @@ def test_energies_are_mean_size_of_code_times_size_of_atom(vae):
     assert S.shape == (2, 3, 16, 10)
     assert ((S != 0).sum(-1) == 2).all()
     for layer, own in enumerate(dictionaries(vae)):
-        D = own.dictionary.weight.T
+        D = own.decoder.weight
         assert_close(energies(vae, latents)[layer], S[layer].abs().mean((0, 1)) * D.norm(dim=1))
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import atomtune
 from atomtune.adapters import AtomConfig, adapted_layers
 from atomtune.bases import load_base
-from atomtune.method.dictionary import ACTIVATIONS
+from atomtune.method.sigma import SIGMAS
 from atomtune.storage.folders import load_adapter
 from atomtune.tracing import trace
 from atomtune.training.trainer import Trainer
@@ -56,7 +56,7 @@ def test_a_run_trains_on_the_card(options, base, pictures, tmp_path, monkeypatch
     )],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", SIGMAS)
 def test_a_step_on_the_card_is_a_step_on_the_cpu(activation, form, dtype, card):
     """The same gradients, the same weights afterwards, and the same counts."""
     config = atom_config(activation=activation, threshold_units="scale", **form)

@@ -10,7 +10,6 @@ from peft import get_peft_model
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.adapters.pruning import prune
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.heatmaps import layer_maps, overlay
 from atomtune.analysis.importance import importance
@@ -23,7 +22,7 @@ from atomtune.analysis.watching import watch
 from atomtune.bases import denoiser
 from atomtune.lora.conversion import lora_to_atoms
 from atomtune.lora.distillation import distill
-from atomtune.method.dictionary import ACTIVATIONS
+from atomtune.method.sigma import SIGMAS
 from atomtune.sampling import generate
 from atomtune.steering import board
 from atomtune.storage.folders import load_adapter, save_adapter
@@ -82,11 +81,11 @@ def turning_dials(device: str, tmp_path: Any) -> Any:
 
 def pruning(device: str, _: Any) -> Any:
     answers = []
-    for options in [{"activation": activation} for activation in ACTIVATIONS] + [{"target_modules": ["to_v"]}]:
+    for options in [{"activation": activation} for activation in SIGMAS] + [{"target_modules": ["to_v"]}]:
         model, call = model_on(device, **options)
         board(model).keep(3, per_layer=True)
         before = call()
-        prune(model)
+        model.prune()
         assert_close(call(), before, atol=1e-5, rtol=1e-4)  # fewer atoms: the products add up in another order
         answers.append(before)
     return answers
@@ -143,7 +142,7 @@ def tracing(device: str, _: Any) -> Any:
         pictures = generate(pipe, PROMPTS, steps=2)
     layer = seen.layers[0]
     overlay(pictures[0].image, layer.maps(1)[0])
-    codes, directions = dense_codes(layer), layer.dictionary.dictionary.weight.detach().T
+    codes, directions = dense_codes(layer), layer.dictionary.decoder.weight.detach()
     return [
         layer.maps(1), *layer_maps(layer), coverage(magnitude_maps(layer)).nan_to_num(), seen.top_tokens(0, 1, 1),
         layer.energy_by_timestep, layer.energy_by_sample, layer.firing_rate, layer.peak, layer.active_timesteps(1),

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from atomtune.errors import UserError
 from atomtune.lora.distillation import Reservoir, distill, fit, load_lora
 from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import SigmaConfig
 from atomtune.steering import board
 from atomtune.tracing import trace
 from tests.adapters.tiny import inputs
@@ -66,12 +67,12 @@ def test_fit_lowers_the_error_that_is_its_objective():
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(600, 12, generator=generator, dtype=torch.float64)
     P = torch.randn(12, 3, generator=generator, dtype=torch.float64) @ torch.randn(3, 10, generator=generator).double()
-    dictionary = SparseDictionary(12, 24, 10, density=4 / 24).double()
+    dictionary = SparseDictionary(12, 24, 10, SigmaConfig(density=4 / 24)).double()
 
     def error() -> float:
         C = X @ dictionary.encoder.weight.T
         S = torch.where(C.abs() >= C.abs().sort(dim=1, descending=True).values[:, 3:4], C, 0)
-        missed = S @ dictionary.dictionary.weight.T - X @ P
+        missed = S @ dictionary.decoder.weight - X @ P
         return float(missed.square().sum().detach() / (X @ P).square().sum())
 
     errors = []

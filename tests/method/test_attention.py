@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from atomtune.errors import UserError
 from atomtune.method.attention import DictionaryAttention, OrdinaryAttention
 from atomtune.method.coding import relu_threshold, soft_threshold, top_k
+from atomtune.method.sigma import SigmaConfig
 
 SIGMA = {
     "topk": lambda c: top_k(c, 3),
@@ -29,9 +30,9 @@ def tokens(count: int = 5) -> torch.Tensor:
     return torch.randn(2, count, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def filled(**options) -> DictionaryAttention:
-    layer = DictionaryAttention(6, 10, 7, density=0.3, threshold=0.2, **options).double()
-    torch.nn.init.normal_(layer.dictionary.dictionary.weight, generator=torch.Generator().manual_seed(0))
+def filled(activation: str = "topk", **options) -> DictionaryAttention:
+    layer = DictionaryAttention(6, 10, 7, sigma=SigmaConfig(activation, 0.3, 0.2), **options).double()
+    torch.nn.init.normal_(layer.dictionary.decoder.weight, generator=torch.Generator().manual_seed(0))
     return layer
 
 
@@ -54,7 +55,7 @@ def maps(layer, x, context, mask) -> list[torch.Tensor]:
 @pytest.mark.parametrize("activation", SIGMA)
 def test_output_is_equation_8(activation, mix_first, heads, mask):
     layer = filled(activation=activation, mix_first=mix_first, heads=heads)
-    W_s, D = layer.dictionary.encoder.weight.T, layer.dictionary.dictionary.weight.T
+    W_s, D = layer.dictionary.encoder.weight.T, layer.dictionary.decoder.weight
     X, sigma = tokens(), SIGMA[activation]
     C = X @ W_s if mix_first else sigma(X @ W_s)
     mixed = torch.zeros(2, 5, 10, dtype=torch.float64)
@@ -69,7 +70,7 @@ def test_output_is_equation_8(activation, mix_first, heads, mask):
 @pytest.mark.parametrize("mix_first", [True, False])
 def test_queries_and_context_may_differ(mix_first):
     layer = filled(mix_first=mix_first)
-    W_s, D = layer.dictionary.encoder.weight.T, layer.dictionary.dictionary.weight.T
+    W_s, D = layer.dictionary.encoder.weight.T, layer.dictionary.decoder.weight
     X, context = tokens(3), tokens(8)
     (A,) = maps(layer, X, context, None)
     S = top_k(A @ (context @ W_s), 3) if mix_first else A @ top_k(context @ W_s, 3)
@@ -96,7 +97,7 @@ def test_the_gain_turns_an_atom_off():
     layer = filled()
     X = tokens()
     layer.dictionary.gain[4] = 0
-    S, D = layer.codes(X).clone(), layer.dictionary.dictionary.weight.T
+    S, D = layer.codes(X).clone(), layer.dictionary.decoder.weight
     S[..., 4] = 0
     assert_close(layer(X), S @ D, atol=1e-10, rtol=0)
 
@@ -118,11 +119,11 @@ def test_ordinary_attention_is_a_dictionary(heads, mask):
 def test_one_head_of_ordinary_attention_is_a_dense_dictionary_attention():
     """σ(A X W_s) D with W_s = 1, ρ = 1 and D = W_v is A X W_v."""
     ordinary = OrdinaryAttention(6, 7).double()
-    layer = DictionaryAttention(6, 6, 7, density=1.0).double()
+    layer = DictionaryAttention(6, 6, 7, sigma=SigmaConfig(density=1.0)).double()
     layer.to_q, layer.to_k = ordinary.to_q, ordinary.to_k
     with torch.no_grad():
         layer.dictionary.encoder.weight.copy_(torch.eye(6))
-        layer.dictionary.dictionary.weight.copy_(ordinary.to_v.weight)
+        layer.dictionary.decoder.weight.copy_(ordinary.to_v.weight.T)
     assert_close(layer(tokens()), ordinary(tokens()), atol=1e-10, rtol=0)
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from atomtune.errors import UserError
 from atomtune.method.coding import batch_threshold, jump_relu, step
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.method.sigma import BANDWIDTH, PACE, Threshold
+from atomtune.method.sigma import BANDWIDTH, PACE, SIGMAS, SigmaConfig
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 
@@ -26,8 +26,7 @@ def coefficients(tokens: int, atoms: int, seed: int = 0) -> torch.Tensor:
 def test_batch_topk_keeps_k_a_token_on_average(tokens, atoms, data):
     k = data.draw(st.integers(1, atoms))
     c = coefficients(tokens, atoms, tokens)
-    σ = Threshold(atoms, "batch_topk").double()
-    σ.aim([k], [atoms])
+    σ = SigmaConfig("batch_topk", density=k / atoms).build(atoms).double()
     S = σ(c)
     λ = c.abs().flatten().sort(descending=True).values[k * tokens - 1]
     assert_close(batch_threshold(c, k), λ)
@@ -35,8 +34,7 @@ def test_batch_topk_keeps_k_a_token_on_average(tokens, atoms, data):
 
 
 def test_afterwards_batch_topk_is_the_threshold_that_did_so():
-    σ = Threshold(32, "batch_topk").double()
-    σ.aim([4], [32])
+    σ = SigmaConfig("batch_topk", density=4 / 32).build(32).double()
     for seed in range(60):
         σ(coefficients(256, 32, seed))
         σ.follow()
@@ -45,13 +43,13 @@ def test_afterwards_batch_topk_is_the_threshold_that_did_so():
     assert float((σ(fresh) != 0).double().sum(1).mean()) == pytest.approx(4, rel=0.1)
     assert torch.equal(σ(fresh)[:1], σ(fresh[:1]))  # whatever else is in the batch
     for k in (1, 8, 16):  # another density is another λ, read between the octaves that were followed
-        σ.aim([k], [32])
+        σ.set_density(k / 32)
         assert float((σ(fresh) != 0).double().sum(1).mean()) == pytest.approx(k, rel=0.25)
 
 
 def test_groups_of_a_concatenation_have_a_threshold_each():
-    σ = Threshold(10, "batch_topk").double()
-    σ.aim([1, 3], [4, 6])
+    σ = SigmaConfig("batch_topk", density=(0.1, 0.3)).build(10).double()
+    σ.settle([4, 6])
     c = coefficients(50, 10)
     S = σ(c)
     assert int((S[:, :4] != 0).sum()) == 50 and int((S[:, 4:] != 0).sum()) == 150
@@ -77,7 +75,7 @@ def test_jumprelu_and_its_pseudo_derivative():
 
 @pytest.mark.parametrize("activation", ["soft", "relu", "jumprelu"])
 def test_units_of_scale_follow_the_root_mean_square_while_training(activation):
-    σ = Threshold(6, activation, 0.5, units="scale").double()
+    σ: Any = SigmaConfig(activation, threshold=0.5, threshold_units="scale").build(6).double()
     batches = [(1 + n) * coefficients(100, 6, n) for n in range(4)]
     r = 0.0
     for c in batches:
@@ -106,14 +104,14 @@ def test_a_unit_encoder_acts_at_norm_one_however_long_its_columns():
 @pytest.mark.parametrize("options", [{"activation": "batch_topk"}, {"activation": "jumprelu"},
                                      {"activation": "relu", "threshold_units": "scale"}], ids=str)  # fmt: skip
 def test_pruning_takes_the_thresholds_along(options):
-    dictionary: Any = SparseDictionary(6, 10, 7, density=0.3, **options).double()
-    torch.nn.init.normal_(dictionary.dictionary.weight)
+    dictionary: Any = SparseDictionary(6, 10, 7, SigmaConfig(density=0.3, **options)).double()
+    torch.nn.init.normal_(dictionary.decoder.weight)
     for seed in range(5):
         dictionary(coefficients(64, 6, seed))
         dictionary.sigma.follow()
     σ: Any = dictionary.sigma
-    if (θ := σ.log_threshold) is not None:
-        θ.data += torch.linspace(0, 1, 10)
+    if σ.learned:
+        σ.log_threshold.data += torch.linspace(0, 1, 10)
     dictionary.eval()
     x = coefficients(30, 6, 9)
     mask = torch.arange(10) % 3 > 0
@@ -123,17 +121,22 @@ def test_pruning_takes_the_thresholds_along(options):
     assert dictionary.num_atoms == 6
     if options["activation"] != "batch_topk":  # whose λ belongs to k of M, and M has changed
         assert_close(dictionary(x), expected)
-    assert all(len(value) == 6 for name, value in σ.state_dict().items())
+    assert all(len(value) == 6 for name, value in σ.state_dict().items() if name != "k")
 
 
 def test_density_is_a_dial_of_batch_topk_and_of_no_threshold():
-    SparseDictionary(6, 10, 7, activation="batch_topk").set_density(0.5)
-    with pytest.raises(UserError, match="density belongs to top-k; this adapter uses jumprelu"):
-        SparseDictionary(6, 10, 7, activation="jumprelu").set_density(0.5)
+    for activation, kind in SIGMAS.items():
+        σ = SigmaConfig(activation).build(10)
+        if kind.dial == "density":
+            σ.set_density(0.5)
+            assert σ.density == 0.5 and σ.density_changed
+        else:
+            with pytest.raises(UserError, match=f"density belongs to top-k; this adapter uses {activation}"):
+                σ.set_density(0.5)
 
 
 def test_jumprelu_starts_at_its_threshold_and_only_its_logarithm_trains():
-    σ: Any = Threshold(4, "jumprelu", 0.3)
+    σ: Any = SigmaConfig("jumprelu", threshold=0.3).build(4)
     assert_close(σ.log_threshold.detach(), torch.full((4,), math.log(0.3)))
     σ(coefficients(20, 4).float()).sum().backward()
     assert σ.log_threshold.grad is not None and BANDWIDTH > 0
@@ -141,7 +144,7 @@ def test_jumprelu_starts_at_its_threshold_and_only_its_logarithm_trains():
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "batch_topk"}, {"density_scope": "batch"}, {"activation": "jumprelu", "threshold_units": "scale"},
+    [{"activation": "batch_topk"}, {"activation": "jumprelu", "threshold_units": "scale"},
      {"activation": "soft", "threshold_units": "scale", "unit_encoder": True}],
     ids=str,
 )  # fmt: skip
@@ -154,7 +157,5 @@ def test_what_was_followed_while_training_is_saved_with_the_adapter(tmp_path, op
     model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(transformer(), str(tmp_path)).eval()
     assert torch.equal(run(again), expected)
-    config: Any = again.peft_config["default"]
-    assert (config.activation == "batch_topk") == (config.density_scope == "batch")
     trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"weight"} | ({"log_threshold"} if "jumprelu" in options.values() else set())

@@ -1,6 +1,7 @@
 """Penalties and annealing against their formulas in float64, and in a run."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.adapters import adapted_layers
-from atomtune.method.sigma import BANDWIDTH
+from atomtune.method.sigma import BANDWIDTH, SigmaConfig
 from atomtune.training import configure
 from atomtune.training.penalties import Penalties, annealed, density_error, l1, orthogonality
 from tests.adapters.tiny import atom_config, run, transformer, wake
@@ -38,15 +39,15 @@ def test_orthogonality_is_the_sum_of_squared_cosines_between_different_atoms():
 
 def test_the_density_error_moves_lambda_towards_the_density():
     c = torch.randn(500, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    λ = torch.full((8,), 0.5, dtype=torch.float64, requires_grad=True)
+    σ: Any = SigmaConfig("jumprelu", threshold=0.5).build(8).double()  # λ = e^θ
     share = float((c > 0.5).double().mean())
-    error = density_error(c, λ, 0.04)
+    error = density_error(σ.firing(c), 0.04)
     assert error.item() == pytest.approx((share / 0.04 - 1) ** 2)
     error.backward()
     near = ((c - 0.5).abs() < BANDWIDTH * 0.5 / 2).double().sum(0) / (500 * 8) / (BANDWIDTH * 0.5)
-    assert λ.grad is not None
-    assert_close(λ.grad, -2 * (share / 0.04 - 1) / 0.04 * near)
-    assert (λ.grad < 0).all()  # too many fire: λ grows
+    θ = σ.log_threshold
+    assert_close(θ.grad, 0.5 * -2 * (share / 0.04 - 1) / 0.04 * near)
+    assert (θ.grad < 0).all()  # too many fire: λ grows
 
 
 def test_annealing_is_geometric_and_ends_half_way():
@@ -64,15 +65,14 @@ def test_penalties_of_a_model_are_the_means_over_its_layers(options):
     config = configure(**GIVEN, **options, density=0.2)
     penalties, codes, coefficients = Penalties(config, dictionaries), [], []
     for dictionary in dictionaries:
-        dictionary.dictionary.register_forward_pre_hook(lambda _, args: codes.append(args[0]))
-        if dictionary.sigma is not None:
-            dictionary.sigma.register_forward_pre_hook(lambda _, args: coefficients.append(args[0]))
+        dictionary.decoder.register_forward_pre_hook(lambda _, args: codes.append(args[0]))
+        dictionary.sigma.register_forward_pre_hook(lambda _, args: coefficients.append(args[0]))
     with penalties.watched():
         run(model.train())
     if "l1" in options:
         expected = torch.stack([0.5 * S.abs().sum(-1).mean() for S in codes]).mean()
     elif "orthogonality" in options:
-        expected = torch.stack([2 * orthogonality(d.dictionary.weight.T) for d in dictionaries]).mean()
+        expected = torch.stack([2 * orthogonality(d.decoder.weight) for d in dictionaries]).mean()
     else:
         shares = [(c > 0.3).float().mean() for c in coefficients]
         expected = torch.stack([0.1 * (share / 0.2 - 1) ** 2 for share in shares]).mean()

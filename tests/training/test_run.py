@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atomtune
+from atomtune import bases
 from atomtune.training import run as run_module
 from atomtune.training import trainer
 from tests.training.quick import state, weights

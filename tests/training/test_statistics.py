@@ -26,7 +26,7 @@ def statistics(model: Any) -> list[torch.Tensor]:
     found = []
     for layer in adapted_layers(model):
         σ: Any = layer.dictionary("default").sigma
-        found.append((σ.spread if σ.levels is None else σ.levels).clone())
+        found.append((σ.levels if σ.activation == "batch_topk" else σ.spread).clone())
     return found
 
 

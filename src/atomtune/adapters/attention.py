@@ -18,14 +18,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atomtune.adapters.config import AtomConfig
-from atomtune.adapters.layer import AtomLayer, refuse_fusing
-from atomtune.errors import UserError
+from atomtune.adapters.guard import guard
+from atomtune.adapters.layer import AtomLayer
 
 
 class AttentionAtoms(nn.Module, AtomLayer):
@@ -54,16 +54,13 @@ class AttentionAtoms(nn.Module, AtomLayer):
     def attach(cls, attn: Attention) -> AttentionAtoms:
         atoms = cls(attn)
         attn.set_processor(atoms)  # pyright: ignore[reportArgumentType]
-        # Both methods replace processors without a word, and the atoms with them.
-        attn.set_processor = _KeepProcessor(atoms)
-        attn.fuse_projections = refuse_fusing
+        guard(attn)
         return atoms
 
     def detach(self) -> None:
         attn = self._attention[0]
-        del attn.set_processor
-        vars(attn).pop("fuse_projections", None)
-        attn.set_processor(self.stock)
+        type(attn).set_processor(attn, self.stock)  # not the instance's, which is guarded
+        guard(attn)
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
         super().update_layer(adapter_name, config, num_atoms)
@@ -135,14 +132,14 @@ class AttentionAtoms(nn.Module, AtomLayer):
         """C: what rides with the values. Coefficients when σ comes after mixing, codes when it comes before."""
         dictionary = self.dictionary(name)
         coefficients = dictionary.coefficients(context)
-        return dictionary.split_heads(coefficients if self.mix_first[name] else dictionary.activate(coefficients))
+        return dictionary.seating.split(coefficients if self.mix_first[name] else dictionary.activate(coefficients))
 
     def _delta(
         self, name: str, mixed: Float[Tensor, "batch heads queries slots"]
     ) -> Float[Tensor, "batch queries out"]:
         """ΔO from what came back: σ if it is still to come, then D."""
         dictionary = self.dictionary(name)
-        joined = dictionary.join_heads(mixed)
+        joined = dictionary.seating.join(mixed)
         return dictionary.synthesize(dictionary.activate(joined) if self.mix_first[name] else joined)
 
 
@@ -157,28 +154,3 @@ def _attend(
     extra = value.shape[-1] - query.shape[-1]
     query, key = F.pad(query, (0, extra)), F.pad(key, (0, extra))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-
-
-class _KeepProcessor:
-    """Stands in for `set_processor` on an attention layer that carries atoms, so that they are not silently lost."""
-
-    def __init__(self, atoms: AttentionAtoms) -> None:
-        self.atoms = atoms
-
-    def __call__(self, processor: object) -> None:
-        if processor is not self.atoms:
-            raise UserError(
-                f"{type(processor).__name__} cannot replace the processor of an attention layer that carries atoms, "
-                "because the atoms would be silently lost: unload the adapter first."
-            )
-
-
-def why_not_attention_atoms(attn: Attention) -> str | None:
-    """The reason this attention layer cannot carry attention atoms, or None."""
-    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
-        return f"its processor is {type(attn.processor).__name__}, not diffusers' stock AttnProcessor2_0"
-    if attn.to_v is None or attn.to_out is None:
-        return "it has no value or no output projection"
-    if attn.inner_kv_dim != attn.inner_dim:
-        return "its queries share key and value heads"
-    return None

@@ -41,7 +41,7 @@ class Part:
     @property
     def groups(self) -> int:
         """1, or the number of adapters it is a concatenation of."""
-        return len(next(iter(self.layers.values()))["k"])
+        return len(next(iter(self.layers.values()))["sigma.k"])
 
     @property
     def ids(self) -> int:
@@ -82,18 +82,17 @@ def concatenate(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
         for part, first_id in zip(parts, first_ids(parts)):
             if name in part.layers:
                 own = dict(part.layers[name])
-                k[before : before + part.groups] = own.pop("k")
+                k[before : before + part.groups] = own.pop("sigma.k")
                 own["id"] = own["id"] + first_id
                 own["group"] = own["group"] + before
-                own["dictionary.weight"] = own["dictionary.weight"] * part.weight
+                own["decoder.weight"] = own["decoder.weight"] * part.weight
                 found.append(own)
             before += part.groups
         _check_widths(name, found)
-        layers[name] = {
-            key: torch.cat([own[key] for own in found], dim=1 if key == "dictionary.weight" else 0)
-            for key in found[0]
-            if key != "layer"
-        } | {"k": k, "layer": torch.tensor(number)}
+        layers[name] = {key: torch.cat([own[key] for own in found]) for key in found[0] if key != "layer"} | {
+            "sigma.k": k,
+            "layer": torch.tensor(number),
+        }
     densities = [density for part in parts for density in _densities(part)]
     return _config(parts, layers, densities), layers
 
@@ -111,17 +110,17 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
             )
     for name, own in first.layers.items():
         same = [part.layers[name] for part in parts]
-        encoder, dictionary = torch.zeros_like(own["encoder.weight"]), torch.zeros_like(own["dictionary.weight"])
+        encoder, decoder = torch.zeros_like(own["encoder.weight"]), torch.zeros_like(own["decoder.weight"])
         for part, tensors in zip(parts, same):
             root = math.sqrt(abs(part.weight))
             encoder += root * tensors["encoder.weight"]
-            dictionary += math.copysign(root, part.weight) * tensors["gain"] * tensors["dictionary.weight"]
+            decoder += math.copysign(root, part.weight) * tensors["gain"][:, None] * tensors["decoder.weight"]
         layers[name] = own | {
             "encoder.weight": encoder,
-            "dictionary.weight": dictionary,
+            "decoder.weight": decoder,
             "gain": torch.ones_like(own["gain"]),
             "usage": torch.zeros_like(own["usage"]),  # of sums of atoms, nothing was measured
-            "k": torch.stack([tensors["k"] for tensors in same]).amax(0),
+            "sigma.k": torch.stack([tensors["sigma.k"] for tensors in same]).amax(0),
         }
     densities = [max(each) for each in zip(*map(_densities, parts))]
     return _config(parts, layers, densities), layers
@@ -168,7 +167,7 @@ def _config(parts: Sequence[Part], layers: Layers, densities: list[float]) -> At
 def _check_sigma(first: Part, other: Part) -> None:
     """One dictionary has one σ."""
     dials = ["activation", "mix_first", "unit_encoder", "threshold_units"]
-    if first.config.activation in ("soft", "relu"):  # elsewhere λ comes with the tensors, or there is none
+    if first.config.sigma.kind.threshold_is_fixed:
         dials.append("threshold")
     for dial in dials:
         one, two = getattr(first.config, dial), getattr(other.config, dial)
@@ -181,7 +180,7 @@ def _check_sigma(first: Part, other: Part) -> None:
 
 
 def _check_widths(name: str, found: Sequence[dict[str, Tensor]]) -> None:
-    widths = {(own["encoder.weight"].shape[1], own["dictionary.weight"].shape[0]) for own in found}
+    widths = {(own["encoder.weight"].shape[1], own["decoder.weight"].shape[1]) for own in found}
     if len(widths) > 1:
         raise UserError(f"the adapters were made for different models: {name} has widths {sorted(widths)}.")
 
@@ -192,7 +191,7 @@ def _not_alike(first: Part, other: Part) -> str | None:
         return f"{min(first.layers.keys() ^ other.layers.keys(), key=natural)} has atoms in only one of them"
     for name in first.layers:
         a, b = first.layers[name], other.layers[name]
-        for key in ("encoder.weight", "dictionary.weight", "k"):
+        for key in ("encoder.weight", "decoder.weight", "sigma.k"):
             if a[key].shape != b[key].shape:
                 return f"{name} has {key} of shape {list(a[key].shape)} in one and {list(b[key].shape)} in the other"
         if not (torch.equal(a["head"], b["head"]) and torch.equal(a["group"], b["group"])):

@@ -8,16 +8,9 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from torch import nn
 
+from atomtune.adapters.targets import preset_targets
 from atomtune.errors import UserError
-from atomtune.method.coding import atoms_per_token
-from atomtune.method.dictionary import ACTIVATIONS
-
-
-def check_threshold(activation: str, threshold: float) -> None:
-    """Raise `UserError` when λ is out of range."""
-    if threshold < 0 or (activation == "jumprelu" and threshold == 0):
-        least = "above 0, where jumprelu's λ starts" if activation == "jumprelu" else "0 or more"
-        raise UserError(f"threshold must be {least}, got {threshold:g}.")
+from atomtune.method.sigma import SigmaConfig
 
 
 @dataclass
@@ -46,10 +39,6 @@ class AtomConfig(PeftConfig):
     density: float | list[float] = 0.04
     """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk" and "batch_topk". A
     list after concatenation: one for each adapter that went in."""
-
-    density_scope: str = "token"
-    """What has the density ρ: each "token", or the "batch" as a whole. Another name for the choice between "topk" and
-    "batch_topk": either of the two settings sets the other."""
 
     threshold: float = 0.1
     """λ, for "soft" and "relu"; for "jumprelu", where it starts."""
@@ -91,11 +80,15 @@ class AtomConfig(PeftConfig):
 
         Raises `UserError`, naming what this model could carry atoms on, when the family is not known.
         """
-        from atomtune.adapters.targets import preset_targets  # which needs the layers, and they the config
-
         if "target_modules" not in overrides:
             overrides["target_modules"] = preset_targets(model)
         return cls(**overrides)
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """What a saved configuration says, without the option `density_scope`, which said what `activation` says."""
+        kwargs.pop("density_scope", None)
+        return kwargs
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,22 +96,7 @@ class AtomConfig(PeftConfig):
         for num_atoms in (self.num_atoms, *self.num_atoms_pattern.values()):
             if num_atoms < 1:
                 raise UserError(f"num_atoms must be at least 1, got {num_atoms}.")
-        for density in self.density if isinstance(self.density, list) else [self.density]:
-            atoms_per_token(self.num_atoms, density)
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
-        check_threshold(self.activation, self.threshold)
-        for name, values in (("density_scope", ("token", "batch")), ("threshold_units", ("absolute", "scale"))):
-            if getattr(self, name) not in values:
-                raise UserError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}.")
-        if self.density_scope == "batch":
-            if self.activation not in ("topk", "batch_topk"):
-                raise UserError(
-                    f"density_scope belongs to topk, and the activation is {self.activation}: leave it out."
-                )
-            self.activation = "batch_topk"
-        elif self.activation == "batch_topk":
-            self.density_scope = "batch"
+        self.sigma  # noqa: B018  refuses what is out of range
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
                 raise UserError("layers_pattern says where layers_to_transform counts: give layers_to_transform too.")
@@ -130,3 +108,8 @@ class AtomConfig(PeftConfig):
         elif self.layers_pattern is None:
             # PEFT's own default wants a name before the list's, so it never matches "transformer_blocks.0.attn1".
             self.layers_pattern = r"[^.]+"
+
+    @property
+    def sigma(self) -> SigmaConfig:
+        """σ and its dials."""
+        return SigmaConfig(self.activation, self.density, self.threshold, self.threshold_units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import cast
 
@@ -22,7 +23,7 @@ class AtomLayer(BaseTunerLayer):
     in_features: int
     out_features: int
     heads: int = 1
-    # diffusers' layerwise casting turns off the cast of PEFT's layers with this. Ours is inside `Projection.forward`,
+    # diffusers' layerwise casting turns off the cast of PEFT's layers with this. Ours is inside encoder and decoder,
     # where the weight already has the precision it computes in, so there is nothing to turn off.
     cast_input_dtype_enabled: bool = True
 
@@ -32,15 +33,12 @@ class AtomLayer(BaseTunerLayer):
             self.in_features,
             num_atoms,
             self.out_features,
-            activation=config.activation,
-            density=config.density,
-            threshold=config.threshold,
+            sigma=config.sigma,
             heads=self.heads,
-            threshold_units=config.threshold_units,
             unit_encoder=config.unit_encoder,
         )
         if not config.init_weights:
-            nn.init.normal_(self.dictionary(adapter_name).dictionary.weight)
+            nn.init.normal_(self.dictionary(adapter_name).decoder.weight)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
@@ -68,7 +66,7 @@ class AtomLayer(BaseTunerLayer):
 
     def set_density(self, adapter_name: str, density: float) -> None:
         """Let each token use max(1, round(ρM)) atoms of this adapter, without training or compiling again."""
-        self.dictionary(adapter_name).set_density(density)
+        self.dictionary(adapter_name).sigma.set_density(density)
 
     @torch.no_grad()
     def set_scale(self, adapter_name: str, scale: float) -> None:
@@ -95,16 +93,23 @@ def adapted_layers(model: nn.Module, adapter: str = "default") -> list[AtomLayer
     ]
 
 
+def named_layers(model: nn.Module, adapter: str = "default") -> dict[str, AtomLayer]:
+    """`adapted_layers` by the names of what they adapt."""
+    return {
+        adapted_name(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, AtomLayer) and adapter in module.atoms_dictionaries
+    }
+
+
+def adapted_name(name: str) -> str:
+    """The name of the frozen layer that a module's atoms adapt, whatever wraps it or holds them: "blocks.0.attn1" for
+    "blocks.0.attn1.processor", "to_v" for "to_v.base_layer". Files and configurations have this one."""
+    return re.sub(r"(\.processor|\.base_layer)+$", "", name)
+
+
 def refuse_merging() -> None:
     raise UserError(
         "atoms cannot be merged into the base weights, because σ makes ΔO a nonlinear function of the input: keep "
         "the adapter beside the model, or take it out with unload()."
-    )
-
-
-def refuse_fusing(*_args: object, **_kwargs: object) -> None:
-    """Stands in for `fuse_projections` on a module whose projections or processor carry atoms."""
-    raise UserError(
-        "projections cannot be fused while atoms are attached, because the atoms would be silently lost: unload the "
-        "adapter first."
     )

@@ -3,12 +3,11 @@
 On disk an atom's tensors are named after the layer it adapts, whatever holds them in memory:
 
     …attn1.processor.atoms_dictionaries.default.encoder.weight   in memory
-    …attn1.atoms_encoder.weight                            in adapter_model.safetensors
+    …attn1.atoms_encoder.weight                                  in adapter_model.safetensors
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -22,8 +21,11 @@ from torch import Tensor, nn
 from atomtune.adapters.attention import AttentionAtoms
 from atomtune.adapters.combining import Layers, Part, combine
 from atomtune.adapters.config import AtomConfig
-from atomtune.adapters.layer import AtomLayer, adapted_layers, refuse_fusing, refuse_merging
+from atomtune.adapters.formats import current
+from atomtune.adapters.guard import guard
+from atomtune.adapters.layer import AtomLayer, adapted_layers, adapted_name, named_layers, refuse_merging
 from atomtune.adapters.linear import LinearAtoms
+from atomtune.adapters.pruning import Pruned, prune
 from atomtune.adapters.targets import TARGETS, preset_targets, why_not
 from atomtune.errors import UserError
 
@@ -68,8 +70,6 @@ class AtomModel(BaseTuner):
             if not isinstance(layer, AttentionAtoms):
                 layer = AttentionAtoms.attach(target)
         else:
-            if hasattr(parent, "fuse_projections"):
-                parent.fuse_projections = refuse_fusing
             # Go below other adapters' wrappers, so that their names and files stay the same.
             while isinstance(target, BaseTunerLayer) and not isinstance(target, LinearAtoms):
                 parent, target_name, target = target, "base_layer", target.base_layer  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,6 +83,7 @@ class AtomModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)
+        guard(model)
         if hasattr(model, "_skip_layerwise_casting_patterns"):  # diffusers', which skips LoRA layers by its own list
             skipped = model._skip_layerwise_casting_patterns or ()
             model._skip_layerwise_casting_patterns = tuple(dict.fromkeys((*skipped, *AtomLayer.adapter_layer_names)))  # pyright: ignore
@@ -112,31 +113,33 @@ class AtomModel(BaseTuner):
         ]
         self.peft_config[adapter_name], layers = combine(parts, combination_type)
         self.inject_adapter(self.model, adapter_name)
-        for name, layer in self._named_layers(adapter_name):
+        for name, layer in named_layers(self.model, adapter_name).items():
             dictionary = layer.dictionary(adapter_name)
             dictionary.load_state_dict(layers[name])
             dictionary.requires_grad_(False)
 
-    def _named_layers(self, adapter_name: str) -> list[tuple[str, AtomLayer]]:
-        """The adapted layers by the names of what they adapt."""
-        return [
-            (re.sub(r"(\.processor|\.base_layer)+$", "", name), module)
-            for name, module in self.model.named_modules()
-            if isinstance(module, AtomLayer) and adapter_name in module.atoms_dictionaries
-        ]
+    def prune(self, adapter_name: str = "default") -> Pruned:
+        """Make permanent what `board.keep`, `drop` and `only` chose. Outputs stay as they are; the adapter shrinks.
+
+        Layers left with no atom lose the adapter. The adapter's configuration names the layers and their numbers of
+        atoms, so that it saves and loads as any other. Raises `UserError` when nothing was kept, or where the weights
+        are offloaded.
+        """
+        if adapter_name not in self.peft_config:
+            raise UserError(f"there is no adapter {adapter_name!r}: expected {', '.join(self.peft_config)}.")
+        return prune(self.model, cast(AtomConfig, self.peft_config[adapter_name]), adapter_name)
 
     def _layers(self, adapter_name: str) -> Layers:
         """The adapter's tensors as they act now: scaled, and without the atoms that were dropped."""
         layers = {}
-        for name, layer in self._named_layers(adapter_name):
+        for name, layer in named_layers(self.model, adapter_name).items():
             dictionary = layer.dictionary(adapter_name)
             tensors = {key: tensor.clone() for key, tensor in _at_hand(dictionary.state_dict()).items()}
-            tensors["dictionary.weight"] *= dictionary.scale
+            tensors["decoder.weight"] *= dictionary.scale
             if dictionary.kept is not None:
                 kept = dictionary.kept.bool()
-                for key, tensor in tensors.items():
-                    if key not in ("k", "layer"):
-                        tensors[key] = tensor[:, kept] if key == "dictionary.weight" else tensor[kept]
+                rows = {key: tensor[kept] for key, tensor in tensors.items() if key not in ("sigma.k", "layer")}
+                tensors |= rows
             if len(tensors["id"]):
                 layers[name] = tensors
         if not layers:
@@ -152,9 +155,8 @@ class AtomModel(BaseTuner):
         for module in list(self.model.modules()):
             if isinstance(module, AttentionAtoms):
                 module.detach()
-            if vars(module).get("fuse_projections") is refuse_fusing:
-                del module.fuse_projections
         super()._unload_and_optionally_merge(False, *args, **kwargs)
+        guard(self.model)
         return self.model
 
     @classmethod
@@ -173,16 +175,17 @@ class AtomModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = rf"(\.processor|\.base_layer)*\.atoms_dictionaries\.{re.escape(adapter_name)}\."
-        on_disk, found = re.subn(inside, f".{cls.prefix}", key)
-        return on_disk if found else super()._remove_adapter_name_from_key(key, adapter_name)
+        layer, found, tensor = key.partition(f".atoms_dictionaries.{adapter_name}.")
+        if found:
+            return f"{adapted_name(layer)}.{cls.prefix}{tensor}"
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """From names on disk to names in memory. Raises `UserError` unless the two sets of atoms are the same."""
-        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, current(state_dict))
         wanted = {key for key in model.state_dict() if f".atoms_dictionaries.{adapter_name}." in key}
         missing = wanted - entries.keys()
         left_over = {key for key in entries.keys() - wanted if f".{cls.prefix}" in key}

@@ -10,13 +10,12 @@ The paper adapts self-attention, A X W_v → A X W_v + ΔO. Three forms of that,
 
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_BEFT_TARGET_MODULES_MAPPING as VALUE_PROJECTIONS
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from atomtune.adapters.attention import AttentionAtoms, why_not_attention_atoms
 from atomtune.errors import UserError
 
 TARGETS: dict[str, list[str] | str] = {
@@ -72,7 +71,7 @@ def why_not(model: nn.Module, name: str) -> str | None:
     module: Any = model.get_submodule(name)
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, Attention):
-        if isinstance(module.processor, AttentionAtoms) or (reason := why_not_attention_atoms(module)) is None:
+        if isinstance(module.processor, BaseTunerLayer) or (reason := why_not_attention_atoms(module)) is None:
             return None
         return reason + _instead(module, name)
     if not _is_linear(module):
@@ -86,6 +85,17 @@ def why_not(model: nn.Module, name: str) -> str | None:
         fused = getattr(parent, "fused_projections", False)
     if fused:
         return "its projections were fused, so it is not used; call unfuse_qkv_projections() first"
+    return None
+
+
+def why_not_attention_atoms(attn: Attention) -> str | None:
+    """The reason this attention layer cannot carry attention atoms, or None."""
+    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+        return f"its processor is {type(attn.processor).__name__}, not diffusers' stock AttnProcessor2_0"
+    if attn.to_v is None or attn.to_out is None:
+        return "it has no value or no output projection"
+    if attn.inner_kv_dim != attn.inner_dim:
+        return "its queries share key and value heads"
     return None
 
 

@@ -322,15 +322,15 @@ def _steps(
     ladder.append(Step(float(len(atoms)), f"all {len(atoms):,}", full, 1.0, trained=True))
 
     dictionaries = atoms.dictionaries
-    if any(dictionary.activation != "topk" for dictionary in dictionaries):
-        return ladder, []  # soft thresholds have no density to turn
+    if any(dictionary.sigma.dial != "density" for dictionary in dictionaries):
+        return ladder, []
     own = atoms.density
     wanted = _densities(own, dictionaries)
     for number, density in enumerate(wanted):
         with dials_kept(atoms):
             if density != own:
                 atoms.density = density
-            used = sum(int(d.k.sum()) for d in dictionaries) / len(dictionaries)
+            used = sum(int(d.sigma.k.sum()) for d in dictionaries) / len(dictionaries)
             images = full if density == own else draw.quietly(prompts)
         label = f"{used:.3g} atom{'s' * (used != 1)} a token and layer"
         reach = 1.0 if density == own else _reach(images, base, full)

@@ -174,7 +174,7 @@ def _watch(
             stack.enter_context(one)
         for layer, watch in zip(shared, watches):
             for name in adapters:
-                stack.enter_context(layer.dictionary(name).dictionary.register_forward_hook(watch))
+                stack.enter_context(layer.dictionary(name).decoder.register_forward_hook(watch))
         run()
     return [torch.cat(watch.calls, dim=1) for watch in watches]
 

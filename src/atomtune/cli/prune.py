@@ -48,7 +48,6 @@ def prune(
     if finetune_steps < 0:
         raise UserError(f"finetune_steps must be 0 or more, got {finetune_steps}.")
     from atomtune import bases, steering
-    from atomtune.adapters import pruning
     from atomtune.storage import folders
 
     info = folders.adapter_info(adapter)
@@ -67,7 +66,7 @@ def prune(
     board = steering.board(model)
     scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
-    result = pruning.prune(model)
+    result = model.prune()  # pyright: ignore[reportCallIssue]  AtomModel's
     ours = info.get("auto_mapping") or {}
     pruned = folders.save_adapter(
         model,

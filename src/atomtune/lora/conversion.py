@@ -48,7 +48,7 @@ def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = 
         for layer, (A, B) in zip(adapted_layers(adapted, adapter), factors.values(), strict=True):
             dictionary = layer.dictionary(adapter)
             dictionary.encoder.weight.copy_(A)
-            dictionary.dictionary.weight.copy_(B)
+            dictionary.decoder.weight.copy_(B.T)
     return adapted.eval()
 
 

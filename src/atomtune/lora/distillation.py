@@ -81,7 +81,7 @@ def distill(
         sampling.generate(pipe, list(prompts), num, seed, sampling_steps, resolution=resolution)
     distilled = lora_to_atoms(model)  # takes the LoRA out, and answers the same
     factors = {
-        name: (dictionary.encoder.weight.detach(), dictionary.dictionary.weight.detach())
+        name: (dictionary.encoder.weight.detach(), dictionary.decoder.weight.detach())
         for name, dictionary in _dictionaries(distilled).items()
     }
     if density < 1:
@@ -91,9 +91,9 @@ def distill(
     found = []
     for name, dictionary in progress(_dictionaries(distilled).items()):
         x, (W, D) = seen[name].tokens, factors[name]
-        wanted, test = (x @ W.T) @ D.T, len(x) // 5
+        wanted, test = (x @ W.T) @ D, len(x) // 5
         if density < 1:
-            fit(dictionary, x[test:], wanted[test:], W.T @ D.T, steps, generator)
+            fit(dictionary, x[test:], wanted[test:], W.T @ D, steps, generator)
         with torch.no_grad():
             missed, whole = dictionary(x[:test]) - wanted[:test], wanted[:test]
             dictionary.usage.copy_(dictionary.codes(x[:test]).abs().mean(0))
@@ -118,10 +118,10 @@ def fit(
     directions = torch.nn.functional.normalize(wanted[chosen], dim=1)
     with torch.no_grad():
         dictionary.encoder.weight.copy_(directions @ product.T / size)
-        dictionary.dictionary.weight.copy_(directions.T)
+        dictionary.decoder.weight.copy_(directions)
         first = dictionary(x)  # atoms that are alike say the same thing together: start at the best common length
-        dictionary.dictionary.weight *= (first * wanted).sum() / size / first.square().sum().clamp_min(1e-12)
-    parameters = [dictionary.encoder.weight, dictionary.dictionary.weight]
+        dictionary.decoder.weight *= (first * wanted).sum() / size / first.square().sum().clamp_min(1e-12)
+    parameters = [dictionary.encoder.weight, dictionary.decoder.weight]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -136,7 +136,7 @@ def fit(
     for parameter in parameters:
         parameter.grad = None
     with torch.no_grad():
-        dictionary.dictionary.weight *= size
+        dictionary.decoder.weight *= size
 
 
 def diffusers_file(path: Path) -> Path | None:

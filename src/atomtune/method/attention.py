@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from atomtune.errors import UserError
 from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import SigmaConfig
 
 
 class _Attention(nn.Module):
@@ -51,7 +52,7 @@ class DictionaryAttention(_Attention):
     """Attention whose output is σ(A X W_s) D (eq. 8).
 
     D starts at zero and the output with it, as in the adapters; call `dictionary.reset_parameters` or fill
-    `dictionary.dictionary.weight` for another start.
+    `dictionary.decoder.weight` for another start.
 
     Args:
         width: width C_i of the tokens.
@@ -60,9 +61,7 @@ class DictionaryAttention(_Attention):
         heads: number of heads; the atoms are divided among them.
         attention_width: width of queries and keys over all heads; as `width` when not given.
         mix_first: σ after the attention map (eq. 8) or before it.
-        activation: σ, as in `SparseDictionary`.
-        density: ρ, for top-k.
-        threshold: λ, for soft and ReLU.
+        sigma: σ and its dials.
     """
 
     def __init__(
@@ -73,15 +72,11 @@ class DictionaryAttention(_Attention):
         heads: int = 1,
         attention_width: int | None = None,
         mix_first: bool = True,
-        activation: str = "topk",
-        density: float = 0.04,
-        threshold: float = 0.1,
+        sigma: SigmaConfig = SigmaConfig(),  # noqa: B008  frozen
     ) -> None:
         super().__init__(width, heads, attention_width)
         self.mix_first = mix_first
-        self.dictionary = SparseDictionary(
-            width, num_atoms, out_features or width, activation, density, threshold, heads
-        )
+        self.dictionary = SparseDictionary(width, num_atoms, out_features or width, sigma, heads)
 
     def codes(
         self,
@@ -92,8 +87,8 @@ class DictionaryAttention(_Attention):
         """S, what multiplies D: σ(A X W_s), or A σ(X W_s). `mask` is that of `scaled_dot_product_attention`."""
         own = self.dictionary
         coefficients = own.coefficients(x if context is None else context)
-        values = own.split_heads(coefficients if self.mix_first else own.activate(coefficients))
-        mixed = own.join_heads(self.mix(x, context, values, mask))
+        values = own.seating.split(coefficients if self.mix_first else own.activate(coefficients))
+        mixed = own.seating.join(self.mix(x, context, values, mask))
         return own.activate(mixed) if self.mix_first else mixed
 
     def forward(

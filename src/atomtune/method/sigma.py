@@ -1,10 +1,11 @@
-"""Threshold: σ that compares each coefficient with a λ, and where that λ comes from.
+"""σ: from coefficients to sparse codes. One class for each, all behind one interface, in one registry.
 
+    topk        c where |c| is among the token's k largest
+    batch_topk  c where |c| ≥ λ              training: λ leaves k·N of the batch's coefficients; afterwards: the λ that
+                                             did so in training, whatever else is in the batch (Bussmann et al. 2024)
     soft        sign(c) · max(|c| − λ, 0)    λ is given
     relu        max(c − λ, 0)                λ is given
     jumprelu    c · H(c − λ)                 λ = e^θ, one θ for each atom, learned (Rajamanoharan et al. 2024)
-    batch_topk  c where |c| ≥ λ              training: λ leaves k·N of the batch's coefficients; afterwards: the λ that
-                                             did so in training, whatever else is in the batch (Bussmann et al. 2024)
 
 A given or learned λ may be in units of the layer's running activation scale, λ · r with r the root mean square of c, so
 that growing encoders do not outgrow it. What is estimated while training is saved with the adapter, a row per atom, so
@@ -13,17 +14,32 @@ that pruning and concatenation take it along.
 An estimate moves once per optimizer step, towards the mean of what the step's forward passes saw. They only add to that
 mean, so it does not matter how many there are: several micro batches, or each of them twice under gradient
 checkpointing. `SparseDictionary` sees to it that `follow` is called after the step of any `torch.optim.Optimizer`.
+
+A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from atomtune.method.coding import batch_threshold, hard_threshold, jump_relu, relu_threshold, soft_threshold
+from atomtune.errors import UserError
+from atomtune.method.coding import (
+    atoms_per_token,
+    batch_threshold,
+    hard_threshold,
+    jump_relu,
+    relu_threshold,
+    soft_threshold,
+    step,
+    top_k,
+)
 from atomtune.method.dials import Dials
 
 OCTAVES = 11
@@ -36,140 +52,319 @@ SAMPLE = 2**14
 """Coefficients of a batch from which `levels` is estimated."""
 
 
-class Threshold(Dials):
-    """σ by threshold. A forward pass in training mode with gradients also notes the coefficients' size, for `follow`;
-    any other one is a fixed function.
+@dataclass(frozen=True)
+class SigmaConfig:
+    """Which σ, and its dials. Raises `UserError` when one is out of range.
+
+    Args:
+        activation: "topk", "batch_topk", "soft", "relu" or "jumprelu".
+        density: ρ, the share of the atoms one token may use ("batch_topk": on average): k = max(1, round(ρM)). A
+            sequence has one for each group of atoms.
+        threshold: λ of soft and relu, and where jumprelu's starts.
+        threshold_units: of λ: those of the coefficients ("absolute"), or the running root mean square of the layer's
+            coefficients ("scale").
+    """
+
+    activation: str = "topk"
+    density: float | Sequence[float] = 0.04
+    threshold: float = 0.1
+    threshold_units: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.activation not in SIGMAS:
+            raise UserError(f"activation must be one of {', '.join(SIGMAS)}, got {self.activation!r}.")
+        for density in self.densities:
+            atoms_per_token(1, density)
+        if self.threshold < 0 or (self.kind.learned and self.threshold == 0):
+            least = f"above 0, where {self.activation}'s λ starts" if self.kind.learned else "0 or more"
+            raise UserError(f"threshold must be {least}, got {self.threshold:g}.")
+        if self.threshold_units not in ("absolute", "scale"):
+            raise UserError(f"threshold_units must be absolute or scale, got {self.threshold_units!r}.")
+
+    @property
+    def densities(self) -> list[float]:
+        """ρ of each group."""
+        return [self.density] if isinstance(self.density, int | float) else list(self.density)
+
+    @property
+    def kind(self) -> type[Sigma]:
+        """The class of this σ."""
+        return SIGMAS[self.activation]
+
+    def build(self, num_atoms: int) -> Sigma:
+        """The σ of a layer with so many atoms."""
+        return self.kind(num_atoms, self)
+
+
+class Sigma(Dials):
+    """σ of a layer with M atoms.
+
+    Atoms belong to groups (the adapters that were concatenated), each with a k of its own: how many of its atoms one
+    token may use. A forward pass in training mode with gradients also notes what the running estimates, if this σ has
+    any, will move towards; any other forward pass is a fixed function.
 
     Args:
         num_atoms: M.
-        activation: "soft", "relu", "jumprelu" or "batch_topk".
-        threshold: λ; of jumprelu, its start; not used by batch_topk.
-        units: of λ: "absolute", or "scale", times the running root mean square of the layer's coefficients.
+        config: the dials.
     """
 
-    level: Tensor
-    levels: Tensor | None
-    spread: Tensor | None
+    dial: ClassVar[str] = "threshold"
+    """What makes codes sparser: "threshold", fixed once trained, or "density", which a user turns at any time."""
+    learned: ClassVar[bool] = False
+    """Whether λ is a parameter that trains."""
+    threshold_is_fixed: ClassVar[bool] = False
+    """Whether λ is a setting, and neither a tensor that is saved with the atoms nor nothing."""
+
+    k: Tensor
     noted: Tensor | None
     notes: Tensor | None
 
-    def __init__(self, num_atoms: int, activation: str, threshold: float = 0.1, units: str = "absolute") -> None:
+    def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
         super().__init__()
-        self.activation, self.threshold = activation, threshold
-        self.k, self.sizes = [num_atoms], [num_atoms]
-        self.log_threshold = None
-        if activation == "jumprelu":
-            start = torch.full((num_atoms,), math.log(threshold), dtype=torch.float32)
-            self.log_threshold = nn.Parameter(start)
-        nothing = torch.zeros(num_atoms, dtype=torch.float32)
-        batch, scale = activation == "batch_topk", units == "scale" and activation != "batch_topk"
-        octaves = nothing[:, None].repeat(1, OCTAVES)
-        self.register_buffer("levels", octaves if batch else None)
-        self.register_buffer("level", nothing.clone() if batch else None, persistent=False)
-        self.register_buffer("spread", nothing.clone() if scale else None)
-        # Since the last optimizer step: the sum of what was seen (of c², or of the octaves' λ), and how often.
-        self.register_buffer("noted", octaves.clone() if batch else nothing if scale else None, False)
-        self.register_buffer("notes", nothing.clone() if batch or scale else None, persistent=False)
-
-    @property
-    def value(self) -> float | Float[Tensor, "#atoms"]:
-        """λ as it is compared with the coefficients, after training."""
-        if self.activation == "batch_topk":
-            return self.level
-        return self._own if self.spread is None else self._own * self.spread
-
-    def value_for(self, coefficients: Float[Tensor, "*batch atoms"]) -> float | Float[Tensor, "#atoms"]:
-        """λ as it is compared with these. Only in the first step of training, when there is no running scale yet, it is
-        another than `value`: in units of these coefficients' own."""
-        if self.spread is None or not self.training:
-            return self.value
-        return self._own * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
-
-    @property
-    def _own(self) -> float | Tensor:
-        return self.threshold if self.log_threshold is None else self.log_threshold.exp()
+        self.activation = config.activation
+        self.group_sizes = [num_atoms] + [0] * (len(config.densities) - 1)
+        # k is a tensor too, so that changing it does not compile again; k_max is what is selected.
+        self.k_now = self.k_trained = self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in config.densities]
+        self.register_buffer("k", torch.tensor(self.k_now))
+        self.estimate(None, None)
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
-        if self.notes is not None and self.training and torch.is_grad_enabled():
-            self._note(coefficients.detach())
-        # λ has float32, where coefficients may have less: they are compared as they are, and codes are as they were.
-        return self._codes(coefficients).to(coefficients.dtype)
+        raise NotImplementedError
 
-    def _codes(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
-        if self.activation == "batch_topk":
-            return hard_threshold(coefficients, self._of_batch(coefficients) if self.training else self.level)
-        λ = self.value_for(coefficients)
-        if self.activation == "soft":
-            return soft_threshold(coefficients, λ)
-        if self.activation == "relu":
-            return relu_threshold(coefficients, λ)
-        λ = torch.as_tensor(λ)
-        return jump_relu(coefficients, λ, BANDWIDTH * λ.detach())
+    def set_density(self, density: float) -> None:
+        """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
+        beyond its largest k, with "batch_topk" never. Raises `UserError` where density is not the dial."""
+        if self.dial != "density":
+            raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
+        k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
+        self.k_max = [max(most, now) for most, now in zip(self.k_max, k)]
+        self._aim(k)
 
-    def aim(self, k: list[int], sizes: list[int]) -> None:
-        """batch_topk: let a token use, on average, k of the atoms of each group, which has so many."""
-        self.k, self.sizes = k, sizes
-        if self.levels is not None and sum(sizes) == len(self.levels):
+    def reset_density(self) -> None:
+        """Undo `set_density`."""
+        self._aim(self.k_trained)
+
+    @property
+    def density(self) -> float:
+        """ρ = k/M."""
+        return sum(self.k_now) / sum(self.group_sizes)
+
+    @property
+    def density_changed(self) -> bool:
+        """Whether a token may use another number of atoms than the adapter was trained, or saved, with."""
+        return self.k_now != self.k_trained
+
+    def _aim(self, k: list[int]) -> None:
+        """Each token may use k atoms of each group. Nothing is read from a GPU, nor sent there: annealing comes by here
+        in every step."""
+        self.k_now = list(k)
+        for own, now in zip(self.k, k):
+            own.fill_(now)
+
+    def settle(self, group_sizes: list[int]) -> None:
+        """Groups have so many atoms now; a k is never above its group's size."""
+        self.group_sizes = group_sizes
+        if self.k.is_meta:  # it is about to be loaded
+            return
+        self.k_max = [min(most, size) for most, size in zip(self.k_max, group_sizes)]
+        k = [min(own, size) for own, size in zip(self.k.tolist(), group_sizes)]
+        if k != self.k_trained:
+            self.k_trained = self.k_max = k
+        self._aim(k)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.settle(self.group_sizes)
+
+    # Running estimates. `noted` and `notes`: since the last optimizer step, the sum of what was seen and how often.
+
+    def estimate(self, noted: Tensor | None, notes: Tensor | None) -> None:
+        """Begin with these: [atoms, ...] and [atoms], both zero, or None for nothing that is estimated."""
+        self.register_buffer("noted", noted, persistent=False)
+        self.register_buffer("notes", notes, persistent=False)
+
+    @torch.no_grad()
+    def note(self, seen: Tensor) -> None:
+        """Add what this batch shows to what the running estimates will move towards."""
+        self.noted += seen  # pyright: ignore[reportOperatorIssue]
+        self.notes += 1  # pyright: ignore[reportOperatorIssue]
+
+    @property
+    def noting(self) -> bool:
+        """Whether this forward pass is one of training."""
+        return self.estimates and self.training and torch.is_grad_enabled()
+
+    @property
+    def estimates(self) -> bool:
+        """Whether this σ has running estimates."""
+        return self.notes is not None
+
+    def follow(self) -> None:
+        """Move the running estimates towards the mean of what was seen since the last call. The first is taken as it
+        is; without anything seen, nothing happens."""
+
+    def forget(self) -> None:
+        """What was seen since the last `follow`: after an optimizer step that was skipped, it counts for nothing."""
+        for seen in (self.noted, self.notes):
+            if seen is not None:
+                seen.zero_()
+
+    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Before an optimizer step: let `mean`, over processes, replace what was seen, so that all follow the same."""
+        for seen in (self.noted, self.notes):
+            if seen is not None:
+                seen.copy_(mean(seen))
+
+
+class TopK(Sigma):
+    """c where |c| is among the token's k largest of its group, signs kept."""
+
+    dial = "density"
+
+    def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        if len(self.k_max) == 1:
+            return top_k(coefficients, self.k[0], self.k_max[0])
+        groups = coefficients.split(self.group_sizes, dim=-1)
+        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
+
+
+class BatchTopK(Sigma):
+    """c where |c| ≥ λ: k a token on average over the batch while training, then by the λ that did so."""
+
+    dial = "density"
+
+    level: Tensor
+    levels: Tensor
+
+    def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
+        super().__init__(num_atoms, config)
+        nothing = torch.zeros(num_atoms, dtype=torch.float32)
+        self.register_buffer("levels", nothing[:, None].repeat(1, OCTAVES))
+        self.register_buffer("level", nothing.clone(), persistent=False)
+        self.estimate(nothing[:, None].repeat(1, OCTAVES), nothing.clone())
+
+    def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        λ = self.level
+        if self.training:
+            k, sizes, groups = self.k_now, self.group_sizes, coefficients.split(self.group_sizes, dim=-1)
+            λ = torch.cat([batch_threshold(c, k).expand(size) for c, k, size in zip(groups, k, sizes) if size])
+            if self.noting:
+                levels = [_quantiles(c.detach()).expand(size, OCTAVES) for c, size in zip(groups, sizes) if size]
+                self.note(torch.cat(levels))
+        return hard_threshold(coefficients, λ).to(coefficients.dtype)
+
+    def _aim(self, k: list[int]) -> None:
+        super()._aim(k)
+        if sum(self.group_sizes) == len(self.levels):
             # Written where they are used: what is sent to a GPU in every training step makes the CPU wait for it.
-            new = self.levels.new_full
+            new, sizes = self.levels.new_full, self.group_sizes
             share = torch.cat([new((size,), own / max(1, size), dtype=torch.float32) for own, size in zip(k, sizes)])
             place = -share.log2().clamp(1 - OCTAVES, 0)[:, None]
             below = place.long().clamp(max=OCTAVES - 2)
             low, high = self.levels.gather(1, below), self.levels.gather(1, below + 1)
             self.level.copy_(low.lerp(high, (place - below).to(low))[:, 0])
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.levels is not None and not self.levels.is_meta:
-            self.aim(self.k, self.sizes)
-
-    def keep_only(self, rows: Tensor) -> None:
-        """Leave out the other atoms."""
-        for name, buffer in self.named_buffers():
-            setattr(self, name, buffer[rows])
-        if (θ := self.log_threshold) is not None:
-            self.log_threshold = nn.Parameter(θ.detach()[rows], θ.requires_grad)
-
-    def _of_batch(self, coefficients: Tensor) -> Tensor:
-        groups = coefficients.split(self.sizes, dim=-1)
-        λ = [batch_threshold(c, k).expand(size) for c, k, size in zip(groups, self.k, self.sizes) if size]
-        return torch.cat(λ)
-
     @torch.no_grad()
-    def _note(self, coefficients: Tensor) -> None:
-        """Add this batch to what the running estimates will move towards."""
-        if self.levels is not None:
-            groups = coefficients.split(self.sizes, dim=-1)
-            now = torch.cat([_quantiles(c).expand(size, OCTAVES) for c, size in zip(groups, self.sizes) if size])
-        else:
-            now = _mean_square(coefficients)
-        self.noted += now  # pyright: ignore[reportOperatorIssue]
-        self.notes += 1  # pyright: ignore[reportOperatorIssue]
+    def follow(self) -> None:
+        _move(self.levels, self.noted / self.notes[:, None])  # pyright: ignore[reportOptionalSubscript, reportOptionalOperand]
+        self._aim(self.k_now)
+        self.forget()
+
+
+class _Threshold(Sigma):
+    """σ by a λ that is given or learned, in its own units or those of the layer's running scale."""
+
+    spread: Tensor | None
+
+    def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
+        super().__init__(num_atoms, config)
+        self.threshold = config.threshold
+        nothing = torch.zeros(num_atoms, dtype=torch.float32) if config.threshold_units == "scale" else None
+        self.register_buffer("spread", nothing)
+        self.estimate(*(None if nothing is None else nothing.clone() for _ in range(2)))
+
+    @property
+    def own(self) -> float | Float[Tensor, " atoms"]:
+        """λ in its own units."""
+        return self.threshold
+
+    @property
+    def value(self) -> float | Float[Tensor, " atoms"]:
+        """λ as it is compared with the coefficients, after training."""
+        return self.own if self.spread is None else self.own * self.spread
+
+    def value_for(self, coefficients: Float[Tensor, "*batch atoms"]) -> float | Float[Tensor, " atoms"]:
+        """λ as it is compared with these. Only in the first step of training, when there is no running scale yet, it is
+        another than `value`: in units of these coefficients' own."""
+        if self.spread is None or not self.training:
+            return self.value
+        return self.own * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
+
+    def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        if self.noting:
+            self.note(_mean_square(coefficients))
+        # λ has float32, where coefficients may have less: they are compared as they are, and codes are as they were.
+        return self.shrink(coefficients, self.value_for(coefficients)).to(coefficients.dtype)
+
+    def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
+        """σ itself."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the running estimates towards the mean of what was seen since the last call. The first is taken as it
-        is; without anything seen, nothing happens."""
-        if self.notes is None or self.noted is None:
-            return
         if self.spread is not None:
-            _follow(self.spread, (self.noted / self.notes).sqrt())
-        if self.levels is not None:
-            _follow(self.levels, self.noted / self.notes[:, None])
-            self.aim(self.k, self.sizes)
-        self.forget()
+            _move(self.spread, (self.noted / self.notes).sqrt())  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+            self.forget()
 
-    def forget(self) -> None:
-        """What was seen since the last `follow`."""
-        if self.notes is not None and self.noted is not None:
-            self.noted.zero_()
-            self.notes.zero_()
 
-    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Let `mean`, over processes, replace what was seen since the last `follow`, so that all follow the same."""
-        if self.notes is not None and self.noted is not None:
-            self.noted.copy_(mean(self.noted))
-            self.notes.copy_(mean(self.notes))
+class Soft(_Threshold):
+    """sign(c) · max(|c| − λ, 0)."""
+
+    threshold_is_fixed = True
+
+    def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
+        return soft_threshold(coefficients, λ)
+
+
+class ReLU(_Threshold):
+    """max(c − λ, 0)."""
+
+    threshold_is_fixed = True
+
+    def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
+        return relu_threshold(coefficients, λ)
+
+
+class JumpReLU(_Threshold):
+    """c · H(c − λ), λ = e^θ with one θ for each atom, which trains."""
+
+    learned = True
+
+    def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
+        super().__init__(num_atoms, config)
+        self.log_threshold = nn.Parameter(torch.full((num_atoms,), math.log(config.threshold), dtype=torch.float32))
+
+    @property
+    def own(self) -> Float[Tensor, " atoms"]:
+        return self.log_threshold.exp()
+
+    def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
+        return jump_relu(coefficients, λ, BANDWIDTH * λ.detach())
+
+    def firing(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        """H(c − λ), with the gradient to λ that says how the density follows from it."""
+        λ: Any = self.value_for(coefficients)
+        return step(coefficients, λ, BANDWIDTH * λ.detach())
+
+
+SIGMAS: dict[str, type[Sigma]] = {
+    "topk": TopK,
+    "batch_topk": BatchTopK,
+    "soft": Soft,
+    "relu": ReLU,
+    "jumprelu": JumpReLU,
+}
+"""Every σ by its name, the value of `activation`."""
 
 
 def _mean_square(coefficients: Tensor) -> Float[Tensor, ""]:
@@ -186,7 +381,7 @@ def _quantiles(coefficients: Tensor) -> Float[Tensor, " octaves"]:
     return torch.stack([largest[place] for place in places])  # a list as an index would be sent to the GPU
 
 
-def _follow(running: Tensor, now: Tensor) -> None:
+def _move(running: Tensor, now: Tensor) -> None:
     """`now` is not a number where nothing was seen, or where a step was skipped because its numbers overflowed."""
     moved = torch.where(running == 0, now, running.lerp(now, PACE))
     running.copy_(torch.where(now.isfinite(), moved, running))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
+from atomtune.adapters.formats import current
 from atomtune.bases import same_weights
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded, refuse_output
@@ -90,7 +91,7 @@ def _read(path: Path, weight: float) -> Part:
     assert isinstance(config, AtomConfig)
     layers: Layers = {}
     try:
-        for name, tensor in load_file(folder / WEIGHTS).items():
+        for name, tensor in current(load_file(folder / WEIGHTS)).items():
             layer, inside, key = name.removeprefix("base_model.model.").rpartition(_INSIDE)
             if inside:  # else a module trained in full, which `combine` refuses
                 layers.setdefault(layer, {})[key] = tensor

@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
+from atomtune.method.sigma import SigmaConfig
 
 RECIPES = resources.files("atomtune.training") / "recipes"
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -163,11 +164,10 @@ class CustomizeConfig:
             if value is not None and not value >= minimum:
                 raise UserError(f"{name} must be at least {minimum}, got {value}.")
         check_seed(self.seed, self.num_class_images if self.prior_preservation else 1)
-        for density in (self.density, self.density if self.density_start is None else self.density_start):
-            atoms_per_token(self.num_atoms, density)
-        if self.activation == "jumprelu" and not self.threshold:
-            raise UserError("threshold must be above 0, where jumprelu's λ starts, got 0.")
-        if self.density_start is not None and self.activation not in ("topk", "batch_topk"):
+        self.sigma  # noqa: B018  refuses what is out of range
+        if self.density_start is not None:
+            atoms_per_token(self.num_atoms, self.density_start)
+        if self.density_start is not None and self.sigma.kind.dial != "density":
             raise UserError(f"density_start anneals the density of topk, and the activation is {self.activation}.")
         watched = [name for name in ("l1", "density_penalty") if getattr(self, name) and self._uses(name)]
         if self.gradient_checkpointing and watched:
@@ -187,7 +187,12 @@ class CustomizeConfig:
             refuse_angle_brackets(text)
 
     def _uses(self, penalty: str) -> bool:
-        return penalty != "density_penalty" or self.activation == "jumprelu"
+        return penalty != "density_penalty" or self.sigma.kind.learned
+
+    @property
+    def sigma(self) -> SigmaConfig:
+        """σ and its dials."""
+        return SigmaConfig(self.activation, self.density, self.threshold, self.threshold_units)
 
     @property
     def instance_prompt(self) -> str:

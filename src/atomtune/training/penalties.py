@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atomtune.method.coding import step
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.method.sigma import BANDWIDTH
+from atomtune.method.sigma import JumpReLU
 from atomtune.training.config import CustomizeConfig
 
 
@@ -38,12 +38,9 @@ def orthogonality(atoms: Float[Tensor, "atoms out"]) -> Float[Tensor, ""]:
     return (cosines - torch.diag(cosines.diagonal())).square().sum() / len(atoms)
 
 
-def density_error(
-    coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], density: float
-) -> Float[Tensor, ""]:
-    """(ρ̂/ρ − 1)², ρ̂ the share of coefficients above λ; its gradient goes to λ alone."""
-    coefficients = _wide(coefficients)
-    return (step(coefficients, threshold, BANDWIDTH * threshold.detach()).mean() / density - 1).square()
+def density_error(firing: Float[Tensor, "*batch atoms"], density: float) -> Float[Tensor, ""]:
+    """(ρ̂/ρ − 1)², ρ̂ the mean of what fires (`JumpReLU.firing`); its gradient goes to λ alone."""
+    return (firing.mean() / density - 1).square()
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -69,8 +66,8 @@ class Penalties:
         self._terms, hooks = [], []
         for dictionary in self.dictionaries:
             if self.config.l1:
-                hooks.append(dictionary.dictionary.register_forward_pre_hook(self._saw_codes))
-            if self.config.density_penalty and dictionary.activation == "jumprelu" and dictionary.sigma is not None:
+                hooks.append(dictionary.decoder.register_forward_pre_hook(self._saw_codes))
+            if self.config.density_penalty and isinstance(dictionary.sigma, JumpReLU):
                 hooks.append(dictionary.sigma.register_forward_hook(self._saw_coefficients))
         try:
             yield
@@ -81,10 +78,9 @@ class Penalties:
     def _saw_codes(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._terms.append(self.config.l1 * l1(inputs[0]))
 
-    def _saw_coefficients(self, sigma: nn.Module, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
+    def _saw_coefficients(self, sigma: Any, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
         # The coefficients are cut off: those that are near λ should not move because of the count.
-        coefficients = inputs[0].detach()
-        error = density_error(coefficients, sigma.value_for(coefficients), self.config.density)  # pyright: ignore
+        error = density_error(sigma.firing(_wide(inputs[0].detach())), self.config.density)
         self._terms.append(self.config.density_penalty * error)
 
     def total(self) -> Tensor | float:
@@ -92,6 +88,6 @@ class Penalties:
         terms = self._terms
         if self.config.orthogonality:
             weight = self.config.orthogonality
-            terms = terms + [weight * orthogonality(d.dictionary.weight.T) for d in self.dictionaries]
+            terms = terms + [weight * orthogonality(d.decoder.weight) for d in self.dictionaries]
         self._terms = []
         return torch.stack(terms).sum() / len(self.dictionaries) if terms else 0.0

@@ -104,7 +104,7 @@ class Trainer:
         if self.config.density_start is not None:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
-                dictionary.set_density(density)
+                dictionary.sigma.set_density(density)
         # a base's own dropout draws from the global generators
         torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
         losses = []
@@ -115,14 +115,14 @@ class Trainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
-                        dictionary.share_statistics(self._mean)
+                        dictionary.sigma.share(self._mean)
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
         if self.accelerator.optimizer_step_was_skipped:  # numbers overflowed in fp16
             for dictionary in self.dictionaries:
-                dictionary.forget_statistics()
+                dictionary.sigma.forget()
         loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
         if not math.isfinite(loss):
             raise self._diverged()

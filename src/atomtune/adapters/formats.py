@@ -1,0 +1,21 @@
+"""Adapter files as earlier versions wrote them.
+
+before                         now
+…atoms_dictionary.weight       …atoms_decoder.weight     D [C_o, M], now [M, C_o]: a row is an atom
+…atoms_k                       …atoms_sigma.k
+"""
+
+from torch import Tensor
+
+
+def current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an adapter file by the names and in the shapes that they have now."""
+    found = {}
+    for key, tensor in tensors.items():
+        before, last = key.rpartition(".atoms_")[::2]
+        if last == "dictionary.weight":
+            key, tensor = f"{before}.atoms_decoder.weight", tensor.T.contiguous()
+        elif last == "k":
+            key = f"{before}.atoms_sigma.k"
+        found[key] = tensor
+    return found
