@@ -17,7 +17,7 @@ import torch
 import torch.utils.tensorboard
 
 import atomtune
-from atomtune import bases
+from atomtune.storage import folders
 from atomtune.training import checkpoints
 
 
@@ -53,7 +53,7 @@ def arrange(moment: str) -> None:
 
         checkpoints.save_file = saving
     if what == "adapter":
-        fingerprint = bases.fingerprint
+        fingerprint = folders.fingerprint
 
         def printing(model):
             folder = sys._getframe(2).f_locals.get("folder")  # none when an adapter is opened, not written
@@ -61,7 +61,7 @@ def arrange(moment: str) -> None:
                 die()
             return fingerprint(model)
 
-        bases.fingerprint = printing
+        folders.fingerprint = printing
 
 
 def run(moment: str, options: dict[str, Any]) -> None:

@@ -141,14 +141,17 @@ _SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units
 
 
 def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict
 
     from atomtune.adapters import adapted_layers
     from atomtune.adapters.formats import current
 
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
-    config, tensors = PeftConfig.from_pretrained(str(folder)), current(load_file(folder / WEIGHTS))
+    config, tensors = (
+        type(model.peft_config[adapter_name]).from_pretrained(str(folder)),
+        current(load_file(folder / WEIGHTS)),
+    )
     instead = "load it under another name instead."
     for field in _SHAPES:
         old, new = getattr(model.peft_config[adapter_name], field, None), getattr(config, field, None)
