@@ -16,6 +16,8 @@ from atomtune import sampling
 from atomtune.cli import app, main, parsed
 from atomtune.cli.generate import read_prompts
 from atomtune.sampling import read_settings
+from atomtune.storage.folders import adapter_info
+from atomtune.storage.metadata import WEIGHTS_FILE, write_weights
 from atomtune.training import load_recipe
 from tests.tiny_pixart import save_tiny_pixart
 
@@ -221,10 +223,52 @@ def test_distill(base, pictures, tmp_path, capsys):
     main([str(x) for x in ("distill", lora, "--atoms", "4", "--density", "0.5", *few, "--out", atoms)])
     assert "of what the LoRA adds is explained, over 8 layers" in capsys.readouterr().out
     config = json.loads((atoms / "adapter" / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
+    assert (config["peft_type"], config["num_atoms"], adapter_info(atoms).metadata["token"]) == ("ATOMS", 4, "sks")
     main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
     assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
     assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
+
+
+@pytest.mark.parametrize("command", ["customize", "generate", "inspect", "prune", "merge", "distill", "edit"])
+def test_every_command_opens_a_base_by_the_same_flags(command):
+    names = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+    assert {"--base", "--dtype", "--device"} <= names
+
+
+WITH_AN_ADAPTER = {
+    "generate": ["generate", "{adapter}", "--prompt", "x"],
+    "inspect": ["inspect", "{adapter}"],
+    "inspect against": ["inspect", "{run}", "--against", "{adapter}"],
+    "prune": ["prune", "{adapter}", "--keep", "3", "--out", "{out}"],
+    "merge": ["merge", "{run}", "{adapter}", "--out", "{out}"],
+    "merge report": ["merge", "{run}", "{adapter}", "--report"],
+    "customize": ["customize", "{pictures}", "--class-name", "x", "--init-adapter", "{adapter}", "--out", "{out}"],
+    "distill": ["distill", "{adapter}", "--prompt", "x", "--out", "{out}"],
+}
+
+
+@pytest.mark.parametrize("command", WITH_AN_ADAPTER)
+def test_every_command_says_the_same_of_a_missing_and_a_broken_adapter_before_it_opens_a_base(
+    command, run, pictures, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    broken = shutil.copytree(run / "adapter", tmp_path / "broken")
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    sentences = {"empty": "there is no adapter in '", "broken": "the weights in '"}
+    for name, sentence in sentences.items():
+        places = {"adapter": tmp_path / name, "run": run, "pictures": pictures, "out": tmp_path / "out"}
+        arguments = [argument.format(**places) for argument in WITH_AN_ADAPTER[command]]
+        assert said(capsys, *arguments, "--base", "no such base").startswith(f"{sentence}{tmp_path / name}")
+
+
+def test_adapters_of_different_bases_are_not_compared_and_no_base_is_opened(run, tmp_path, capsys):
+    other = shutil.copytree(run / "adapter", tmp_path / "other")
+    metadata = adapter_info(other).metadata
+    metadata["base_fingerprint"] = [1.0] * len(metadata["base_fingerprint"])
+    write_weights(other, load_file(other / WEIGHTS_FILE), metadata)
+    for arguments in (["merge", run, other, "--report"], ["inspect", run, "--against", other]):
+        assert "were trained on different bases" in said(capsys, *arguments, "--base", "no such base")
 
 
 RUN = ("--class-name", "x", "--out", "{empty}/out")
@@ -248,7 +292,7 @@ WRONG = {
     "seed of demo": (["demo", "--seed", "-1", "--out", "{empty}/o"], "must be a whole number"),
     "seed of a report": (["merge", "{run}", "{run}", "--report", "--seed", "-1"], "must be a whole number"),
     "seed of distill": (["distill", "{run}", "--out", "{empty}/o", "--seed", "-1"], "must be a whole number"),
-    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "is a ATOMS adapter: distill takes"),
+    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "method ATOMS: distill takes"),
     "training resolution": (
         ["customize", "{pictures}", *RUN, "--base", "{base}", "--resolution", "70"], "must be a multiple of"
     ),

@@ -33,7 +33,7 @@ def test_customize_kill_resume_generate(base, tmp_path):
 
     written = yaml.safe_load((out / "config.yaml").read_text())
     assert {name: written[name] for name in recipe} == recipe
-    assert adapter_info(out)["base_model_name_or_path"] == base
+    assert adapter_info(out).base == base
     pipe = load_base(base)
     prompts = ["a sks dog on the beach", "a photo of a sks dog"]
     before = atomtune.generate(pipe, prompts, num=2, steps=3)

@@ -54,8 +54,8 @@ def test_what_a_run_writes(run, base, tmp_path):
     assert read_settings(out / "samples" / samples[1])["prompt"] == "a sks dog on snow"
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     info = adapter_info(out)
-    assert (info["peft_type"], info["base_model_name_or_path"]) == ("ATOMS", base)
-    assert (info["auto_mapping"]["token"], info["auto_mapping"]["class_name"]) == ("sks", "dog")
+    assert (info.kind, info.base) == ("ATOMS", base)
+    assert (info.metadata["token"], info.metadata["class_name"]) == ("sks", "dog")
     card = (out / "adapter" / "README.md").read_text()
     assert card.split("```python\n")[1].startswith("import atomtune\n")
     events = EventAccumulator(str(out / "logs" / "customize")).Reload()

@@ -59,6 +59,7 @@ def demo(
 
     from atomtune import bases, files, manifest, metrics, sampling, training
     from atomtune.storage import folders
+    from atomtune.storage.metadata import CONFIG_FILE
     from atomtune.training.data import find_examples, read_picture
 
     names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in folders.ADAPTER_FILES))
@@ -83,7 +84,7 @@ def demo(
     summary: dict[str, Any] = {}
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
-        pipe = hardware.load_base(bases.MOJI)
+        pipe = bases.load_base(bases.MOJI, hardware.dtype, hardware.device)
         drawings, numbers = _draw(pipe, out / method, prompts, seed, learnt.get(method))
         images = [drawing.image for drawing in drawings]
         rows[HEADS[method]] = images[::NUM]
@@ -95,7 +96,7 @@ def demo(
 
     manifest.record(out, *(out / name for name in names))
     sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), out / "grid.png", {"seed": seed})
-    with files.atomic_folder(out / "adapter", seal=folders.CONFIG) as temporary:
+    with files.atomic_folder(out / "adapter", seal=CONFIG_FILE) as temporary:
         shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
     summary |= bases.precision_and_device(pipe)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
@@ -20,16 +20,15 @@ def edit(
     remove: str | None = None,
     num: int = 2,
     seed: int = 0,
-    base: str = "moji",
     steps: int | None = None,
     epochs: int | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
 
     Each rung is scored by alignment to the prompt and fidelity to the picture; the best trade-off is marked in
     OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`. The same command with
-    another --prompt does not train again.
+    another --prompt does not train again. Scores need moji; with another --base the strip has none.
 
     Args:
         picture: The picture.
@@ -39,7 +38,6 @@ def edit(
         remove: Atoms, such as L17[137],L3[139], without which the best rung is drawn once more.
         num: Pictures of each rung.
         seed: Seed of the training and of the first picture.
-        base: Base model: "moji", a folder, or a hub name. Scores need moji; with another base the strip has none.
         steps: Training steps (the shipped recipe's by default).
         epochs: Times that the picture is seen, instead of steps.
     """
@@ -57,9 +55,9 @@ def edit(
         removed,
         num,
         seed,
-        dtype=hardware.dtype,
-        device=hardware.device,
-        base=base,
+        dtype=base.dtype,
+        device=base.device,
+        base=base.name(),
         **length,
     )
     for rung in result["rungs"]:

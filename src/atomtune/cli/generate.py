@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output, remove_leftovers
 
@@ -27,9 +27,8 @@ def generate(
     guidance_scale: float | None = None,
     resolution: int | None = None,
     batch_size: int = 8,
-    base: str | None = None,
     out: Path | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Draw pictures, with or without an adapter.
 
@@ -51,7 +50,6 @@ def generate(
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
         batch_size: Pictures drawn at once.
-        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
         out: Folder for the pictures ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
@@ -62,15 +60,14 @@ def generate(
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
-    from atomtune import bases, sampling
+    from atomtune import sampling
     from atomtune.files import file_hash
     from atomtune.storage import folders
 
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
-    info = folders.adapter_info(adapter) if adapter else {}
-    pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", bases.MOJI)))
+    pipe = base.open(folders.adapter_info(adapter) if adapter else None)
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)

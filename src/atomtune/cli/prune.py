@@ -1,13 +1,16 @@
 """`atomtune prune`: keep the few atoms that matter and throw the others away, for good."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError
 from atomtune.files import refuse_output
+
+if TYPE_CHECKING:
+    from atomtune.storage.folders import AdapterInfo
 
 
 def prune(
@@ -20,8 +23,7 @@ def prune(
     by: Literal["energy", "gradient"] | None = None,
     finetune_steps: int = 0,
     learning_rate: float | None = None,
-    base: str | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Keep the atoms that matter most and throw the others away.
 
@@ -39,7 +41,6 @@ def prune(
             By default the gradient where the run's pictures are at hand.
         finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its pictures).
         learning_rate: Of those steps (the run's own by default).
-        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
     if (keep is None) == (keep_per_layer is None):
         raise UserError(
@@ -52,8 +53,7 @@ def prune(
     from atomtune.storage import folders
 
     info = folders.adapter_info(adapter)
-    if (kind := info.get("peft_type")) != "ATOMS":
-        raise UserError(f"prune takes atoms away; this adapter is {kind}, which has none.")
+    info.refuse_other_than("ATOMS", "only atoms can be pruned")
     run = _run_of(adapter)
     if run is None and (finetune_steps or by == "gradient"):
         wanting = "--finetune-steps" if finetune_steps else "--by gradient"
@@ -61,27 +61,24 @@ def prune(
     by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
     refuse_output(out, adapter, *([run["pictures"]] if run else []))
     refuse_taken(out)
-    base = base or str(info.get("base_model_name_or_path", bases.MOJI))
-    pipe = hardware.load_base(base)
+    name, pipe = base.name(info), base.open(info)
     model = folders.load_adapter(pipe, adapter)
     board = steering.board(model)
     scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = pruning.prune(model)
-    ours = info.get("auto_mapping") or {}
     pruned = folders.save_adapter(
         model,
         out / ("pruned" if finetune_steps else "adapter"),
-        base=base,
-        token=ours.get("token"),
-        class_name=ours.get("class_name"),
-        card=_card(adapter, result, f"{by}, in {{dtype}} on {{device}}".format(**bases.precision_and_device(pipe))),
+        base=name,
+        **info.trained_for,
+        card=_card(info, result, f"{by}, in {{dtype}} on {{device}}".format(**bases.precision_and_device(pipe))),
     )
     if finetune_steps:
         from atomtune.training import configure, customize
 
-        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": base}
-        mine |= hardware.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
+        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": name}
+        mine |= base.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
         del pipe, model, board  # the run opens a base of its own
         customize(configure(**(run or {}) | mine))
     size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
@@ -118,18 +115,16 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
 
 def refuse_taken(out: Path) -> None:
     """Raise `UserError` where there is a run or an adapter."""
-    from atomtune.storage.folders import CONFIG, WEIGHTS
+    from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 
-    names = ("config.yaml", *(folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG, WEIGHTS)))
-    if any((out / name).exists() for name in names):
+    places = [folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    if any((out / name).exists() for name in ("config.yaml", *places)):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 
-def _card(adapter: Path, result: Any, by: str) -> str | None:
+def _card(info: "AdapterInfo", result: Any, by: str) -> str | None:
     """The adapter's own card, and what was taken away."""
-    from atomtune.storage import folders
-
-    card = folders.adapter_folder(adapter) / "README.md"
+    card = info.folder / "README.md"
     if not card.is_file():
         return None
     line = f"Pruned to {result.atoms} of {result.atoms_before:,} atoms, by {by}."

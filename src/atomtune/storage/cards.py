@@ -7,6 +7,8 @@ import json
 import logging
 from pathlib import Path
 
+from atomtune.storage.metadata import CONFIG_FILE, read_metadata
+
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
@@ -45,8 +47,8 @@ The import comes first: without it PEFT does not know the method and says so wit
 def write_card(new: Path, folder: Path, text: str) -> str | None:
     """Write `text` as the README.md of the adapter in `new`, which is about to take its place in `folder`.
 
-    Returns its digest, which `adapter_config.json` keeps (`auto_mapping`, `card`) as the proof that it is ours. If
-    `folder` has a README.md without that proof, somebody else's or changed since, none is written: None.
+    Returns its digest, which the header of the weights keeps (`metadata`) as the proof that it is ours. If `folder` has
+    a README.md without that proof, somebody else's or changed since, none is written: None.
     """
     there = folder / CARD
     if there.is_file() and _digest(there.read_bytes()) not in (_recorded(folder), _digest(text.encode())):
@@ -58,10 +60,13 @@ def write_card(new: Path, folder: Path, text: str) -> str | None:
 
 
 def _recorded(folder: Path) -> str | None:
-    """The digest in the `adapter_config.json` of `folder`, if it can be read."""
+    """The digest that the adapter in `folder` keeps, if it can be read."""
+    from safetensors import SafetensorError
+
     try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["auto_mapping"]["card"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return read_metadata(folder, config).get("card")
+    except (OSError, ValueError, AttributeError, SafetensorError):
         return None
 
 

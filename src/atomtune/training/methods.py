@@ -37,7 +37,7 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
 def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
     """Raise `UserError` if the adapter in `start` is of another method than the run's."""
     kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
-    kind = folders.adapter_info(start)["peft_type"]
+    kind = folders.adapter_info(start).kind
     if config.method not in kinds.get(kind, ()):
         raise UserError(f"the adapter in {start} is {kind}, and the run is of method {config.method}: give its method.")
 

@@ -19,6 +19,7 @@ from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers, write_text
 from atomtune.storage import folders
+from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.training import checkpoints, data, encoding
 from atomtune.training.config import CustomizeConfig, configure
 from atomtune.training.methods import refuse_other_method
@@ -94,7 +95,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     accelerator.wait_for_everyone()  # before the main process writes what the others look at
     pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
     if config.init_adapter is not None:
-        folders.refuse_other_base(pipe, config.init_adapter)
+        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
     pictures = [data.square(data.read_picture(file), resolution) for file in examples]
     content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
@@ -213,7 +214,7 @@ def _digest(adapter: Path | None) -> str | None:
     """Of an adapter's weights."""
     if adapter is None:
         return None
-    return hashlib.sha256((folders.adapter_folder(adapter) / folders.WEIGHTS).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((folders.adapter_folder(adapter) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
 
 
 def _record(out: Path) -> dict[str, Any]:
