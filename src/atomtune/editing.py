@@ -20,16 +20,15 @@ import torch
 from PIL import Image
 
 from atomtune import bases, manifest, sampling
+from atomtune.analysis import ladders
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
 from atomtune.steering import AtomBoard, board
 from atomtune.storage import folders
 from atomtune.training import configure, customize
-from atomtune.training.config import load_recipe, recipe_names
 from atomtune.training.data import read_picture, square
+from atomtune.training.recipes import ONE_IMAGE, recipe_for
 
-DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
-COUNTS = (400, 120, 40, 12)
 RESULTS = ("edit.png", "edit.json", "preset.json")
 
 
@@ -87,7 +86,8 @@ def edit(
     source_prompt = source_prompt or "a picture"
     base = str(options.get("base", bases.MOJI))
     run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
-    run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | _recipe(base, options) | options
+    recipe = recipe_for(base, options, ONE_IMAGE) or {"epochs": 60}  # as in the paper
+    run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | recipe | options
     run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     config = configure(**run)
     manifest.refuse_foreign(config.out, *RESULTS)
@@ -153,31 +153,20 @@ def edit(
     return result
 
 
-def _recipe(base: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The shipped recipe for one picture of this base, or the paper's 60 epochs."""
-    for name in recipe_names():
-        if name.endswith("one-image") and (recipe := load_recipe(name))["base"] == base:
-            length = {"steps", "epochs"}  # two ways to say one thing
-            return {key: value for key, value in recipe.items() if key not in length or length.isdisjoint(options)}
-    return {"epochs": 60}
-
-
 def _ladder(atoms: AtomBoard) -> list[Rung]:
     """All atoms; then lower densities of all atoms; then fewer atoms, by the energy they had in training."""
     atoms.reset()
     rungs = [Rung("all atoms", {})]
     trained = atoms.density
-    for share in DENSITIES:
-        atoms.density = trained * share
+    for density in reversed([density for density in ladders.densities(atoms) if density < trained]):
+        atoms.density = density
         k = max(int(dictionary.k.sum()) for dictionary in atoms.dictionaries)
-        if atoms.preset() and atoms.preset() != rungs[-1].preset:
-            rungs.append(Rung(f"{k} a token", atoms.preset()))
+        rungs.append(Rung(f"{k} a token", atoms.preset()))
         atoms.reset()
-    for count in COUNTS:
-        if count < len(atoms):
-            atoms.keep(count)
-            rungs.append(Rung(f"{count} atoms", atoms.preset()))
-            atoms.reset()
+    for count in reversed(ladders.counts(len(atoms))):
+        atoms.keep(count)
+        rungs.append(Rung(f"{count} atoms", atoms.preset()))
+        atoms.reset()
     return rungs
 
 

@@ -98,9 +98,8 @@ def test_the_recipe_of_the_base_says_what_nobody_else_does():
     assert bound(*common, "--learning-rate", "0.5").learning_rate == 0.5
     assert (bound(*common, "--epochs", "3").steps, bound(*common, "--epochs", "3").epochs) == (None, 3)
     assert bound(*common, "--base", "elsewhere").learning_rate == 1e-4
-    compact = bound(*common, "--compact")
-    assert compact.compact and compact.learning_rate == load_recipe("moji-compact")["learning_rate"]
-    assert bound(*common, "--no-compact") == bound(*common)
+    few = bound(*common, "--total-atoms", "24")
+    assert (few.total_atoms, few.learning_rate) == (24, load_recipe("moji-few-atoms")["learning_rate"])
 
 
 def test_generate(run, tmp_path, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atomtune
+from atomtune import bases
 from atomtune.training import run as run_module
 from atomtune.training import trainer
 from tests.training.quick import state, weights
@@ -39,7 +40,7 @@ def test_a_finished_run_is_not_trained_again(run, monkeypatch):
 def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
     summary, file = run(), tmp_path / "run" / "config.yaml"
     old = yaml.safe_load(file.read_text())
-    del old["compact"], old["sample_prompts"]
+    del old["total_atoms"], old["sample_prompts"]
     file.write_text(yaml.safe_dump(old))
     (tmp_path / "run" / "logs" / "run.json").unlink()
     assert run() == summary

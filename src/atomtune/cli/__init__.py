@@ -40,7 +40,7 @@ def _with_config(
 ):
     sources = []
     if config is not None:
-        from atomtune.training.config import load_recipe
+        from atomtune.training.recipes import load_recipe
 
         sources.append(Dict(load_recipe(config), source=config, use_commands_as_keys=False))
     if tokens and tokens[0] == "customize":

@@ -124,8 +124,9 @@ def refuse_taken(out: Path) -> None:
 
 def _card(info: "AdapterInfo", result: Any, by: str) -> str | None:
     """The adapter's own card, and what was taken away."""
-    card = info.folder / "README.md"
-    if not card.is_file():
+    from atomtune.storage.cards import read_card
+
+    if (card := read_card(info.folder)) is None:
         return None
     line = f"Pruned to {result.atoms} of {result.atoms_before:,} atoms, by {by}."
-    return f"{card.read_text(encoding='utf-8').rstrip()}\n\n{line}\n"
+    return f"{card}\n\n{line}\n"

@@ -278,8 +278,8 @@ def save_adapter(
             "token": token,
             "class_name": class_name,
             "license": license,
-            "card": write_card(temporary, folder, card),
         }
+        write_card(temporary, folder, card)
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -72,7 +72,7 @@ def merge(
     with atomic_folder(out, seal=CONFIG_FILE) as temporary:
         text = _text(sources, combination_type)
         card = adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", text)
-        metadata["card"] = write_card(temporary, out, card)
+        write_card(temporary, out, card)
         theirs = {key: value for key, value in (config.auto_mapping or {}).items() if key in PEFT_KEYS}
         replace(config, auto_mapping=theirs or None).save_pretrained(str(temporary))
         write_weights(temporary, tensors, metadata)

@@ -3,7 +3,6 @@
     token, class_name     the words it was trained with
     license               as hubs spell them
     base_fingerprint      some of the base's weights, by which it is known again (`bases.fingerprint`)
-    card                  digest of the README.md that was written with it, the proof that it is ours
     merged_from, combination_type     of a merged adapter: what went in, and how
 
 The header is read without the weights, and PEFT leaves it alone, while it warns of keys in `adapter_config.json` that
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-TEXTS = ("token", "class_name", "license", "card", "combination_type")
+TEXTS = ("token", "class_name", "license", "combination_type")
 LISTS = ("base_fingerprint", "merged_from")  # as JSON: a header holds text alone
 
 

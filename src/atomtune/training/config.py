@@ -8,19 +8,17 @@ import math
 import os
 import re
 import typing
-from collections.abc import Collection
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from cyclopts import Parameter
 
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
 
-RECIPES = resources.files("atomtune.training") / "recipes"
+LENGTH = ("steps", "epochs")
+"""The options that say how long a run is, two ways to say one thing."""
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words of the user's own, which may begin with a dash on the command line."""
 
@@ -61,9 +59,10 @@ class CustomizeConfig:
     """Blocks that are adapted (all by default)."""
     num_atoms: int = 256
     """M, atoms in each adapted layer."""
-    compact: bool = False
-    """40 atoms over the whole model instead, shared out evenly: a small adapter whose every atom can be looked at. Its
-    recipe has a larger learning rate."""
+    total_atoms: int | None = None
+    """Atoms over the whole model, shared out evenly among its adapted layers, in place of num_atoms in each: 40 are a
+    small adapter whose every atom can be looked at. The recipe for few atoms, with a larger learning rate, then
+    applies."""
     activation: Literal["topk", "batch_topk", "soft", "relu", "jumprelu"] = "topk"
     """σ: the k largest coefficients of a token by magnitude, or k a token on average over the batch, a soft threshold,
     ReLU(x - threshold), or x where it is above a threshold that is learned."""
@@ -210,10 +209,10 @@ class CustomizeConfig:
 
 
 _MINIMA = {
-    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "rank": 1,
-    "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1, "checkpoints_total_limit": 1,
-    "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
-    "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
+    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
+    "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
+    "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
+    "prior_loss_weight": 0, "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
@@ -247,52 +246,3 @@ def refuse_angle_brackets(text: str) -> None:
             f"{found[0]!r} in {text!r} would be lost: caption cleaning parses HTML and strips it; use a plain rare "
             "word such as 'sks'."
         )
-
-
-def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
-    """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
-    which wins over the recipe that ships for the base, which wins over the defaults."""
-    given = (load_recipe(config) if config is not None else {}) | options
-    values = recipe_for(given.get("base", CustomizeConfig.base), given, given.get("compact", False)) | given
-    known = [field.name for field in dataclasses.fields(CustomizeConfig)]
-    if unknown := sorted(values.keys() - set(known)):
-        raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
-    if missing := [name for name in ("pictures", "class_name", "out") if name not in values]:
-        raise UserError(f"{', '.join(missing)} missing: a run needs pictures, class_name and out.")
-    kinds = typing.get_type_hints(CustomizeConfig)
-    return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
-    shipped = str(name_or_path) in recipe_names()
-    file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(
-            f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "
-            f"one of the recipes {', '.join(recipe_names())}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
-    return options
-
-
-def recipe_for(base: str, given: Collection[str] = (), compact: bool = False) -> dict[str, Any]:
-    """The recipe that ships for a base (the first by name whose `base` and `compact` these are), or nothing.
-
-    Its length is left out when `steps` or `epochs`, two ways to say one thing, are among the options `given`.
-    """
-    recipes = (load_recipe(name) for name in recipe_names())
-    wanted = (base, compact)
-    recipe = next((r for r in recipes if (r.get("base"), r.get("compact", False)) == wanted), {})
-    length = {"steps", "epochs"}
-    return {name: value for name, value in recipe.items() if name not in length or length.isdisjoint(given)}

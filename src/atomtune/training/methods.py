@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from atomtune.adapters import AtomConfig
 
-COMPACT = 40
-"""Atoms over the whole model with `--compact`."""
-
 
 def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
     """The denoiser with a fresh adapter; everything else is frozen. Its random start follows from `config.seed`."""
@@ -61,8 +58,8 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
             mix_first=config.mix_first,
             layers_to_transform=layers,
         )
-        if config.compact:
-            atoms.num_atoms_pattern = share_out(COMPACT, denoiser, atoms)
+        if config.total_atoms is not None:
+            atoms.num_atoms_pattern = share_out(config.total_atoms, denoiser, atoms)
         return atoms
     target = linear_layers(denoiser, config.target_modules)
     if config.method == "oft":

@@ -21,9 +21,10 @@ from atomtune.files import refuse_output, remove_leftovers, write_text
 from atomtune.storage import folders
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.training import checkpoints, data, encoding
-from atomtune.training.config import CustomizeConfig, configure
+from atomtune.training.config import LENGTH, CustomizeConfig
 from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
+from atomtune.training.recipes import configure
 from atomtune.training.trainer import PRECISIONS, Trainer
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ NAMES = (
 """Patterns of all that a run writes, but for what its tracker adds to the logs."""
 
 STARTS = ("out", "overwrite", "device")  # options of one start, not of the run
-LENGTH = ("steps", "epochs")
 WATCHING = (
     "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
 )  # fmt: skip
