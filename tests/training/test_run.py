@@ -46,6 +46,15 @@ def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
     assert run() == summary
 
 
+def test_a_run_with_options_that_are_not_there_any_more_is_refused(run, tmp_path):
+    run()
+    with (tmp_path / "run" / "config.yaml").open("a") as file:
+        file.write("compact: false\n")
+    with pytest.raises(atomtune.UserError, match=r"another version of atomtune, with options .* \(compact\): train in"):
+        run(steps=8)
+    assert run(overwrite=True)["steps"] == 4
+
+
 @pytest.mark.parametrize("options", [{}, {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 6}])
 def test_a_finished_run_goes_on_to_the_bits_of_one_that_was_longer_from_the_start(run, tmp_path, options):
     run("whole", steps=8, sample_every=4, **options)
