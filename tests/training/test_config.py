@@ -8,7 +8,7 @@ from atomtune.training import configure, load_recipe, recipe_for, recipe_names
 from atomtune.training.config import LENGTH
 from atomtune.training.recipes import FEW_ATOMS, ONE_IMAGE
 
-GIVEN = {"pictures": "photos", "class_name": "teapot", "out": "runs/teapot"}
+GIVEN = {"images": "photos", "class_name": "teapot", "out": "runs/teapot"}
 
 
 def test_moji_has_its_recipe_by_default():
@@ -69,10 +69,10 @@ def test_yaml_numbers_in_scientific_notation(tmp_path):
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    lines = "pictures: ~/photos\nout: ~/run\nbase: ~/base\ninit_adapter: ~/adapter\nclass_name: ~dog\n"
+    lines = "images: ~/photos\nout: ~/run\nbase: ~/base\ninit_adapter: ~/adapter\nclass_name: ~dog\n"
     (tmp_path / "run.yaml").write_text(lines, encoding="utf-8-sig")  # as Windows editors save it
     config = configure("~/run.yaml")
-    assert (config.pictures, config.out, config.init_adapter) == tuple(
+    assert (config.images, config.out, config.init_adapter) == tuple(
         tmp_path / name for name in ("photos", "run", "adapter")
     )
     assert (config.base, config.class_name) == (str(tmp_path / "base"), "~dog")
@@ -126,10 +126,10 @@ def test_bad_values_are_refused_in_a_sentence(options, sentence):
 
 
 def test_unknown_and_missing_options_are_named():
-    with pytest.raises(UserError, match="unknown option lerning_rate: expected some of pictures, class_name"):
+    with pytest.raises(UserError, match="unknown option lerning_rate: expected some of images, class_name"):
         configure(**GIVEN, lerning_rate=1)
     with pytest.raises(UserError, match="class_name, out missing"):
-        configure(pictures="photos")
+        configure(images="photos")
 
 
 @pytest.mark.parametrize("text", ["steps: [1", "- a list", "\xff"])

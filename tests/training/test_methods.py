@@ -23,7 +23,7 @@ def test_atoms_are_shared_out_evenly(layers, total):
 
 @pytest.mark.parametrize("layers", [None, (1,)])
 def test_total_atoms_are_those_of_the_whole_model(layers):
-    config = configure(pictures="photos", class_name="dog", out="out", total_atoms=40, layers_to_transform=layers)
+    config = configure(images="photos", class_name="dog", out="out", total_atoms=40, layers_to_transform=layers)
     model = adapt(transformer(), config)
     counts = [m.num_atoms for m in model.modules() if isinstance(m, SparseDictionary)]
     assert sum(counts) == 40 and len(counts) == (1 if layers else 2)

@@ -1,4 +1,4 @@
-"""`atomtune customize`: learn a thing from a few pictures. Each field of `CustomizeConfig` is a flag and a YAML key."""
+"""`atomtune customize`: learn a subject from a few images. Each field of `CustomizeConfig` is a flag and a YAML key."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from atomtune.training.recipes import FEW_ATOMS, recipe_for
 
 
 def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
-    """Learn a thing from a few pictures, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
+    """Learn a subject from a few images, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
 
     The result is a PEFT adapter in OUT/adapter. What neither flags nor --config say comes from the recipe that ships
     for the base, if there is one.

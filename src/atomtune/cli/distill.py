@@ -1,4 +1,4 @@
-"""`atomtune distill`: a LoRA, said again in atoms."""
+"""`atomtune distill`: convert a LoRA into atoms."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ def distill(
 ) -> None:
     """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
 
-    Pictures of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
+    Images of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
 
     Args:
         lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers or kohya's scripts
@@ -40,10 +40,10 @@ def distill(
         prompt: What the LoRA was made for; may be given several times ("a TOKEN CLASS" by default, where the adapter
             names them).
         prompts_file: Text file with one prompt a line.
-        num: Pictures of each prompt.
+        num: Images of each prompt.
         steps: Optimizer steps for each layer.
         tokens: Tokens that are kept of what each layer sees; a fifth of them only measure.
-        seed: Seed of the pictures and of the fit.
+        seed: Seed of the images and of the fit.
         sampling_steps: Denoising steps (the base's own number by default).
         resolution: Height and width in pixels (the base's own by default).
     """

@@ -1,4 +1,4 @@
-"""`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
+"""`atomtune edit`: learn one image, then draw what it should become with fewer and fewer atoms."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def edit(
-    picture: Path,
+    image: Path,
     /,
     *,
     prompt: Text,
@@ -24,22 +24,22 @@ def edit(
     epochs: int | None = None,
     base: Base = OWN,
 ) -> None:
-    """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
+    """Learn one image, then draw what it should become over a ladder of densities and of numbers of atoms.
 
-    Each rung is scored by alignment to the prompt and fidelity to the picture; the best trade-off is marked in
+    Each rung is scored by alignment to the prompt and fidelity to the image; the best trade-off is marked in
     OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`. The same command with
     another --prompt does not train again. Scores need moji; with another --base the strip has none.
 
     Args:
-        picture: The picture.
+        image: The image.
         prompt: What it should become.
-        out: Folder for the run, the pictures and the preset.
+        out: Folder for the run, the images and the preset.
         source_prompt: What it is now.
         remove: Atoms, such as L17[137],L3[139], without which the best rung is drawn once more.
-        num: Pictures of each rung.
-        seed: Seed of the training and of the first picture.
+        num: Images of each rung.
+        seed: Seed of the training and of the first image.
         steps: Training steps (the shipped recipe's by default).
-        epochs: Times that the picture is seen, instead of steps.
+        epochs: Times that the image is seen, instead of steps.
     """
     from atomtune.editing import edit
     from atomtune.metrics import load_judge
@@ -48,7 +48,7 @@ def edit(
     length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
     result = edit(
-        picture,
+        image,
         prompt,
         out,
         source_prompt,
@@ -63,7 +63,7 @@ def edit(
     for rung in result["rungs"]:
         line = f"{rung['label']:>20}"
         if rung["alignment"] is not None:
-            line += f"  prompt {rung['alignment']:.3f}  picture {rung['fidelity']:.3f}"
+            line += f"  prompt {rung['alignment']:.3f}  image {rung['fidelity']:.3f}"
         print(line + ("   best" if rung["label"] == result["best"] else ""))
     if result["best"]:
         print(load_judge())

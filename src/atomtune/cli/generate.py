@@ -1,4 +1,4 @@
-"""`atomtune generate`: draw pictures with an adapter, or with the base alone."""
+"""`atomtune generate`: draw images with an adapter, or with the base alone."""
 
 import sys
 from pathlib import Path
@@ -30,9 +30,9 @@ def generate(
     out: Path | None = None,
     base: Base = OWN,
 ) -> None:
-    """Draw pictures, with or without an adapter.
+    """Draw images, with or without an adapter.
 
-    Every picture is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
+    Every image is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
     each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
     command draws what is missing.
 
@@ -40,17 +40,17 @@ def generate(
         adapter: Folder of a run or of an adapter. Without one the base alone draws.
         prompt: What to draw. Give it again for another.
         prompts_file: Text file with one prompt a line.
-        negative_prompt: What no picture should show, one for all prompts. It acts through guidance.
-        num: Pictures of each prompt.
-        seed: Seed of the first picture of each prompt; the next has seed + 1. The noise depends on it alone.
+        negative_prompt: What no image should show, one for all prompts. It acts through guidance.
+        num: Images of each prompt.
+        seed: Seed of the first image of each prompt; the next has seed + 1. The noise depends on it alone.
         density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        batch_size: Pictures drawn at once.
-        out: Folder for the pictures ("generated" in the run by default).
+        batch_size: Images drawn at once.
+        out: Folder for the images ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
@@ -84,18 +84,18 @@ def generate(
             sampling.save_png(drawing.image, files[index], drawing.settings)
     except BaseException:
         if there := sum(file.is_file() for file in files):
-            print(f"{there} of {len(files)} pictures are in {out}: the same command draws the others.", file=sys.stderr)
+            print(f"{there} of {len(files)} images are in {out}: the same command draws the others.", file=sys.stderr)
         raise
 
-    pictures = [sampling.read_image(file) for file in files]
-    rows = [pictures[i * num : (i + 1) * num] for i in range(len(prompts))]
+    images = [sampling.read_image(file) for file in files]
+    rows = [images[i * num : (i + 1) * num] for i in range(len(prompts))]
     seeds = [f"seed {s}" for s in range(seed, seed + num)]
     settings = planned[0] | {"prompt": prompts, "seed": seed, "num": num}
     grid = out / f"grid-{sampling.digest(settings)}.png"
     sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
     before = len(files) - len(missing)
     already = f"; {before} were there already, drawn with the same settings" if before else ""
-    print(f"{len(files)} pictures and {grid.name} are in {out}{already}")
+    print(f"{len(files)} images and {grid.name} are in {out}{already}")
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -41,8 +41,8 @@ def merge(
         report: Write nothing; draw with both adapters on prompts of each, and say where they meet.
         prompts_file: For the report: text file with one prompt a line, once for both adapters or one file for each.
             By default the words each was trained with ("a sks teapot").
-        num: For the report: pictures of each prompt.
-        seed: For the report: seed of the first picture of each prompt.
+        num: For the report: images of each prompt.
+        seed: For the report: seed of the first image of each prompt.
         steps: For the report: denoising steps (the base's own number by default).
     """
     if report:

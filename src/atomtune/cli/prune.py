@@ -28,7 +28,7 @@ def prune(
     """Keep the atoms that matter most and throw the others away.
 
     The small adapter in OUT/adapter draws what the full one draws with the other atoms dropped; addresses such as
-    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own pictures with the run's settings;
+    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own images with the run's settings;
     what it was before that stays in OUT/pruned.
 
     Args:
@@ -37,9 +37,9 @@ def prune(
         keep: Atoms to keep over the whole model.
         keep_per_layer: Atoms to keep in each layer, instead.
         by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file. gradient: how
-            much the loss on the run's pictures hangs on each atom; it keeps more of the likeness, and needs the run.
-            By default the gradient where the run's pictures are at hand.
-        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its pictures).
+            much the loss on the run's images hangs on each atom; it keeps more of the likeness, and needs the run.
+            By default the gradient where the run's images are at hand.
+        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its images).
         learning_rate: Of those steps (the run's own by default).
     """
     if (keep is None) == (keep_per_layer is None):
@@ -57,9 +57,11 @@ def prune(
     run = _run_of(adapter)
     if run is None and (finetune_steps or by == "gradient"):
         wanting = "--finetune-steps" if finetune_steps else "--by gradient"
-        raise UserError(f"{wanting} needs the run that {adapter} came from: there is no config.yaml beside it.")
-    by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
-    refuse_output(out, adapter, *([run["pictures"]] if run else []))
+        raise UserError(
+            f"{wanting} needs the run that {adapter} came from: there is no config.yaml of this version beside it."
+        )
+    by = by or ("gradient" if run is not None and Path(run["images"]).exists() else "energy")
+    refuse_output(out, adapter, *([run["images"]] if run else []))
     refuse_taken(out)
     name, pipe = base.name(info), base.open(info)
     model = folders.load_adapter(pipe, adapter)
@@ -90,7 +92,7 @@ def prune(
 
 
 def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
-    """Importance by gradient on the run's pictures, one in a batch as large models need."""
+    """Importance by gradient on the run's images, one in a batch as large models need."""
     import torch
 
     from atomtune.analysis.examples import training_examples
@@ -98,7 +100,7 @@ def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
     from atomtune.training import configure
 
     config = configure(**run)
-    examples = training_examples(pipe, config.pictures, config.instance_prompt, resolution=config.resolution)
+    examples = training_examples(pipe, config.images, config.instance_prompt, resolution=config.resolution)
     each = [importance(board, "gradient", loss=one.losses) for one in examples.one_by_one()]
     return [torch.stack(scores).mean(0) for scores in zip(*each)]
 
@@ -108,8 +110,8 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
     from atomtune.training import load_recipe
 
     for folder in (adapter, adapter.parent):
-        if (folder / "config.yaml").is_file():
-            return load_recipe(folder / "config.yaml")
+        if (folder / "config.yaml").is_file() and "images" in (run := load_recipe(folder / "config.yaml")):
+            return run
     return None
 
 

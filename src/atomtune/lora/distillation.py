@@ -67,7 +67,7 @@ def distill(
 ) -> list[Explained]:
     """Put linear atoms in place of the LoRA on `model`, the denoiser of `pipe`; return how much of it they explain.
 
-    `num` pictures of each prompt are drawn with the LoRA; of what every layer sees, `tokens` tokens are kept, a fifth
+    `num` images of each prompt are drawn with the LoRA; of what every layer sees, `tokens` tokens are kept, a fifth
     of them to measure on. `progress` wraps the layers, as `tqdm` does. Raises `UserError` unless it is a plain LoRA.
     """
     from peft import get_peft_model
@@ -119,7 +119,7 @@ def fit(
     with torch.no_grad():
         dictionary.encoder.weight.copy_(directions @ product.T / size)
         dictionary.dictionary.weight.copy_(directions.T)
-        first = dictionary(x)  # atoms that are alike say the same thing together: start at the best common length
+        first = dictionary(x)  # atoms that are alike add up: start at the best common length
         dictionary.dictionary.weight *= (first * wanted).sum() / size / first.square().sum().clamp_min(1e-12)
     parameters = [dictionary.encoder.weight, dictionary.dictionary.weight]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)

@@ -20,12 +20,12 @@ def adapter_card(
 ) -> str:
     """Markdown that begins with what a hub reads, and the import without which PEFT does not know atoms.
 
-    `prompt` is one to draw. A base that is a folder of this machine is not told to the hub.
+    `prompt` is one to draw. A base that is a folder of this machine is not named to the hub.
     """
-    told = [f"base_model: {base}"] if not Path(base).is_absolute() else []
-    told += [f"license: {license}"] if license else []
+    fields = [f"base_model: {base}"] if not Path(base).is_absolute() else []
+    fields += [f"license: {license}"] if license else []
     draw = f"\nimage = atomtune.generate(pipe, {prompt!r})[0].image" if prompt else ""
-    first = "\n".join([*told, "library_name: peft", "pipeline_tag: text-to-image", f"tags: [atomtune, {method}]"])
+    first = "\n".join([*fields, "library_name: peft", "pipeline_tag: text-to-image", f"tags: [atomtune, {method}]"])
     return f"""\
 ---
 {first}

@@ -1,4 +1,4 @@
-"""Customize: learn a thing from a few pictures, with an adapter on a frozen text-to-image transformer."""
+"""Customize: learn a subject from a few images, with an adapter on a frozen text-to-image transformer."""
 
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.recipes import configure, load_recipe, recipe_for, recipe_names

@@ -20,12 +20,12 @@ from atomtune.training.config import LENGTH, CustomizeConfig
 
 logger = logging.getLogger(__name__)
 
-FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
+FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_images")
 RECORD = Path("logs", "run.json")
 """What was trained on, by content (see `content_of`), so that it is known again under another path."""
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
-    "config.yaml", "summary.json", RECORD.as_posix(), "class_pictures/[0-9][0-9][0-9][0-9].png",
+    "config.yaml", "summary.json", RECORD.as_posix(), "class_images/[0-9][0-9][0-9][0-9].png",
     *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
@@ -42,7 +42,7 @@ WATCHING = (
 def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
     """See that `out` can be this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is
     another run's or cannot go on to `steps`."""
-    refuse_output(config.out, config.pictures, *([] if config.base == bases.MOJI else [config.base]))
+    refuse_output(config.out, config.images, *([] if config.base == bases.MOJI else [config.base]))
     if config.init_adapter is not None:
         for name in FOLDERS:
             refuse_output(config.out / name, folders.adapter_folder(config.init_adapter))
@@ -61,7 +61,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
     if config.overwrite or not written.is_file():
         return None
     record = _record(config.out)
-    defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
+    defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
     there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # it may be older than an option
     there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
     if unknown := sorted(there.keys() - here.keys()):
@@ -69,7 +69,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
             f"{config.out} holds a run of another version of atomtune, with options that this one does not have "
             f"({', '.join(unknown)}): train in another folder (--overwrite starts over here)."
         )
-    free = {*STARTS, *LENGTH, *WATCHING} | ({"pictures", "base"} & record.keys())
+    free = {*STARTS, *LENGTH, *WATCHING} | ({"images", "base"} & record.keys())
     if "init_adapter" in record and record["init_adapter"] == _digest(config.init_adapter):
         free.add("init_adapter")
     changed = {name: f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in here}
@@ -123,10 +123,10 @@ def _is_run(file: Path) -> bool:
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 
 
-def content_of(config: CustomizeConfig, pipe: Any, pictures: str) -> dict[str, Any]:
-    """What the run learns from, whatever the paths: digests of pictures and first adapter, fingerprint of the base."""
+def content_of(config: CustomizeConfig, pipe: Any, images: str) -> dict[str, Any]:
+    """What the run learns from, whatever the paths: digests of images and first adapter, fingerprint of the base."""
     base = bases.fingerprint(bases.denoiser(pipe))
-    return {"pictures": pictures, "base": base, "init_adapter": _digest(config.init_adapter)}
+    return {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}
 
 
 def _digest(adapter: Path | None) -> str | None:
@@ -144,7 +144,7 @@ def _record(out: Path) -> dict[str, Any]:
 def refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> None:
     """Raise `UserError` if `out` holds a run that learns from something else."""
     there = content | _record(config.out)
-    if there["pictures"] != content["pictures"]:
-        raise _another_run(config, f"other pictures or captions there than in {config.pictures} now")
+    if there["images"] != content["images"]:
+        raise _another_run(config, f"other images or captions there than in {config.images} now")
     if not bases.same_weights(there["base"], content["base"]):
         raise _another_run(config, f"on a base with other weights than {config.base!r} has")

@@ -18,7 +18,7 @@ from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
 
 LENGTH = ("steps", "epochs")
-"""The options that say how long a run is, two ways to say one thing."""
+"""The options that say how long a run is, of which one is enough."""
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words of the user's own, which may begin with a dash on the command line."""
 
@@ -27,26 +27,26 @@ Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 class CustomizeConfig:
     """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
-    pictures: Path
-    """Folder of pictures, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
+    images: Path
+    """Folder of images, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
     name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: Text
-    """What the pictures show, in a word or two the base knows: "teapot"."""
+    """What the subject is, in a word or two that the base knows: "teapot"."""
     out: Path
     """Folder for everything the run writes. The same command on the same folder continues a run that was stopped;
     with more steps or epochs a finished run goes on."""
     base: str = "moji"
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: Text = "sks"
-    """The word that will mean this very thing, as in "a sks teapot"."""
+    """The word that will mean this very subject, as in "a sks teapot"."""
     license: Text | None = None
-    """License of the adapter, as hubs spell them ("cc-by-4.0"): told by its card and the header of its weights."""
+    """License of the adapter, as hubs spell them ("cc-by-4.0"), named by its card and the header of its weights."""
     init_adapter: Path | None = None
     """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
     over those of the adapter below."""
     caption: Text | None = None
-    """Caption of pictures that have none of their own ("a TOKEN CLASS_NAME" by default)."""
+    """Caption of images that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False
     """Start over where `out` already holds a run, instead of continuing it."""
 
@@ -84,9 +84,9 @@ class CustomizeConfig:
     steps: int | None = None
     """Optimizer steps. Goes before `epochs`."""
     epochs: int = 15
-    """Times that every picture is seen, when `steps` is not given."""
+    """Times that every image is seen, when `steps` is not given."""
     batch_size: int = 1
-    """Pictures in one forward pass of one process."""
+    """Images in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
     """Forward passes in one optimizer step."""
     optimizer: str = "AdamW"
@@ -107,7 +107,7 @@ class CustomizeConfig:
     snr_gamma: float | None = None
     """γ of min-SNR loss weights (5 is usual); none by default."""
     caption_dropout: float = 0.0
-    """Probability that a picture's caption is replaced by the empty one, for classifier-free guidance."""
+    """Probability that an image's caption is replaced by the empty one, for classifier-free guidance."""
     density_start: float | None = None
     """Anneal the density (top-k) in the run's first half: ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), ρ being `density`."""
     l1: float = 0.0
@@ -117,15 +117,15 @@ class CustomizeConfig:
     density_penalty: float = 0.1
     """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu alone."""
     prior_preservation: bool = False
-    """Also train on pictures of the class drawn by the base itself, so that the class keeps its variety."""
+    """Also train on images of the class drawn by the base itself, so that the class keeps its variety."""
     prior_loss_weight: float = 1.0
-    """Weight of those pictures in the loss."""
+    """Weight of those images in the loss."""
     num_class_images: int = 50
     """How many of them."""
     class_prompt: Text | None = None
     """What they are drawn from ("a teapot" by default)."""
     resolution: int | None = None
-    """Height and width of the training pictures in pixels (the base's own by default)."""
+    """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
@@ -139,7 +139,7 @@ class CustomizeConfig:
     """Every random draw follows from it."""
 
     sample_every: int = 100
-    """Steps between sample pictures (0: only at the end)."""
+    """Steps between sample images (0: only at the end)."""
     sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
     """What to draw ("a sks teapot" by default)."""
     checkpoint_every: int = 50
@@ -190,13 +190,13 @@ class CustomizeConfig:
 
     @property
     def instance_prompt(self) -> str:
-        """The caption of pictures that have none of their own: `caption`, or "a sks teapot"."""
+        """The caption of images that have none of their own: `caption`, or "a sks teapot"."""
         return self.caption or f"a {self.token} {self.class_name}"
 
-    def total_steps(self, pictures: int, processes: int) -> int:
-        """Optimizer steps of the whole run on so many pictures in so many processes."""
+    def total_steps(self, images: int, processes: int) -> int:
+        """Optimizer steps of the whole run on so many images in so many processes."""
         in_one_step = self.batch_size * self.gradient_accumulation_steps * processes
-        return self.steps or math.ceil(self.epochs * pictures / in_one_step)
+        return self.steps or math.ceil(self.epochs * images / in_one_step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""

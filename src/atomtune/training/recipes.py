@@ -32,8 +32,8 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
-    if missing := [name for name in ("pictures", "class_name", "out") if name not in values]:
-        raise UserError(f"{', '.join(missing)} missing: a run needs pictures, class_name and out.")
+    if missing := [name for name in ("images", "class_name", "out") if name not in values]:
+        raise UserError(f"{', '.join(missing)} missing: a run needs images, class_name and out.")
     kinds = typing.get_type_hints(CustomizeConfig)
     return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""A run as a whole: pictures in, adapter out, in a folder of its own."""
+"""A run as a whole: images in, adapter out, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ SHARDING = {
 }
 
 
-def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on pictures of one thing and return the run's numbers, which are also in `out/summary.json`.
+def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
+    """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
-    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
+    Takes a `CustomizeConfig`, or the images and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
     into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
     Where the same run was stopped it continues; where it has finished it goes on to more `steps` or `epochs`, or
     returns its numbers if there are no more. Raises `UserError`, and `KeyboardInterrupt` with a sentence that says how
     to continue when Ctrl-C or SIGTERM ended the training after a step, which is saved.
     """
-    config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
+    config = images if isinstance(images, CustomizeConfig) else configure(images=images, **options)
     try:
         return _customize(config)
     except OSError as error:
@@ -68,7 +68,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     accelerator = _accelerator(config)
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
     processes = accelerator.num_processes
-    examples = data.find_examples(config.pictures, config.instance_prompt)
+    examples = data.find_examples(config.images, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
@@ -78,8 +78,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
-    pictures = [data.square(data.read_picture(file), resolution) for file in examples]
-    content = content_of(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
+    images = [data.square(data.read_image(file), resolution) for file in examples]
+    content = content_of(config, pipe, data.digest(images, list(examples.values()))) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:
@@ -96,7 +96,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
-            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+            cache = encoding.encode(pipe, config, resolution, images, list(examples.values()), accelerator)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
