@@ -391,8 +391,13 @@ def test_density_is_refused_for_other_methods(base, images, lora, tmp_path, caps
     common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
     main(["customize", str(images), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
-    assert "belongs to atoms; this adapter is LORA" in said(capsys, "generate", lora, *draw, "--density", "0.5")
-    assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
+    unopened = ("--base", "no such base")
+    assert "method LORA: --density belongs to atoms" in said(
+        capsys, "generate", lora, *draw, "--density", "0.5", *unopened
+    )
+    assert "--scale does not apply to OFT" in said(
+        capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5", *unopened
+    )
     main(["generate", str(lora), *draw, "--scale", "0.5"])
     assert list((lora / "generated").glob("grid-*.png"))
 

@@ -95,9 +95,9 @@ def distill(
     )
     folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base.name(info), **known)
     whole = sum(layer.weight for layer in layers)
-    explained = sum(layer.energy * layer.weight for layer in layers) / whole
-    worst = min(layers, key=lambda layer: layer.energy)
+    explained = sum(layer.share * layer.weight for layer in layers) / whole
+    worst = min(layers, key=lambda layer: layer.share)
     print(
-        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.energy:.1%} in "
+        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.share:.1%} in "
         f"{worst.name}).\nThe adapter is in {folder}"
     )

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output, remove_leftovers
+
+if TYPE_CHECKING:
+    from atomtune.storage.folders import AdapterInfo
 
 
 def generate(
@@ -67,7 +70,10 @@ def generate(
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
-    pipe = base.open(folders.adapter_info(adapter) if adapter else None)
+    info = folders.adapter_info(adapter) if adapter else None
+    if info:
+        _refuse_other_dials(info, density, scale, preset)
+    pipe = base.open(info)
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)
@@ -108,24 +114,27 @@ def read_prompts(file: Path) -> list[str]:
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
 
 
+def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float, preset: Path | None) -> None:
+    """Raise `UserError` for dials that the adapter does not have."""
+    from atomtune.method.coding import atoms_per_token
+
+    for flag, given in (("--density", density), ("--preset", preset)):
+        if given is not None:
+            info.refuse_other_than("ATOMS", f"{flag} belongs to atoms, so leave it out, or use --scale")
+    if density is not None:
+        atoms_per_token(1, density)  # in (0, 1]
+    if scale != 1.0 and info.kind == "OFT":
+        raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
+
+
 def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
     """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
+    from atomtune.steering import board
     from atomtune.storage import folders
 
-    kind = model.peft_config["default"].peft_type.value
-    for flag, given in (("--density", density), ("--preset", preset)):
-        if given is not None and kind != "ATOMS":
-            raise UserError(f"{flag} belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
-    if kind == "ATOMS":
-        from atomtune.steering import board
-
-        if preset is not None:
-            board(model).apply(preset)
-        if density is not None:
-            board(model).density = density
+    if preset is not None:
+        board(model).apply(preset)
+    if density is not None:
+        board(model).density = density
     if scale != 1.0:
-        if kind == "OFT":
-            raise UserError(
-                "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
-            )
         folders.set_scale(model, scale)

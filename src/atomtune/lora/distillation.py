@@ -40,11 +40,11 @@ LEARNING_RATE, BATCH = 3e-3, 1024
 
 @dataclass(frozen=True)
 class Explained:
-    """How well the atoms of one layer say what the LoRA says, on tokens that they were not fitted to."""
+    """How much of what the LoRA adds in one layer its atoms add, on tokens that they were not fitted to."""
 
     name: str
     """Of the layer, as in the model."""
-    energy: float
+    share: float
     """1 − ‖ΔO − ΔO*‖² / ‖ΔO*‖²."""
     weight: float
     """‖ΔO*‖² of a token, its mean: how much the LoRA does here."""
