@@ -210,6 +210,10 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     assert "already" in said(capsys, "prune", run, "--keep", "3", "--out", tmp_path / "small")
     alone = ("prune", tmp_path / "small", "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
     assert "--by gradient needs the run" in said(capsys, *alone)
+    older = shutil.copytree(run / "adapter", tmp_path / "older" / "adapter").parent
+    (older / "config.yaml").write_text("pictures: photos\nclass_name: dog\nout: out\n")
+    alone = ("prune", older, "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
+    assert "there is no config.yaml of this version beside it" in said(capsys, *alone)
 
 
 def test_distill(base, images, tmp_path, capsys):
@@ -391,13 +395,9 @@ def test_density_is_refused_for_other_methods(base, images, lora, tmp_path, caps
     common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
     main(["customize", str(images), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
-    unopened = ("--base", "no such base")
-    assert "method LORA: --density belongs to atoms" in said(
-        capsys, "generate", lora, *draw, "--density", "0.5", *unopened
-    )
-    assert "--scale does not apply to OFT" in said(
-        capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5", *unopened
-    )
+    unopened = (*draw, "--base", "no such base")
+    assert "method LORA: --density belongs to atoms" in said(capsys, "generate", lora, *unopened, "--density", "0.5")
+    assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *unopened, "--scale", "0.5")
     main(["generate", str(lora), *draw, "--scale", "0.5"])
     assert list((lora / "generated").glob("grid-*.png"))
 
