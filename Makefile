@@ -12,7 +12,7 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	touch $@
 
-demo: .venv/installed  ## learn a teapot from five pictures and draw it elsewhere (runs/demo)
+demo: .venv/installed  ## learn a teapot from five images and draw it elsewhere (runs/demo)
 	$(BIN)/atomtune demo
 
 test: .venv/installed  ## the whole test suite

@@ -34,8 +34,8 @@ def measure(name: str, density: float | None) -> dict[str, Any]:
         prompts = subjects.task(name).prompts
         layers = distill(pipe, model, prompts, num_atoms=ATOMS, density=density, sampling_steps=STEPS)
         whole = sum(layer.weight for layer in layers)
-        values["layers"] = {layer.name: layer.energy for layer in layers}
-        values["explained"] = sum(layer.energy * layer.weight for layer in layers) / whole
+        values["layers"] = {layer.name: layer.share for layer in layers}
+        values["explained"] = sum(layer.share * layer.weight for layer in layers) / whole
     with trace(pipe.transformer) if density else nullcontext() as seen:  # pyright: ignore[reportAttributeAccessIssue]
         values |= subjects.score(subjects.draw(pipe, name, NUM, steps=STEPS), name)
     if seen is not None:

@@ -1,16 +1,20 @@
 """Opening bases, and adapters on the base they belong to."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from diffusers import SD3Transformer2DModel
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from atomtune import AtomConfig, UserError, board, merge
@@ -24,7 +28,9 @@ from atomtune.bases import (
     resolution_for,
     set_denoiser,
 )
-from atomtune.storage.folders import ADAPTER_FILES, WEIGHTS, adapter_info, load_adapter, save_adapter
+from atomtune.storage.cards import read_card
+from atomtune.storage.folders import ADAPTER_FILES, adapter_info, load_adapter, save_adapter
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 from tests.tiny_pixart import save_tiny_pixart, tiny_pixart
 
 
@@ -114,8 +120,8 @@ def test_an_adapter_draws_the_same_after_saving(base, tmp_path, config, name):
     assert_close(draw(again), draw(pipe), atol=0, rtol=0)
     assert not torch.equal(draw(again), before)
     info = adapter_info(tmp_path / "run")
-    assert (info["base_model_name_or_path"], info["auto_mapping"]["token"]) == (base, "sks")
-    assert (tmp_path / "run" / "adapter" / "README.md").read_text() == "# dog"
+    assert (info.base, info.metadata["token"]) == (base, "sks")
+    assert read_card(tmp_path / "run" / "adapter") == "# dog"
 
 
 def test_a_second_adapter_is_saved_in_a_folder_of_its_own(base, tmp_path):
@@ -194,6 +200,7 @@ def test_the_header_and_the_card_tell_what_it_is_without_loading_it(base, tmp_pa
         "peft_type": "ATOMS",
         "base_model": "someone/base",
         "base_hash": told["base_hash"],
+        "base_fingerprint": json.dumps(fingerprint(denoiser(pipe))),
         "token": "sks",
         "class_name": "dog",
         "license": "cc-by-4.0",
@@ -230,7 +237,7 @@ def test_saving_replaces_the_adapters_own_files_alone(base, tmp_path):
         (project / name).write_text("theirs")
     for token in ("sks", "zwx"):
         save_adapter(adapted(base), project, token=token)
-        assert adapter_info(project)["auto_mapping"]["token"] == token
+        assert adapter_info(project).metadata["token"] == token
         assert f"# {token}" in (project / "README.md").read_text()
     assert {path.name for path in project.iterdir()} == {*ADAPTER_FILES, "train.py", "photos", "adapter_model.bin"}
     assert all((project / name).read_text() == "theirs" for name in ("train.py", "photos/cat.jpg", "adapter_model.bin"))
@@ -247,7 +254,7 @@ def test_a_readme_of_the_user_stays(base, tmp_path, when, caplog):
         save_adapter(adapted(base), tmp_path / "a", token="zwx")
         assert (tmp_path / "a" / "README.md").read_text() == "my own words"
         assert "README.md is not as atomtune wrote it, and stays as it is" in caplog.text
-    assert adapter_info(tmp_path / "a")["auto_mapping"]["token"] == "zwx"
+    assert adapter_info(tmp_path / "a").metadata["token"] == "zwx"
 
 
 def test_an_adapter_comes_from_the_hub(base, tmp_path, monkeypatch):
@@ -308,9 +315,62 @@ def test_an_adapter_of_another_form_is_not_swapped_in_half(base, tmp_path, optio
         load_adapter(one, tmp_path / "other", "second", hotswap=True)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        AtomConfig(target_modules=["attn1"], num_atoms=8),
+        LoraConfig(r=2, target_modules=["to_q"]),
+        OFTConfig(r=2, oft_block_size=0, target_modules=["to_q"]),
+    ],
+    ids=["atoms", "lora", "oft"],
+)
+def test_peft_alone_opens_what_we_saved_and_warns_of_nothing(base, tmp_path, config):
+    pipe = adapted(base, config)
+    save_adapter(pipe, tmp_path / "a", token="sks", class_name="dog", license="cc-by-4.0")
+    saved = json.loads((tmp_path / "a" / CONFIG_FILE).read_text())
+    assert saved.keys() <= {field.name for field in dataclasses.fields(config)}
+    assert saved["auto_mapping"].keys() == {"base_model_class", "parent_library"}  # PEFT's own
+    again = load_base(base)
+    again.transformer = PeftModel.from_pretrained(again.transformer, str(tmp_path / "a"))
+    assert_close(draw(again), draw(pipe), atol=0, rtol=0)
+
+
+def as_earlier_versions_wrote_it(folder: Path) -> None:
+    """Our fields in `adapter_config.json`, under PEFT's `auto_mapping`."""
+    info = adapter_info(folder)
+    card = str(read_card(folder))
+    (folder / "README.md").write_text(card)
+    digest = {"card": hashlib.sha256(card.encode()).hexdigest()[:16]}
+    config = info.config | {"auto_mapping": info.config["auto_mapping"] | info.metadata | digest}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"format": "pt"})
+
+
+def test_a_folder_of_an_earlier_version_says_the_same(base, other_base, tmp_path):
+    pipe = adapted(base)
+    save_adapter(pipe, tmp_path / "a", token="sks", class_name="dog", license="cc-by-4.0")
+    info = adapter_info(tmp_path / "a")
+    as_earlier_versions_wrote_it(tmp_path / "a")
+    assert adapter_info(tmp_path / "a").metadata == info.metadata
+    with pytest.raises(UserError, match="was trained on the base"):
+        load_adapter(load_base(other_base), tmp_path / "a")
+    save_adapter(pipe, tmp_path / "a", token="zwx")  # the card there is known as ours, and nothing earlier is left
+    assert "# zwx" in (tmp_path / "a" / "README.md").read_text()
+    assert adapter_info(tmp_path / "a").metadata.keys() == {"base_fingerprint", "token"}
+
+
+def test_an_adapter_that_names_no_base_is_refused_where_its_base_is_asked_for(base, tmp_path):
+    adapted(base).transformer.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"base_model_name_or_path": None}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    load_adapter(load_base(base), tmp_path)
+    with pytest.raises(UserError, match="does not say which base it was trained on: name one with --base"):
+        adapter_info(tmp_path).base  # noqa: B018
+
+
 BROKEN = {
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "there is no adapter_model.safetensors"),
-    "cut weights": (lambda folder: os.truncate(folder / WEIGHTS, 900), "cannot be read"),
+    "no weights": (lambda folder: (folder / WEIGHTS_FILE).unlink(), "there is no adapter_model.safetensors"),
+    "cut weights": (lambda folder: os.truncate(folder / WEIGHTS_FILE, 900), "cannot be read"),
     "no method": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "is of no method that PEFT knows"),
     "no mapping": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is of no method that PEFT knows"),
     "other method": (
@@ -336,7 +396,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     pipe = load_base("~/base")
     pipe.transformer = get_peft_model(pipe.transformer, AtomConfig(target_modules=["attn1"], num_atoms=4, density=0.5))
     assert save_adapter(pipe, "~/a", base="~/base") == tmp_path / "a"
-    assert adapter_info("~/a")["base_model_name_or_path"] == str(tmp_path / "base")
+    assert adapter_info("~/a").base == str(tmp_path / "base")
     assert merge(["~/a", "~/a"], "~/both") == tmp_path / "both"
     load_adapter(load_base("~/base"), "~/both")
 

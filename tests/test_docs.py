@@ -33,15 +33,15 @@ def test_what_the_documentation_says_of_peft_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
-    """On an adapter of two steps, and with pictures of two."""
+    """On an adapter of two steps, and with images of two."""
     import atomtune
 
     monkeypatch.chdir(tmp_path)
-    pictures = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
-    atomtune.customize(pictures, class_name="teapot", out="runs/teapot", steps=2, sample_every=0, measure_every=1)
+    images = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+    atomtune.customize(images, class_name="teapot", out="runs/teapot", steps=2, sample_every=0, measure_every=1)
     scope: dict = {}
     for block in blocks("docs/how-to/steer.md"):
-        block = block.replace('"photos/teapot"', repr(str(pictures)))
+        block = block.replace('"photos/teapot"', repr(str(images)))
         exec(re.sub(r"generate\((.*)\)", r"generate(\1, steps=2)", block), scope)
     assert set(scope["board"].preset()) == {"density", "gain", "dropped", "schedule"}
     assert scope["layer"].maps(139).shape == (4, 64)

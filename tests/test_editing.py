@@ -34,29 +34,34 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "it.png")
     return tmp_path / "it.png"
 
 
-def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, picture, tmp_path):
+def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_path):
     out = tmp_path / "run"
-    result = edit(
-        picture, "a red dog", out, "a blue dog", ["L0[3]"], num=1, scorer=Scores(), base=str(base), **TRAINING
-    )
+    result = edit(image, "a red dog", out, "a blue dog", ["L0[3]"], num=1, scorer=Scores(), base=str(base), **TRAINING)
     labels = [rung["label"] for rung in result["rungs"]]
-    assert labels == ["all atoms", "4 a token", "2 a token", "1 a token", "12 atoms", "12 atoms without L0[3]"]
-    assert result["best"] == "12 atoms"
+    fewer = ["4 a token", "2 a token", "1 a token", "12 atoms", "4 atoms"]
+    assert labels == ["all atoms", *fewer, "4 atoms without L0[3]"]
+    assert result["best"] == "4 atoms"
     assert json.loads((out / "edit.json").read_text()) == result
-    assert len(json.loads((out / "preset.json").read_text())["dropped"]) == 32 - 12
-    assert len(list((out / "edit").rglob("*.png"))) == 8  # the base, five rungs, one without, and the strip of them
+    assert len(json.loads((out / "preset.json").read_text())["dropped"]) == 32 - 4
+    assert len(list((out / "edit").rglob("*.png"))) == 9  # the base, six rungs, one without, and the strip of them
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
     with Image.open(out / "edit.png") as strip:
-        assert strip.width > 8 * 128
-    again = edit(picture, "a green dog", out, "a blue dog", num=1, base=str(base), **TRAINING)  # trains no second time
+        assert strip.width > 9 * 128
+    again = edit(image, "a green dog", out, "a blue dog", num=1, base=str(base), **TRAINING)  # trains no second time
     kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
     assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
+
+
+def test_a_sigma_without_a_density_is_edited_by_numbers_of_atoms_alone(base, image, tmp_path):
+    options = TRAINING | {"activation": "soft", "threshold": 0.0}
+    result = edit(image, "a red dog", tmp_path / "run", "a blue dog", num=1, base=str(base), **options)
+    assert [rung["label"] for rung in result["rungs"]] == ["all atoms", "12 atoms", "4 atoms"]
 
 
 def test_a_trade_off_is_the_harmonic_mean_and_nothing_below_zero():
@@ -64,8 +69,8 @@ def test_a_trade_off_is_the_harmonic_mean_and_nothing_below_zero():
     assert Rung("", {}, -0.3, 0.6).trade_off == Rung("", {}).trade_off == 0
 
 
-def test_atoms_and_pictures_that_are_not_there_are_sentences(base, picture, tmp_path):
-    with pytest.raises(UserError, match="edit takes one picture"):
+def test_atoms_and_images_that_are_not_there_are_sentences(base, image, tmp_path):
+    with pytest.raises(UserError, match="edit takes one image"):
         edit(tmp_path, "a dog", tmp_path / "run", base=str(base))
     with pytest.raises(UserError, match=r"there is no 'L7\[3\]' in this adapter"):
-        edit(picture, "a dog", tmp_path / "run", "a cat", ["L7[3]"], num=1, base=str(base), **TRAINING)
+        edit(image, "a dog", tmp_path / "run", "a cat", ["L7[3]"], num=1, base=str(base), **TRAINING)

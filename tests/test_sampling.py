@@ -1,4 +1,4 @@
-"""Sampling: what a picture starts from, what it carries, and the grid."""
+"""Sampling: what an image starts from, what it carries, and the grid."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def test_noise_depends_on_the_seed_alone(pipe):
-    """The same picture alone, among others of its prompt, and among other prompts.
+    """The same image alone, among others of its prompt, and among other prompts.
 
     Matrix products of another batch size round otherwise in the last bit of float32, which the sampler's steps and the
     rounding to 8 bits may turn into one level of 255; another noise would differ by tens of levels.
@@ -76,7 +76,7 @@ def test_what_the_base_cannot_draw_is_refused_before_it_draws(pipe, wrong):
         generate(pipe, "a dog", **wrong)
 
 
-def test_pictures_carry_their_settings(pipe, tmp_path):
+def test_images_carry_their_settings(pipe, tmp_path):
     drawings = generate(pipe, "a dog on the snow", num=2, seed=3, steps=2, guidance_scale=1.0)
     drawings[1].settings["base"] = "PixArt-Σ"
     files = save_images(drawings, tmp_path / "new")
@@ -86,14 +86,14 @@ def test_pictures_carry_their_settings(pipe, tmp_path):
     assert sorted(tmp_path.joinpath("new").iterdir()) == files  # no temporary name is left
 
 
-def test_a_picture_is_drawn_again_from_its_settings(pipe, tmp_path):
+def test_a_image_is_drawn_again_from_its_settings(pipe, tmp_path):
     drawing = generate(pipe, "a dog", num=2, steps=2, negative_prompt="snow")[1]
     (file,) = save_images([drawing], tmp_path)
     (again,) = draw(pipe, [read_settings(file)])
     assert abs(pixels(again.image) - pixels(drawing.image)).max() <= 1  # another batch size: the last bit
 
 
-def test_a_picture_is_on_disk_as_soon_as_it_is_drawn(pipe, tmp_path):
+def test_a_image_is_on_disk_as_soon_as_it_is_drawn(pipe, tmp_path):
     def stopped():
         yield from draw(pipe, plan(pipe, "a dog", num=2, steps=1), batch_size=1)
         raise KeyboardInterrupt
@@ -156,7 +156,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert file.parent == tmp_path / "out" and read_settings(f"~/out/{file.name}") == {"prompt": "x"}
 
 
-def test_settings_of_a_picture_that_is_not_ours(tmp_path):
+def test_settings_of_a_image_that_is_not_ours(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "plain.png")
     assert read_settings(tmp_path / "plain.png") == {}
 
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, pipe):
         save_images(drawings, tmp_path / "file")  # a file where the folder should be
 
 
-def test_grid_puts_each_picture_at_its_place():
+def test_grid_puts_each_image_at_its_place():
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
     sheet = grid([[red, blue], [blue]], ["base", "a rather long label that has to be wrapped"], ["one", "two"])
     cell, gap = 128, 4

@@ -19,7 +19,7 @@ from atomtune import metrics, sampling
 from atomtune.editing import Rung, edit
 from atomtune.moji.scenes import Scene, caption
 from atomtune.storage import folders
-from atomtune.training.config import load_recipe
+from atomtune.training import load_recipe
 from experiments import subjects
 from experiments.cells import cell, read
 from experiments.report import ROOT, fill, table

@@ -151,10 +151,10 @@ def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
 
 
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square pictures; everything else is left to the pipeline's own defaults, and so is the size
+    """Arguments for drawing square images; everything else is left to the pipeline's own defaults, and so is the size
     of a base that does not say it.
 
-    Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw pictures.
+    Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw images.
     """
     _refuse_films(pipe)
     options: dict[str, Any] = {}

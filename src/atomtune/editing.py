@@ -1,8 +1,8 @@
-"""Edit one picture: learn it, then draw what it should become with fewer and fewer atoms (Fig. 6).
+"""Edit one image: learn it, then draw what it should become with fewer and fewer atoms (Fig. 6).
 
-With all its atoms an adapter that learnt one picture draws that picture, whatever the prompt asks for. The fewer atoms
+With all its atoms an adapter that learnt one image draws that image, whatever the prompt asks for. The fewer atoms
 act, the freer the prompt. Two ladders are drawn, densities (a token uses fewer atoms) and numbers of atoms kept, and
-every rung is scored by alignment a to the edit prompt and fidelity f to the picture. The best trade-off is the largest
+every rung is scored by alignment a to the edit prompt and fidelity f to the image. The best trade-off is the largest
 
     2 a f / (a + f)      with a and f below 0 taken as 0
 """
@@ -20,22 +20,21 @@ import torch
 from PIL import Image
 
 from atomtune import bases, manifest, sampling
+from atomtune.analysis import ladders
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
 from atomtune.steering import AtomBoard, board
 from atomtune.storage import folders
 from atomtune.training import configure, customize
-from atomtune.training.config import load_recipe, recipe_names
-from atomtune.training.data import read_picture, square
+from atomtune.training.data import read_image, square
+from atomtune.training.recipes import ONE_IMAGE, recipe_for
 
-DENSITIES = (1 / 2, 1 / 4, 1 / 8)  # of the density of training
-COUNTS = (400, 120, 40, 12)
 RESULTS = ("edit.png", "edit.json", "preset.json")
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What scores pictures: `atomtune.metrics.Judge`, or anything with its two methods."""
+    """What scores images: `atomtune.metrics.Judge`, or anything with its two methods."""
 
     def alignment(self, images: Sequence[Any], prompts: Sequence[str]) -> np.ndarray: ...
 
@@ -44,7 +43,7 @@ class Scorer(Protocol):
 
 @dataclass
 class Rung:
-    """One step of a ladder: its label, the dials that make it, and how its pictures score (None: no scorer)."""
+    """One step of a ladder: its label, the dials that make it, and how its images score (None: no scorer)."""
 
     label: str
     preset: dict[str, Any]
@@ -59,7 +58,7 @@ class Rung:
 
 
 def edit(
-    picture: str | Path,
+    image: str | Path,
     prompt: str,
     out: str | Path,
     source_prompt: str | None = None,
@@ -71,30 +70,31 @@ def edit(
     device: torch.device | str = "auto",
     **options: Any,
 ) -> dict[str, Any]:
-    """Learn `picture`, draw `prompt` over two ladders of atoms, and return the rungs with their scores.
+    """Learn `image`, draw `prompt` over two ladders of atoms, and return the rungs with their scores.
 
-    Writes the run into `out` (see `customize`), a strip of the pictures as `out/edit.png`, the scores as
+    Writes the run into `out` (see `customize`), a strip of the images as `out/edit.png`, the scores as
     `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three are those of
-    the latest edit; each edit keeps its own, and every picture, in a folder of `out/edit/`. `source_prompt` says what
-    the picture shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge
+    the latest edit; each edit keeps its own, and every image, in a folder of `out/edit/`. `source_prompt` says what
+    the image shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge
     scores; on another base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of
     `load_base`, for training too. Further options are those of `customize`. Raises `UserError`.
     """
-    picture, out = expanded(picture), expanded(out)
+    image, out = expanded(image), expanded(out)
     check_seed(seed, num)
-    if not picture.is_file():
-        raise UserError(f"there is no picture {str(picture)!r}: edit takes one picture.")
-    source_prompt = source_prompt or "a picture"
+    if not image.is_file():
+        raise UserError(f"there is no image {str(image)!r}: edit takes one image.")
+    source_prompt = source_prompt or "an image"
     base = str(options.get("base", bases.MOJI))
     run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
-    run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | _recipe(base, options) | options
-    run |= {"pictures": picture, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
+    recipe = recipe_for(base, options, ONE_IMAGE) or {"epochs": 60}  # as in the paper
+    run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | recipe | options
+    run |= {"images": image, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     config = configure(**run)
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
     pipe = bases.load_base(base, dtype, device)
-    source = square(read_picture(picture), bases.native_resolution(pipe))
+    source = square(read_image(image), bases.native_resolution(pipe))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
     asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **bases.precision_and_device(pipe)}
@@ -124,7 +124,7 @@ def edit(
         return images
 
     rungs = _ladder(atoms)
-    columns = {"the picture": [source] * num, "base": keep("base", before)}
+    columns = {"the image": [source] * num, "base": keep("base", before)}
     columns |= {rung.label: draw(rung) for rung in rungs}
     best = max(rungs, key=lambda rung: rung.trade_off) if scorer else None
     if best and remove:
@@ -153,31 +153,20 @@ def edit(
     return result
 
 
-def _recipe(base: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The shipped recipe for one picture of this base, or the paper's 60 epochs."""
-    for name in recipe_names():
-        if name.endswith("one-image") and (recipe := load_recipe(name))["base"] == base:
-            length = {"steps", "epochs"}  # two ways to say one thing
-            return {key: value for key, value in recipe.items() if key not in length or length.isdisjoint(options)}
-    return {"epochs": 60}
-
-
 def _ladder(atoms: AtomBoard) -> list[Rung]:
     """All atoms; then lower densities of all atoms; then fewer atoms, by the energy they had in training."""
     atoms.reset()
     rungs = [Rung("all atoms", {})]
     trained = atoms.density
-    for share in DENSITIES:
-        atoms.density = trained * share
+    for density in reversed([density for density in ladders.densities(atoms) if density < trained]):
+        atoms.density = density
         k = max(int(dictionary.sigma.k.sum()) for dictionary in atoms.dictionaries)
-        if atoms.preset() and atoms.preset() != rungs[-1].preset:
-            rungs.append(Rung(f"{k} a token", atoms.preset()))
+        rungs.append(Rung(f"{k} a token", atoms.preset()))
         atoms.reset()
-    for count in COUNTS:
-        if count < len(atoms):
-            atoms.keep(count)
-            rungs.append(Rung(f"{count} atoms", atoms.preset()))
-            atoms.reset()
+    for count in reversed(ladders.counts(len(atoms))):
+        atoms.keep(count)
+        rungs.append(Rung(f"{count} atoms", atoms.preset()))
+        atoms.reset()
     return rungs
 
 
@@ -188,5 +177,5 @@ def _without(atoms: AtomBoard, preset: dict[str, Any], remove: Sequence[str]) ->
 
 
 def _head(rung: Rung, best: Rung | None) -> str:
-    scores = "" if rung.alignment is None else f" prompt {rung.alignment:.2f} picture {rung.fidelity:.2f}"
+    scores = "" if rung.alignment is None else f" prompt {rung.alignment:.2f} image {rung.fidelity:.2f}"
     return f"{'BEST: ' if rung is best else ''}{rung.label}{scores}"

@@ -1,7 +1,7 @@
-"""Draw pictures with a pipeline, adapted or not, and put them on disk with the settings that made them.
+"""Draw images with a pipeline, adapted or not, and put them on disk with the settings that made them.
 
-Picture j of every prompt starts from the noise of seed + j. The noise depends on that seed alone, not on the batch a
-picture is drawn in, so any single picture can be drawn again from its settings.
+Image j of every prompt starts from the noise of seed + j. The noise depends on that seed alone, not on the batch an
+image is drawn in, so any single image can be drawn again from its settings.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from atomtune.storage.folders import adapter_folder
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_CELL = 128  # pixels a picture gets in a grid, at least
+_CELL = 128  # pixels an image gets in a grid, at least
 _TEXT = 13  # pixels, height of a grid's labels
 
 
 @dataclass
 class Drawing:
-    """A picture and what made it: prompt, seed, steps, guidance_scale, resolution, negative_prompt where there is one,
+    """An image and what made it: prompt, seed, steps, guidance_scale, resolution, negative_prompt where there is one,
     dtype, device, and whatever the caller adds."""
 
     image: Image.Image
@@ -49,11 +49,11 @@ def generate(
     resolution: int | None = None,
     negative_prompt: str | None = None,
 ) -> list[Drawing]:
-    """Draw `num` pictures of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
+    """Draw `num` images of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
     `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given (of a base that does not
-    say its size, None is recorded). `negative_prompt` is what no picture should show; it acts through guidance. Raises
-    `UserError` for what cannot be drawn with. `draw` does the same and hands out each picture as soon as it is there.
+    say its size, None is recorded). `negative_prompt` is what no image should show; it acts through guidance. Raises
+    `UserError` for what cannot be drawn with. `draw` does the same and hands out each image as soon as it is there.
     """
     planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     return list(draw(pipe, planned, batch_size))
@@ -69,7 +69,7 @@ def plan(
     resolution: int | None = None,
     negative_prompt: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The settings of each picture that `generate` draws, in order, complete: `draw` needs nothing else."""
+    """The settings of each image that `generate` draws, in order, complete: `draw` needs nothing else."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     defaults = inspect.signature(pipe.__call__).parameters
     steps = defaults["num_inference_steps"].default if steps is None else steps
@@ -103,9 +103,9 @@ def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: Any) -> None:
 
 
 def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_size: int = 8) -> Iterator[Drawing]:
-    """Draw pictures from their settings, `batch_size` at once, and hand out each batch as soon as it is there.
+    """Draw images from their settings, `batch_size` at once, and hand out each batch as soon as it is there.
 
-    The settings are those of `plan`, or what `read_settings` found in a picture, with anything that the caller added;
+    The settings are those of `plan`, or what `read_settings` found in an image, with anything that the caller added;
     all but prompt and seed are the same in one call. Raises `UserError`.
     """
     if batch_size < 1:
@@ -135,7 +135,7 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
 
 
 def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
-    """Write each picture as PNG with its settings inside (see `read_settings`); return the files, in order.
+    """Write each image as PNG with its settings inside (see `read_settings`); return the files, in order.
 
     What `draw` hands out is written as soon as it is drawn. Other settings give another name (see `file_name`).
     """
@@ -209,13 +209,13 @@ def read_settings(file: str | Path) -> dict[str, Any]:
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """The picture in a file, which is closed again."""
+    """The image in a file, which is closed again."""
     with Image.open(file) as image:
         return image.convert("RGB")
 
 
 def is_drawn(file: str | Path, settings: dict[str, Any]) -> bool:
-    """The file is a picture of ours, made with exactly these settings."""
+    """The file is an image of ours, made with exactly these settings."""
     try:
         return read_settings(file) == settings
     except (OSError, ValueError):
@@ -225,7 +225,7 @@ def is_drawn(file: str | Path, settings: dict[str, Any]) -> bool:
 def grid(
     rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str] = ()
 ) -> Image.Image:
-    """One white sheet: a row of pictures for each label on the left, with `column_labels` above, wrapped to fit."""
+    """One white sheet: a row of images for each label on the left, with `column_labels` above, wrapped to fit."""
     font = ImageFont.load_default(_TEXT)
     cell = max(_CELL, *(image.width for row in rows for image in row))
     left = 12 + max(int(font.getlength(line)) for label in row_labels for line in _wrap(label, font, cell))

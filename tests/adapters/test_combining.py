@@ -187,8 +187,12 @@ WRONG = {
         r"model.base_model.set_adapter\(\[\"subject\", \"style\"\]\)",
     ),
     "order": (CAT, {"mix_first": False}, "their mix_first differs"),
-    "size": (LINEAR, {"num_atoms": 7}, r"encoder.weight of shape \[18, 32\] in one and \[7, 32\] in the other: concat"),
-    "layers": (LINEAR, OTHERS["fewer layers"], "transformer_blocks.0.attn1 has atoms in only one of them: concatenate"),
+    "size": (
+        LINEAR,
+        {"num_atoms": 7},
+        r"encoder.weight of shape \[18, 32\] in one and \[7, 32\] in the other: use cat",
+    ),
+    "layers": (LINEAR, OTHERS["fewer layers"], "transformer_blocks.0.attn1 has atoms in only one of them: use cat"),
     "svd": ("svd", {}, "combination_type must be cat or linear, got 'svd'"),
 }
 

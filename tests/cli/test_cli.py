@@ -16,6 +16,8 @@ from atomtune import sampling
 from atomtune.cli import app, main, parsed
 from atomtune.cli.generate import read_prompts
 from atomtune.sampling import read_settings
+from atomtune.storage.folders import adapter_info
+from atomtune.storage.metadata import WEIGHTS_FILE, write_weights
 from atomtune.training import load_recipe
 from tests.tiny_pixart import save_tiny_pixart
 
@@ -26,8 +28,8 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for name in ("a", "b"):
         Image.fromarray(random.integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(folder / f"{name}.png")
@@ -35,7 +37,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(base, pictures, tmp_path_factory):
+def run(base, images, tmp_path_factory):
     """A finished run, by the command line, with options from a file and from flags."""
     out = tmp_path_factory.mktemp("runs") / "dog"
     config = out.with_suffix(".yaml")
@@ -47,9 +49,7 @@ def run(base, pictures, tmp_path_factory):
         "optimizer_options": {"weight_decay": 0.1},
     }
     config.write_text(yaml.safe_dump({**options, "base": str(base), "target_modules": ["attn1"], "seed": 3}))
-    main(
-        ["customize", str(pictures), "--config", str(config), "--class-name", "dog", "--steps", "2", "--out", str(out)]
-    )
+    main(["customize", str(images), "--config", str(config), "--class-name", "dog", "--steps", "2", "--out", str(out)])
     return out
 
 
@@ -90,15 +90,14 @@ def bound(*tokens: str):
 
 
 def test_the_recipe_of_the_base_says_what_nobody_else_does():
-    common = ("pictures", "--class-name", "dog", "--out", "out")
+    common = ("images", "--class-name", "dog", "--out", "out")
     moji = load_recipe("moji")
     assert (bound(*common).learning_rate, bound(*common).steps) == (moji["learning_rate"], moji["steps"])
     assert bound(*common, "--learning-rate", "0.5").learning_rate == 0.5
     assert (bound(*common, "--epochs", "3").steps, bound(*common, "--epochs", "3").epochs) == (None, 3)
     assert bound(*common, "--base", "elsewhere").learning_rate == 1e-4
-    compact = bound(*common, "--compact")
-    assert compact.compact and compact.learning_rate == load_recipe("moji-compact")["learning_rate"]
-    assert bound(*common, "--no-compact") == bound(*common)
+    few = bound(*common, "--total-atoms", "24")
+    assert (few.total_atoms, few.learning_rate) == (24, load_recipe("moji-few-atoms")["learning_rate"])
 
 
 def test_generate(run, tmp_path, capsys):
@@ -110,7 +109,7 @@ def test_generate(run, tmp_path, capsys):
             for x in ["generate", run, "--prompt", "a sks dog", "--prompts-file", tmp_path / "prompts.txt", *options]
         ]
     )
-    assert "6 pictures" in capsys.readouterr().out
+    assert "6 images" in capsys.readouterr().out
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert len(files) == 7 and files[0].startswith("000-a-sks-dog-seed5-") and files[5].startswith("005-a-cat-seed6-")
     assert files[6].startswith("grid-")
@@ -149,7 +148,7 @@ def test_the_same_command_draws_what_is_missing(run, tmp_path, capsys):
     files[1].unlink()
     capsys.readouterr()
     main(command)
-    assert "3 pictures" in (said := capsys.readouterr().out) and "2 were there already" in said
+    assert "3 images" in (said := capsys.readouterr().out) and "2 were there already" in said
     after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     assert (after[0], after[2]) == (before[0], before[2]) and after[1] != before[1]
 
@@ -166,7 +165,7 @@ def test_an_interrupted_generate_keeps_what_it_drew_and_says_how_to_go_on(run, t
     with pytest.raises(SystemExit) as stop:
         main(["generate", str(run), "--prompt", "a dog", "--num", "4", "--steps", "1", "--out", str(out)])
     assert stop.value.code == 130
-    assert f"2 of 4 pictures are in {out}: the same command draws the others" in capsys.readouterr().err
+    assert f"2 of 4 images are in {out}: the same command draws the others" in capsys.readouterr().err
 
 
 def drawn(out) -> np.ndarray:
@@ -202,7 +201,7 @@ def test_prune_and_train_on(run, tmp_path, capsys):
         D = name.replace("atoms_id", "atoms_decoder.weight")
         assert (small[D] == full[D][small[name]]).all()
     main(["prune", str(run), "--keep-per-layer", "2", "--finetune-steps", "2", "--out", str(tmp_path / "tuned")])
-    assert "by gradient" in (tmp_path / "tuned" / "pruned" / "README.md").read_text()  # the pictures are there
+    assert "by gradient" in (tmp_path / "tuned" / "pruned" / "README.md").read_text()  # the images are there
     before, after = (numbers(tmp_path / "tuned" / name) for name in ("pruned", "adapter"))
     assert before.keys() == after.keys() and len(before["base_model.model.transformer_blocks.0.attn1.atoms_id"]) == 2
     assert all((before[name] != after[name]).any() for name in before if "weight" in name)
@@ -211,20 +210,66 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     assert "already" in said(capsys, "prune", run, "--keep", "3", "--out", tmp_path / "small")
     alone = ("prune", tmp_path / "small", "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
     assert "--by gradient needs the run" in said(capsys, *alone)
+    older = shutil.copytree(run / "adapter", tmp_path / "older" / "adapter").parent
+    (older / "config.yaml").write_text("pictures: photos\nclass_name: dog\nout: out\n")
+    alone = ("prune", older, "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
+    assert "there is no config.yaml of this version beside it" in said(capsys, *alone)
 
 
-def test_distill(base, pictures, tmp_path, capsys):
+def test_distill(base, images, tmp_path, capsys):
     lora, atoms = tmp_path / "lora", tmp_path / "atoms"
     options = ("--class-name", "dog", "--base", base, "--steps", "2", "--report-to", "none")
-    main([str(x) for x in ("customize", pictures, "--method", "lora", "--rank", "2", *options, "--out", lora)])
+    main([str(x) for x in ("customize", images, "--method", "lora", "--rank", "2", *options, "--out", lora)])
     few = ("--steps", "3", "--tokens", "60", "--num", "1", "--sampling-steps", "1")
     main([str(x) for x in ("distill", lora, "--atoms", "4", "--density", "0.5", *few, "--out", atoms)])
     assert "of what the LoRA adds is explained, over 8 layers" in capsys.readouterr().out
     config = json.loads((atoms / "adapter" / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["num_atoms"], config["auto_mapping"]["token"]) == ("ATOMS", 4, "sks")
+    assert (config["peft_type"], config["num_atoms"], adapter_info(atoms).metadata["token"]) == ("ATOMS", 4, "sks")
     main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
     assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
     assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
+
+
+@pytest.mark.parametrize("command", ["customize", "generate", "inspect", "prune", "merge", "distill", "edit"])
+def test_every_command_opens_a_base_by_the_same_flags(command):
+    names = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+    assert {"--base", "--dtype", "--device"} <= names
+
+
+WITH_AN_ADAPTER = {
+    "generate": ["generate", "{adapter}", "--prompt", "x"],
+    "inspect": ["inspect", "{adapter}"],
+    "inspect against": ["inspect", "{run}", "--against", "{adapter}"],
+    "prune": ["prune", "{adapter}", "--keep", "3", "--out", "{out}"],
+    "merge": ["merge", "{run}", "{adapter}", "--out", "{out}"],
+    "merge report": ["merge", "{run}", "{adapter}", "--report"],
+    "customize": ["customize", "{images}", "--class-name", "x", "--init-adapter", "{adapter}", "--out", "{out}"],
+    "distill": ["distill", "{adapter}", "--prompt", "x", "--out", "{out}"],
+}
+
+
+@pytest.mark.parametrize("command", WITH_AN_ADAPTER)
+def test_every_command_says_the_same_of_a_missing_and_a_broken_adapter_before_it_opens_a_base(
+    command, run, images, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    broken = shutil.copytree(run / "adapter", tmp_path / "broken")
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    sentences = {"empty": "there is no adapter in '", "broken": "the weights in '"}
+    for name, sentence in sentences.items():
+        places = {"adapter": tmp_path / name, "run": run, "images": images, "out": tmp_path / "out"}
+        arguments = [argument.format(**places) for argument in WITH_AN_ADAPTER[command]]
+        assert said(capsys, *arguments, "--base", "no such base").startswith(f"{sentence}{tmp_path / name}")
+
+
+def test_adapters_of_different_bases_are_not_compared_and_no_base_is_opened(run, tmp_path, capsys):
+    other = shutil.copytree(run / "adapter", tmp_path / "other")
+    metadata = adapter_info(other).metadata
+    metadata["base_fingerprint"] = [1.0] * len(metadata["base_fingerprint"])
+    write_weights(other, load_file(other / WEIGHTS_FILE), metadata)
+    for arguments in (["merge", run, other, "--report"], ["inspect", run, "--against", other]):
+        assert "were trained on different bases" in said(capsys, *arguments, "--base", "no such base")
 
 
 RUN = ("--class-name", "x", "--out", "{empty}/out")
@@ -235,43 +280,43 @@ WRONG = {
     "density of 4": (["generate", "{run}", "--prompt", "x", "--density", "4"], "density must be in (0, 1], got 4"),
     "density without adapter": (["generate", "--prompt", "x", "--density", "0.1"], "--density needs an adapter"),
     "negative steps": (["generate", "{run}", "--prompt", "x", "--steps", "-3"], "steps must be at least 1, got -3"),
-    "no pictures": (["generate", "{run}", "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
+    "no images": (["generate", "{run}", "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
     "prompts file": (["generate", "{run}", "--prompts-file", "{empty}/none.txt"], "none.txt could not be read"),
     "unknown base": (["generate", "--base", "{empty}", "--prompt", "x"], "there is no base model '{empty}'"),
     "prune nothing": (["prune", "{run}", "--out", "{empty}/out"], "give one of --keep and --keep-per-layer"),
     "prune to none": (["prune", "{run}", "--keep", "0", "--out", "{empty}/out"], "must be at least 1, got 0"),
     "prune with what": (["prune", "{run}", "--keep", "3", "--by", "luck", "--out", "{empty}/out"], "luck"),
     "seed beyond 64 bits": (["generate", "--prompt", "x", "--seed", "1" + "0" * 20], "seed must be a whole number"),
-    "seed of a run": (["customize", "{pictures}", *RUN, "--seed", "1" + "0" * 20], "seed must be a whole number"),
-    "seed of edit": (["edit", "{pictures}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed"),
+    "seed of a run": (["customize", "{images}", *RUN, "--seed", "1" + "0" * 20], "seed must be a whole number"),
+    "seed of edit": (["edit", "{images}/a.png", "--prompt", "x", "--out", "{empty}/o", "--seed", "-1"], "seed"),
     "seed of inspect": (["inspect", "{run}", "--seed", "-1"], "must be a whole number"),
     "seed of demo": (["demo", "--seed", "-1", "--out", "{empty}/o"], "must be a whole number"),
     "seed of a report": (["merge", "{run}", "{run}", "--report", "--seed", "-1"], "must be a whole number"),
     "seed of distill": (["distill", "{run}", "--out", "{empty}/o", "--seed", "-1"], "must be a whole number"),
-    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "is a ATOMS adapter: distill takes"),
+    "distill atoms": (["distill", "{run}", "--out", "{empty}/o", "--prompt", "x"], "method ATOMS: distill takes"),
     "training resolution": (
-        ["customize", "{pictures}", *RUN, "--base", "{base}", "--resolution", "70"], "must be a multiple of"
+        ["customize", "{images}", *RUN, "--base", "{base}", "--resolution", "70"], "must be a multiple of"
     ),
     "init of nothing": (
-        ["customize", "{pictures}", *RUN, "--init-adapter", "{empty}", "--base", "{base}"],
+        ["customize", "{images}", *RUN, "--init-adapter", "{empty}", "--base", "{base}"],
         "there is no adapter in '{empty}'",
     ),
     "init of another method": (
-        ["customize", "{pictures}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
+        ["customize", "{images}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
         "is ATOMS, and the run is of method lora: give its method",
     ),
     "prune into its run": (["prune", "{run}", "--keep", "3", "--out", "{run}"], "contains the input"),
     "prune around its run": (["prune", "{run}", "--keep", "3", "--out", "{run}/.."], "contains the input"),
     "distill into its LoRA": (["distill", "{run}", "--prompt", "x", "--out", "{run}"], "contains the input"),
     "merge into an input": (["merge", "{run}", "{run}", "--out", "{run}/adapter"], "contains the input"),
-    "pictures in the output": (["customize", "{pictures}", "--class-name", "x", "--out", "{pictures}"], "contains the"),
-    "base in the output": (["customize", "{pictures}", *RUN[:2], "--base", "{base}", "--out", "{base}/.."], "contains"),
+    "images in the output": (["customize", "{images}", "--class-name", "x", "--out", "{images}"], "contains the"),
+    "base in the output": (["customize", "{images}", *RUN[:2], "--base", "{base}", "--out", "{base}/.."], "contains"),
     "a file as the output": (["generate", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
     "a file to customize into": (
-        ["customize", "{pictures}", *RUN[:2], "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+        ["customize", "{images}", *RUN[:2], "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
     ),
     "a file to edit into": (
-        ["edit", "{pictures}/a.png", "--prompt", "x", "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
+        ["edit", "{images}/a.png", "--prompt", "x", "--base", "{empty}", "--out", "{run}/config.yaml"], "is a file"
     ),
     "a file to prune into": (["prune", "{run}", "--keep", "3", "--out", "{run}/config.yaml"], "is a file"),
     "a file to merge into": (["merge", "{run}", "{run}", "--out", "{run}/config.yaml"], "is a file"),
@@ -280,61 +325,61 @@ WRONG = {
     "distill over a run": (["distill", "{empty}", "--prompt", "x", "--out", "{run}"], "holds an adapter already"),
     "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
     "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
-    "missing class": (["customize", "{pictures}", "--out", "{empty}/out"], "--class-name"),
-    "training density": (["customize", "{pictures}", *RUN, "--density", "4"], "0.04"),
-    "training steps": (["customize", "{pictures}", *RUN, "--steps", "-1"], "steps"),
-    "not a number": (["customize", "{pictures}", *RUN, "--steps", "x"], "--steps"),
+    "missing class": (["customize", "{images}", "--out", "{empty}/out"], "--class-name"),
+    "training density": (["customize", "{images}", *RUN, "--density", "4"], "0.04"),
+    "training steps": (["customize", "{images}", *RUN, "--steps", "-1"], "steps"),
+    "not a number": (["customize", "{images}", *RUN, "--steps", "x"], "--steps"),
     "empty folder": (["customize", "{empty}", "--class-name", "x", "--out", "{empty}/../out"], "{empty}"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_clear_sentence(case, capsys, tmp_path, run, pictures, base):
+def test_one_clear_sentence(case, capsys, tmp_path, run, images, base):
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "typo.yaml").write_text("stpes: 3\nclass_name: x\nout: y")
-    places = {"empty": empty, "run": run, "pictures": pictures, "base": base}
+    places = {"empty": empty, "run": run, "images": images, "base": base}
     arguments, expected = WRONG[case]
     assert expected.format(**places) in said(capsys, *(argument.format(**places) for argument in arguments))
     assert not list(empty.iterdir()) and not (tmp_path / "out").exists()  # nothing half-written
 
 
 OPENING = {
-    "customize": ["{pictures}", *RUN, "--base", "{base}"],
+    "customize": ["{images}", *RUN, "--base", "{base}"],
     "generate": ["{run}", "--prompt", "x"],
     "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
     "inspect": ["{run}"],
     "merge": ["{run}", "{run}", "--report"],
     "distill": ["{lora}", "--out", "{empty}/out"],
-    "edit": ["{pictures}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
+    "edit": ["{images}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
     "demo": ["--out", "{empty}/out"],
 }
 
 
 @pytest.fixture(scope="module")
-def lora(base, pictures, tmp_path_factory):
+def lora(base, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("lora") / "run"
     options = ["--class-name", "dog", "--steps", "1", "--base", base, "--method", "lora", "--rank", "2", "--out", out]
-    main([str(word) for word in ("customize", pictures, *options)])
+    main([str(word) for word in ("customize", images, *options)])
     return out
 
 
 @pytest.mark.parametrize("command", OPENING)
 def test_every_command_that_opens_a_base_takes_a_device_and_a_precision(
-    command, capsys, tmp_path, run, lora, pictures, base
+    command, capsys, tmp_path, run, lora, images, base
 ):
-    places = {"empty": tmp_path, "run": run, "lora": lora, "pictures": pictures, "base": base}
+    places = {"empty": tmp_path, "run": run, "lora": lora, "images": images, "base": base}
     arguments = [argument.format(**places) for argument in OPENING[command]]
     assert "there is no device 'banana' here" in said(capsys, command, *arguments, "--device", "banana")
     assert "--dtype" in said(capsys, command, *arguments, "--dtype", "int3")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_precision_of_a_run_has_two_spellings_and_is_recorded_as_it_came_to(base, pictures, tmp_path):
-    short = bound("pictures", "--class-name", "dog", "--out", "out", "--dtype", "bfloat16")
-    assert short == bound("pictures", "--class-name", "dog", "--out", "out", "--mixed-precision", "bf16")
+def test_the_precision_of_a_run_has_two_spellings_and_is_recorded_as_it_came_to(base, images, tmp_path):
+    short = bound("images", "--class-name", "dog", "--out", "out", "--dtype", "bfloat16")
+    assert short == bound("images", "--class-name", "dog", "--out", "out", "--mixed-precision", "bf16")
     options = ["--class-name", "dog", "--steps", "1", "--base", base, "--out", tmp_path / "run", "--device", "cpu"]
-    main([str(word) for word in ("customize", pictures, *options)])
+    main([str(word) for word in ("customize", images, *options)])
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["mixed_precision"] == "no"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["dtype"], summary["device"]) == ("float32", "cpu")
@@ -346,12 +391,13 @@ def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
     assert "tiny" in sentence and "other" in sentence
 
 
-def test_density_is_refused_for_other_methods(base, pictures, lora, tmp_path, capsys):
+def test_density_is_refused_for_other_methods(base, images, lora, tmp_path, capsys):
     common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
-    main(["customize", str(pictures), *common, "--out", str(tmp_path / "oft")])
+    main(["customize", str(images), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
-    assert "belongs to atoms; this adapter is LORA" in said(capsys, "generate", lora, *draw, "--density", "0.5")
-    assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *draw, "--scale", "0.5")
+    unopened = (*draw, "--base", "no such base")
+    assert "method LORA: --density belongs to atoms" in said(capsys, "generate", lora, *unopened, "--density", "0.5")
+    assert "--scale does not apply to OFT" in said(capsys, "generate", tmp_path / "oft", *unopened, "--scale", "0.5")
     main(["generate", str(lora), *draw, "--scale", "0.5"])
     assert list((lora / "generated").glob("grid-*.png"))
 
@@ -384,8 +430,8 @@ def test_values_may_begin_with_a_dash_and_a_tilde_is_the_home_folder(command, mo
     assert [word for word in dashed if word.startswith("-") and not word.startswith("--") and word not in flat] == []
 
 
-def test_what_is_passed_over_is_seen_on_the_command_line(tmp_path, pictures):
-    folder = shutil.copytree(pictures, tmp_path / "p")
+def test_what_is_passed_over_is_seen_on_the_command_line(tmp_path, images):
+    folder = shutil.copytree(images, tmp_path / "p")
     (folder / "orphan.txt").write_text("x")
     words = ["customize", str(folder), "--class-name", "dog", "--out", str(tmp_path / "o"), "--base", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "atomtune", *words], capture_output=True, text=True)

@@ -66,5 +66,5 @@ def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():
     summary = {"base": {"fidelity": 0.5}, "atoms": {"fidelity": 0.75, "alive": 1234}}
     assert dict(table(summary, ("base", "atoms"))) == {
         "atoms alive": ["–", "1,234"],
-        "fidelity to the five pictures": ["0.500", "0.750"],
+        "fidelity to the five images": ["0.500", "0.750"],
     }

@@ -32,12 +32,12 @@ RUNS = [
 
 
 @pytest.mark.parametrize("options", RUNS, ids=str)
-def test_a_run_trains_on_the_card(options, base, pictures, tmp_path, monkeypatch, card):
-    """From pictures to an adapter. Drawn on the way is nothing: that is in drawing.py."""
+def test_a_run_trains_on_the_card(options, base, images, tmp_path, monkeypatch, card):
+    """From images to an adapter. Drawn on the way is nothing: that is in drawing.py."""
     monkeypatch.setattr(Trainer, "_sample", lambda self: [])
     waits = waits_of(card, Trainer, "_advance", monkeypatch)
     run: dict[str, Any] = QUICK | {"mixed_precision": "no"} | options
-    atomtune.customize(pictures, base=str(base), out=tmp_path / "run", **run)
+    atomtune.customize(images, base=str(base), out=tmp_path / "run", **run)
     pipe = load_base(base)
     pipe.to("gpu")
     assert next(load_adapter(pipe, tmp_path / "run").parameters()).device == GPU

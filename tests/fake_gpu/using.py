@@ -45,7 +45,7 @@ def model_on(device: str, **options: Any) -> tuple[Any, Callable[[], torch.Tenso
 
 
 def draw(pipe: Any, prompts: list[str], **options: Any) -> torch.Tensor:
-    """The pictures, as numbers."""
+    """The images, as numbers."""
     drawings = generate(pipe, prompts, steps=2, **options)
     return torch.stack([torch.tensor(np.asarray(drawing.image.convert("RGB"))) for drawing in drawings]).float()
 
@@ -139,9 +139,9 @@ def tracing(device: str, _: Any) -> Any:
     pipe = adapted_pixart()
     pipe.to(device)
     with trace(pipe.transformer, codes=True) as seen:
-        pictures = generate(pipe, PROMPTS, steps=2)
+        images = generate(pipe, PROMPTS, steps=2)
     layer = seen.layers[0]
-    overlay(pictures[0].image, layer.maps(1)[0])
+    overlay(images[0].image, layer.maps(1)[0])
     codes, directions = dense_codes(layer), layer.dictionary.decoder.weight.detach()
     return [
         layer.maps(1), *layer_maps(layer), coverage(magnitude_maps(layer)).nan_to_num(), seen.top_tokens(0, 1, 1),

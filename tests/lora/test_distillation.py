@@ -46,7 +46,7 @@ def test_without_sigma_the_lora_is_reached_exactly():
     expected = answer(pipe)
     layers = distill(pipe, pipe.transformer, ["a dog"], density=1.0, **QUICK)
     assert_close(answer(pipe), expected, atol=1e-6, rtol=0)
-    assert [layer.energy for layer in layers] == pytest.approx([1.0] * 6, abs=1e-9)
+    assert [layer.share for layer in layers] == pytest.approx([1.0] * 6, abs=1e-9)
 
 
 def test_every_layer_is_fitted_and_measured():
@@ -54,7 +54,7 @@ def test_every_layer_is_fitted_and_measured():
     expected = answer(pipe)
     layers = distill(pipe, pipe.transformer, ["a dog"], num_atoms=16, density=0.25, **(QUICK | {"steps": 200}))
     assert len(layers) == len(board(pipe).dictionaries) == 6 and len({layer.name for layer in layers}) == 6
-    assert all(0.5 < layer.energy < 1 and layer.weight > 0 for layer in layers)
+    assert all(0.5 < layer.share < 1 and layer.weight > 0 for layer in layers)
     assert (answer(pipe) - expected).norm() < 0.5 * expected.norm()
     with trace(pipe.transformer) as seen:
         answer(pipe)

@@ -1,18 +1,19 @@
 """merge: adapter folders into one, without their base."""
 
-import json
 import shutil
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from atomtune.errors import UserError
 from atomtune.steering import board
-from atomtune.storage.folders import ADAPTER_FILES, CONFIG, WEIGHTS, adapter_info, save_adapter
+from atomtune.storage.folders import ADAPTER_FILES, adapter_info, save_adapter
 from atomtune.storage.merging import merge, parts_of
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, write_weights
 from tests.adapters.test_combining import OTHERS, pair
 from tests.adapters.tiny import run, transformer
 
@@ -29,14 +30,14 @@ def folders(tmp_path):
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("mode, combination_type", [("concatenate", "cat"), ("add", "linear")])
-def test_folders_merge_as_loaded_adapters_do(folders, tmp_path, other, mode, combination_type):
-    if mode == "add" and other != "same shape":
-        pytest.skip("add is for equal shapes")
+@pytest.mark.parametrize("combination_type", ["cat", "linear"])
+def test_folders_merge_as_loaded_adapters_do(folders, tmp_path, other, combination_type):
+    if combination_type == "linear" and other != "same shape":
+        pytest.skip("linear is for equal shapes")
     model, both = folders(other=OTHERS[other])
     model.add_weighted_adapter(["one", "two"], [1, 0.7], "c", combination_type=combination_type)
     model.set_adapter("c")
-    again: Any = PeftModel.from_pretrained(transformer(), str(merge(both, tmp_path / "c", mode, [1, 0.7])))
+    again: Any = PeftModel.from_pretrained(transformer(), str(merge(both, tmp_path / "c", combination_type, [1, 0.7])))
     assert_close(run(again), run(model), atol=1e-6, rtol=1e-6)
     assert [atom.address for atom in board(again)] == [atom.address for atom in board(model, "c")]
     assert not torch.allclose(run(again), run(transformer()))
@@ -52,10 +53,19 @@ def test_the_folder_says_what_went_in(folders, tmp_path):
     assert parts_of(both[0]) == []
     card = (tmp_path / "c" / "README.md").read_text()
     assert "import atomtune" in card and f"| `{both[1]}` | 0.7 | 18 |" in card
-    assert adapter_info(tmp_path / "c")["base_model_name_or_path"] == "tiny"
+    assert adapter_info(tmp_path / "c").base == "tiny"
     merge([tmp_path / "c", both[0]], tmp_path / "d")
     assert parts_of(tmp_path / "d")[0]["merged_from"] == parts_of(tmp_path / "c")
     assert parts_of(tmp_path / "d")[1]["first_id"] == 25
+
+
+@pytest.mark.parametrize("licenses", [("cc-by-4.0", "cc-by-4.0"), ("cc-by-4.0", None)])
+def test_the_license_of_the_merged_adapter_is_that_of_all_or_none(tmp_path, licenses):
+    model = pair()
+    for name, license in zip(("one", "two"), licenses):
+        save_adapter(model, tmp_path / name, base="tiny", adapter_name=name, license=license)
+    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "c")
+    assert adapter_info(tmp_path / "c").metadata.get("license") == licenses[1]
 
 
 def test_refusals_are_sentences_and_write_nothing(folders, tmp_path):
@@ -64,8 +74,8 @@ def test_refusals_are_sentences_and_write_nothing(folders, tmp_path):
         merge(both, tmp_path / "c")
     with pytest.raises(UserError, match="one weight for each adapter, got 3 for 2"):
         merge(both, tmp_path / "c", weights=[1, 2, 3])
-    with pytest.raises(UserError, match="mode must be concatenate or add, got 'cat'"):
-        merge(both, tmp_path / "c", mode="cat")
+    with pytest.raises(UserError, match="combination_type must be cat or linear, got 'svd'"):
+        merge(folders()[1], tmp_path / "c", combination_type="svd")
     with pytest.raises(UserError, match="at least two adapters"):
         merge(both[:1], tmp_path / "c")
     with pytest.raises(UserError, match="there is no adapter in"):
@@ -75,10 +85,9 @@ def test_refusals_are_sentences_and_write_nothing(folders, tmp_path):
 
 def test_adapters_of_different_bases_are_refused(folders, tmp_path):
     _, both = folders()
-    file = both[1] / "adapter_config.json"
-    config = json.loads(file.read_text())
-    config["auto_mapping"]["base_fingerprint"] = [1.0] * len(config["auto_mapping"]["base_fingerprint"])
-    file.write_text(json.dumps(config))
+    metadata = adapter_info(both[1]).metadata
+    metadata["base_fingerprint"] = [1.0] * len(metadata["base_fingerprint"])
+    write_weights(both[1], load_file(both[1] / WEIGHTS_FILE), metadata)
     with pytest.raises(UserError, match="were trained on different bases"):
         merge(both, tmp_path / "c")
 
@@ -86,7 +95,7 @@ def test_adapters_of_different_bases_are_refused(folders, tmp_path):
 def test_adapters_of_other_methods_and_whole_modules_are_refused(folders, tmp_path):
     _, both = folders()
     get_peft_model(transformer(), LoraConfig(r=2, target_modules=["to_v"])).save_pretrained(str(tmp_path / "lora"))
-    with pytest.raises(UserError, match="holds a LORA adapter, not atoms: merge it with PEFT's own"):
+    with pytest.raises(UserError, match="is of the method LORA: merge it with PEFT's own"):
         merge([both[0], tmp_path / "lora"], tmp_path / "c")
     model = pair({"modules_to_save": ["proj_out"]})
     save_adapter(model, tmp_path / "whole", base="tiny", adapter_name="one")
@@ -104,7 +113,7 @@ def test_an_output_that_contains_or_is_an_input_is_refused_and_everything_stays(
             merge([*both, run], out)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     shutil.copytree(both[0], tmp_path / "trained")
-    for name in CONFIG, WEIGHTS:
+    for name in CONFIG_FILE, WEIGHTS_FILE:
         with pytest.raises(UserError, match="trained holds an adapter that was not made by merge"):
             merge(both, tmp_path / "trained")
         (tmp_path / "trained" / name).unlink()

@@ -1,4 +1,4 @@
-"""A base and pictures for every test of training."""
+"""A base and images for every test of training."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ def base(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """Three small pictures without captions."""
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    """Three small images without captions."""
+    folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for index in range(3):
@@ -29,10 +29,10 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(base, pictures, tmp_path):
+def run(base, images, tmp_path):
     """Customize into a folder of `tmp_path`."""
 
     def run(out: str = "run", **options):
-        return atomtune.customize(**{**QUICK, "pictures": pictures, "base": base, "out": tmp_path / out, **options})
+        return atomtune.customize(**{**QUICK, "images": images, "base": base, "out": tmp_path / out, **options})
 
     return run

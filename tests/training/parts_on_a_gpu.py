@@ -1,6 +1,6 @@
-"""A whole run with class pictures on a GPU that is not there; prints what worked and which parts were on the GPU then.
+"""A whole run with class images on a GPU that is not there; prints what worked and which parts were on the GPU then.
 
-python -m tests.training.parts_on_a_gpu BASE PICTURES OUT
+python -m tests.training.parts_on_a_gpu BASE IMAGES OUT
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.fake_gpu.card import Card
 INSIDE = {"T5Stack": "reads a prompt", "Encoder": "encodes", "Decoder": "decodes", "PatchEmbed": "denoises"}
 
 
-def main(base: str, pictures: str, out: str) -> None:
+def main(base: str, images: str, out: str) -> None:
     opened: list[Any] = []
     found: set[tuple[str, str]] = set()
     load_base = bases.load_base
@@ -37,7 +37,7 @@ def main(base: str, pictures: str, out: str) -> None:
     options: dict[str, Any] = {"prior_preservation": True, "num_class_images": 1, "report_to": "none", "num_atoms": 8}
     with Card():
         numbers = atomtune.customize(
-            pictures, base=base, out=out, class_name="dog", steps=1, device="gpu", mixed_precision="no", **options
+            images, base=base, out=out, class_name="dog", steps=1, device="gpu", mixed_precision="no", **options
         )
     print(json.dumps({"found": sorted(found), "device": numbers["device"], "dtype": numbers["dtype"]}))
 

@@ -11,7 +11,7 @@ def weights(out: Path) -> bytes:
 
 
 def state(out: Path) -> dict[str, bytes]:
-    """Everything that must be the same to the bit: weights, the last checkpoint's state, pictures."""
+    """Everything that must be the same to the bit: weights, the last checkpoint's state, images."""
     last = sorted((out / "checkpoints").iterdir())[-1]
     files = [*out.glob("adapter/*.safetensors"), *last.rglob("*.safetensors"), *out.glob("samples/*")]
     return {str(file.relative_to(out)): file.read_bytes() for file in files}

@@ -9,7 +9,6 @@ adapter         while the finished adapter is written
 import multiprocessing
 import os
 import signal
-import sys
 from typing import Any
 
 import diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma  # noqa: F401  once, before the server forks
@@ -53,15 +52,14 @@ def arrange(moment: str) -> None:
 
         checkpoints.save_file = saving
     if what == "adapter":
-        fingerprint = folders.fingerprint
+        write: Any = folders.write_weights
 
-        def printing(model):
-            folder = sys._getframe(2).f_locals.get("folder")  # none when an adapter is opened, not written
-            if folder is not None and folder.parent.name == "run":
+        def writing(folder, *arguments):
+            if folder.parent.name == "run":  # beside the adapter of the run, not of a checkpoint
                 die()
-            return fingerprint(model)
+            write(folder, *arguments)
 
-        folders.fingerprint = printing
+        folders.write_weights = writing
 
 
 def run(moment: str, options: dict[str, Any]) -> None:

@@ -30,54 +30,54 @@ FORMS = {
 @pytest.mark.parametrize("lines", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", BOM])
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_of_caption_is_read(pictures, caplog, name, mark, lines):
-    (pictures / name).write_bytes(mark + FORMS[name].replace(b"\n", lines.encode()) + lines.encode())
-    assert list(data.find_examples(pictures, DEFAULT).values()) == [OWN, DEFAULT, DEFAULT]
+def test_every_form_of_caption_is_read(images, caplog, name, mark, lines):
+    (images / name).write_bytes(mark + FORMS[name].replace(b"\n", lines.encode()) + lines.encode())
+    assert list(data.find_examples(images, DEFAULT).values()) == [OWN, DEFAULT, DEFAULT]
     assert not caplog.records
 
 
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
-def test_only_a_line_feed_ends_a_line(pictures, sign):
+def test_only_a_line_feed_ends_a_line(images, sign):
     text = f"a sks{sign}teapot"
     for name, content in {
         "metadata.jsonl": row(text),
         "metadata.csv": f"file_name,text\n1.png,{text}".encode(),
     }.items():
-        (pictures / name).write_bytes(content)
-    assert list(data.find_examples(pictures, DEFAULT).values()) == [text, text, DEFAULT]
+        (images / name).write_bytes(content)
+    assert list(data.find_examples(images, DEFAULT).values()) == [text, text, DEFAULT]
 
 
-def test_of_two_captions_the_first_form_is_used_and_a_difference_is_told(pictures, caplog):
+def test_of_two_captions_the_first_form_is_used_and_a_difference_is_told(images, caplog):
     order = ["metadata.jsonl", "metadata.csv", "0.png.txt", "0.png.caption", "0.txt", "0.caption"]
     for name in order:
         content = FORMS.get(name, b"")
-        (pictures / name).write_bytes(content.replace(OWN.encode(), name.encode()) or name.encode())
+        (images / name).write_bytes(content.replace(OWN.encode(), name.encode()) or name.encode())
     for used, *others in (order[i:] for i in range(len(order) - 1)):
         caplog.clear()
-        assert next(iter(data.find_examples(pictures, DEFAULT).values())) == used
+        assert next(iter(data.find_examples(images, DEFAULT).values())) == used
         (record,) = caplog.records
         assert f"captions differ for 0.png ({used} is used, not {', '.join(others)})" in record.message
-        (pictures / used).unlink()
+        (images / used).unlink()
 
 
-def test_equal_captions_are_no_difference(pictures, caplog):
-    (pictures / "0.txt").write_text(OWN)
-    (pictures / "0.caption").write_text(OWN + "\n")
-    assert next(iter(data.find_examples(pictures, DEFAULT).values())) == OWN
+def test_equal_captions_are_no_difference(images, caplog):
+    (images / "0.txt").write_text(OWN)
+    (images / "0.caption").write_text(OWN + "\n")
+    assert next(iter(data.find_examples(images, DEFAULT).values())) == OWN
     assert not caplog.records
 
 
-def test_captions_without_an_image_are_told_once(pictures, caplog):
+def test_captions_without_an_image_are_told_once(images, caplog):
     for number in range(7, 14):
-        (pictures / f"{number}.txt").write_text("x")
-    (pictures / "metadata.jsonl").write_bytes(row("x", "gone.png"))
-    data.find_examples(pictures, DEFAULT)
+        (images / f"{number}.txt").write_text("x")
+    (images / "metadata.jsonl").write_bytes(row("x", "gone.png"))
+    data.find_examples(images, DEFAULT)
     (record,) = caplog.records
     assert record.message.endswith("no image for the captions 10.txt, 11.txt, 12.txt, 13.txt, 7.txt and 3 more")
-    (pictures / "metadata.jsonl").write_bytes(row("x", "gone.png"))
+    (images / "metadata.jsonl").write_bytes(row("x", "gone.png"))
     for number in range(7, 14):
-        (pictures / f"{number}.txt").unlink()
-    data.find_examples(pictures, DEFAULT)
+        (images / f"{number}.txt").unlink()
+    data.find_examples(images, DEFAULT)
     assert caplog.records[-1].message.endswith("no image for the captions 'gone.png' in metadata.jsonl")
 
 
@@ -93,7 +93,7 @@ def test_captions_without_an_image_are_told_once(pictures, caplog):
         ("file_name,text\n0.png,\n", "the caption of .*0.png is empty"),
     ],
 )
-def test_broken_csv_is_named(pictures, content, sentence):
-    (pictures / "metadata.csv").write_text(content)
+def test_broken_csv_is_named(images, content, sentence):
+    (images / "metadata.csv").write_text(content)
     with pytest.raises(UserError, match=sentence):
-        data.find_examples(pictures, DEFAULT)
+        data.find_examples(images, DEFAULT)

@@ -5,8 +5,10 @@ import yaml
 
 from atomtune.errors import UserError
 from atomtune.training import configure, load_recipe, recipe_for, recipe_names
+from atomtune.training.config import LENGTH
+from atomtune.training.recipes import FEW_ATOMS, ONE_IMAGE
 
-GIVEN = {"pictures": "photos", "class_name": "teapot", "out": "runs/teapot"}
+GIVEN = {"images": "photos", "class_name": "teapot", "out": "runs/teapot"}
 
 
 def test_moji_has_its_recipe_by_default():
@@ -16,10 +18,19 @@ def test_moji_has_its_recipe_by_default():
     assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 250, 5, "AdamW")
 
 
-def test_compact_has_a_recipe_of_its_own():
-    config, few = configure(**GIVEN, compact=True), load_recipe("moji-compact")
+def test_few_atoms_over_the_model_have_a_recipe_of_their_own():
+    config, few = configure(**GIVEN, total_atoms=24), load_recipe("moji-few-atoms")
     assert (config.learning_rate, config.density) == (few["learning_rate"], few["density"])
-    assert configure(**GIVEN, compact=True, base="some/folder").learning_rate == 1e-4
+    assert config.total_atoms == 24
+    assert configure(**GIVEN, total_atoms=None) == configure(**GIVEN)
+    assert configure(**GIVEN, total_atoms=24, base="some/folder").learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("kind", ["", FEW_ATOMS, ONE_IMAGE])
+def test_a_recipe_says_no_length_where_steps_or_epochs_are_given(kind):
+    assert "steps" in recipe_for("moji", (), kind)
+    for option in LENGTH:
+        assert recipe_for("moji", (option, "seed"), kind).keys().isdisjoint(LENGTH)
 
 
 def test_another_base_gets_the_papers_settings_and_not_mojis():
@@ -58,10 +69,10 @@ def test_yaml_numbers_in_scientific_notation(tmp_path):
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    lines = "pictures: ~/photos\nout: ~/run\nbase: ~/base\ninit_adapter: ~/adapter\nclass_name: ~dog\n"
+    lines = "images: ~/photos\nout: ~/run\nbase: ~/base\ninit_adapter: ~/adapter\nclass_name: ~dog\n"
     (tmp_path / "run.yaml").write_text(lines, encoding="utf-8-sig")  # as Windows editors save it
     config = configure("~/run.yaml")
-    assert (config.pictures, config.out, config.init_adapter) == tuple(
+    assert (config.images, config.out, config.init_adapter) == tuple(
         tmp_path / name for name in ("photos", "run", "adapter")
     )
     assert (config.base, config.class_name) == (str(tmp_path / "base"), "~dog")
@@ -115,10 +126,10 @@ def test_bad_values_are_refused_in_a_sentence(options, sentence):
 
 
 def test_unknown_and_missing_options_are_named():
-    with pytest.raises(UserError, match="unknown option lerning_rate: expected some of pictures, class_name"):
+    with pytest.raises(UserError, match="unknown option lerning_rate: expected some of images, class_name"):
         configure(**GIVEN, lerning_rate=1)
     with pytest.raises(UserError, match="class_name, out missing"):
-        configure(pictures="photos")
+        configure(images="photos")
 
 
 @pytest.mark.parametrize("text", ["steps: [1", "- a list", "\xff"])
@@ -130,5 +141,5 @@ def test_broken_yaml_is_refused(tmp_path, text):
 
 
 def test_a_missing_configuration_lists_the_recipes():
-    with pytest.raises(UserError, match="one of the recipes moji, moji-compact, moji-one-image, pixart-sigma"):
+    with pytest.raises(UserError, match="one of the recipes moji, moji-few-atoms, moji-one-image, pixart-sigma"):
         load_recipe("nowhere.yaml")

@@ -1,4 +1,4 @@
-"""Pictures as people have them, and what cannot be read."""
+"""Images as people have them, and what cannot be read."""
 
 import json
 import struct
@@ -37,34 +37,34 @@ def png_header(width: int, height: int) -> bytes:
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), resolution=st.sampled_from([8, 32, 64]))
 def test_any_size_becomes_a_square_of_rgb(width, height, resolution):
-    picture = data.square(Image.new("RGB", (width, height), (255, 0, 128)), resolution)
-    tensor = data.to_tensor(picture)
+    image = data.square(Image.new("RGB", (width, height), (255, 0, 128)), resolution)
+    tensor = data.to_tensor(image)
     assert tensor.shape == (3, resolution, resolution)
     torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([1.0, -1.0, 128 / 127.5 - 1]))
 
 
 def test_the_crop_is_central_and_keeps_proportions():
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, 20:60] = 255  # a white square in the middle of a black strip
-    assert np.asarray(data.square(Image.fromarray(picture), 40)).min() == 255
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 255  # a white square in the middle of a black strip
+    assert np.asarray(data.square(Image.fromarray(image), 40)).min() == 255
 
 
 def test_exif_rotation_is_undone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: rotate a quarter turn clockwise
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert data.read_picture(tmp_path / "a.jpg").size == (20, 30)
+    assert data.read_image(tmp_path / "a.jpg").size == (20, 30)
 
 
 def test_transparency_is_composed_over_white(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    assert data.read_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert data.read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.save(tmp_path / "b.png", transparency=0)
-    assert data.read_picture(tmp_path / "b.png").getpixel((0, 0)) == (40, 50, 60)
+    assert data.read_image(tmp_path / "b.png").getpixel((0, 0)) == (40, 50, 60)
     palette.save(tmp_path / "c.png", transparency=1)
-    assert data.read_picture(tmp_path / "c.png").getpixel((0, 0)) == (255, 255, 255)
+    assert data.read_image(tmp_path / "c.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_transparency_is_composed_over_white(tmp_path):
 def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new(mode, (8, 8), colour).save(file)
-    picture = data.read_picture(file)
-    assert (picture.mode, picture.getpixel((3, 3))) == ("RGB", expected)
+    image = data.read_image(file)
+    assert (image.mode, image.getpixel((3, 3))) == ("RGB", expected)
 
 
 def read(content: bytes, tmp_path, name: str = "a.png") -> np.ndarray:
     (tmp_path / name).write_bytes(content)
-    return np.asarray(data.read_picture(tmp_path / name)).astype(int)
+    return np.asarray(data.read_image(tmp_path / name)).astype(int)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -122,94 +122,94 @@ def test_numbers_are_scaled_by_their_range(kind, shares):
     mode, top = kind
     values = np.array([[*shares, 1.0]]) * top
     values = values.astype({"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode])
-    picture = Image.fromarray(values)
-    assert picture.mode == mode
+    image = Image.fromarray(values)
+    assert image.mode == mode
     expected = np.rint(values.astype(np.float64) / top * 255)
-    np.testing.assert_array_equal(np.asarray(data.to_rgb(picture))[..., 0], expected)
+    np.testing.assert_array_equal(np.asarray(data.to_rgb(image))[..., 0], expected)
 
 
 @pytest.mark.parametrize(
     "values, kind", [([0.5, 1.5], "f4"), ([-0.1, 1], "f4"), ([np.nan, 1], "f4"), ([-1, 3], "i4"), ([0, 70000], "i4")]
 )
-def test_numbers_whose_range_cannot_be_told_are_refused_by_name(pictures, values, kind):
-    Image.fromarray(np.array([values], kind)).save(pictures / "3.tif")
+def test_numbers_whose_range_cannot_be_told_are_refused_by_name(images, values, kind):
+    Image.fromarray(np.array([values], kind)).save(images / "3.tif")
     with pytest.raises(UserError, match=r"3\.tif holds numbers from .* \(mode [FI]\): scale them to 0"):
-        data.find_examples(pictures, CAPTION)
+        data.find_examples(images, CAPTION)
 
 
 @pytest.mark.parametrize("name", ["3.jfif", "3.jpe", "3.avif", "3.jp2", "3.tga", "3.WEBP", "3.heic", "3.HEIF"])
-def test_every_format_that_can_be_opened_is_read(pictures, caplog, name):
+def test_every_format_that_can_be_opened_is_read(images, caplog, name):
     data.with_heif()
     kind = Image.registered_extensions()[f".{name.split('.')[1].lower()}"]
-    Image.new("RGB", (64, 64), "red").save(pictures / name, kind)
-    found = data.find_examples(pictures, CAPTION)
-    assert pictures / name in found and not caplog.records
-    read = np.asarray(data.read_picture(pictures / name))
+    Image.new("RGB", (64, 64), "red").save(images / name, kind)
+    found = data.find_examples(images, CAPTION)
+    assert images / name in found and not caplog.records
+    read = np.asarray(data.read_image(images / name))
     np.testing.assert_allclose(read[32, 32], (255, 0, 0), atol=8)  # of 255: some of these formats lose colour
 
 
-def test_heif_without_its_library_says_how_to_install_it(pictures, monkeypatch):
+def test_heif_without_its_library_says_how_to_install_it(images, monkeypatch):
     monkeypatch.setattr(data, "with_heif", lambda: False)
-    (pictures / "3.heic").write_bytes(b"")
+    (images / "3.heic").write_bytes(b"")
     with pytest.raises(UserError, match=r"3\.heic needs pillow-heif to be read: install it with pip install"):
-        data.find_examples(pictures, CAPTION)
+        data.find_examples(images, CAPTION)
 
 
-def test_of_several_frames_the_first_is_used_and_that_is_told(pictures, caplog):
+def test_of_several_frames_the_first_is_used_and_that_is_told(images, caplog):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for name in ("a.gif", "b.webp", "c.png", "d.tif"):
         options: dict[str, Any] = {"lossless": True} if name == "b.webp" else {}
-        frames[0].save(pictures / name, save_all=True, append_images=frames[1:], **options)
-        assert data.read_picture(pictures / name).getpixel((0, 0)) == (255, 0, 0)
-    data.find_examples(pictures, CAPTION)
+        frames[0].save(images / name, save_all=True, append_images=frames[1:], **options)
+        assert data.read_image(images / name).getpixel((0, 0)) == (255, 0, 0)
+    data.find_examples(images, CAPTION)
     (record,) = caplog.records
     assert record.message.endswith("only the first frame is used of a.gif, b.webp, c.png, d.tif")
 
 
-def test_what_is_passed_over_is_told_a_line_for_each_kind(pictures, caplog):
+def test_what_is_passed_over_is_told_a_line_for_each_kind(images, caplog):
     for name in ("more", "none"):
-        (pictures / name).mkdir()
-    Image.new("RGB", (8, 8)).save(pictures / "more" / "a.png")
+        (images / name).mkdir()
+    Image.new("RGB", (8, 8)).save(images / "more" / "a.png")
     for name in ("a.cr2", "b.mp4", ".DS_Store", "orphan.txt"):
-        (pictures / name).write_bytes(b"x")
-    assert len(data.find_examples(pictures, CAPTION)) == 3
-    told = [record.message.removeprefix(f"{pictures}: ") for record in caplog.records]
+        (images / name).write_bytes(b"x")
+    assert len(data.find_examples(images, CAPTION)) == 3
+    told = [record.message.removeprefix(f"{images}: ") for record in caplog.records]
     assert told == [
         "there is no image for the captions orphan.txt",
         "not read are the images in the subfolders more",
         "neither images nor captions, by their names, are a.cr2, b.mp4",
     ]
     caplog.clear()
-    data.find_examples(pictures / "0.png", CAPTION)  # of one picture the folder says nothing
+    data.find_examples(images / "0.png", CAPTION)  # of one image the folder says nothing
     assert not caplog.records
 
 
-def test_links_to_nothing_are_refused(pictures):
-    (pictures / "3.png").symlink_to(pictures / "gone.png")
+def test_links_to_nothing_are_refused(images):
+    (images / "3.png").symlink_to(images / "gone.png")
     with pytest.raises(UserError, match=r"3\.png is a link to a file that is not there: replace or remove it"):
-        data.find_examples(pictures, CAPTION)
+        data.find_examples(images, CAPTION)
 
 
-def test_captions_from_metadata_then_text_then_the_default(pictures, caplog):
+def test_captions_from_metadata_then_text_then_the_default(images, caplog):
     rows = [{"file_name": "0.png", "text": "a sks teapot on a table"}]
-    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    (pictures / "0.txt").write_text("not this one")
-    (pictures / "1.txt").write_text("a sks teapot, ça va\n", encoding="utf-8")
-    (pictures / ".hidden.png").write_bytes(b"")
-    (pictures / "notes.md").write_text("not a picture")
-    captions = data.find_examples(pictures, CAPTION)
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    (images / "0.txt").write_text("not this one")
+    (images / "1.txt").write_text("a sks teapot, ça va\n", encoding="utf-8")
+    (images / ".hidden.png").write_bytes(b"")
+    (images / "notes.md").write_text("not an image")
+    captions = data.find_examples(images, CAPTION)
     assert "captions differ for 0.png (metadata.jsonl is used, not 0.txt)" in caplog.text
     assert "neither images nor captions, by their names, are notes.md" in caplog.text
     assert [file.name for file in captions] == ["0.png", "1.png", "2.png"]
     assert list(captions.values()) == ["a sks teapot on a table", "a sks teapot, ça va", CAPTION]
 
 
-def test_one_picture_is_enough(pictures):
-    assert list(data.find_examples(pictures / "1.png", CAPTION).values()) == [CAPTION]
+def test_one_image_is_enough(images):
+    assert list(data.find_examples(images / "1.png", CAPTION).values()) == [CAPTION]
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"there are no pictures in .* expected files ending in \.png"):
+    with pytest.raises(UserError, match=r"there are no images in .* expected files ending in \.png"):
         data.find_examples(tmp_path, CAPTION)
     with pytest.raises(UserError, match="there is no folder"):
         data.find_examples(tmp_path / "nowhere", CAPTION)
@@ -219,24 +219,24 @@ def test_an_empty_folder_is_refused(tmp_path):
     ("content", "sentence"),
     [
         (b"", "3.png is empty: replace or remove it."),
-        (b"not a picture", "3.png is not a picture that can be read: replace or remove it."),
-        (png_header(8, 8), "3.png is not a picture that can be read: replace or remove it."),
+        (b"not an image", "3.png is not an image that can be read: replace or remove it."),
+        (png_header(8, 8), "3.png is not an image that can be read: replace or remove it."),
         (png_header(30_000, 30_000), "3.png is too large for a photograph"),
         (png_header(10_000, 10_000), "3.png is too large for a photograph"),
     ],
 )
-def test_pictures_that_cannot_be_read_are_named(pictures, content, sentence):
-    (pictures / "3.png").write_bytes(content)
+def test_images_that_cannot_be_read_are_named(images, content, sentence):
+    (images / "3.png").write_bytes(content)
     with pytest.raises(UserError, match=sentence.replace(".", r"\.")):
-        data.find_examples(pictures, CAPTION)
+        data.find_examples(images, CAPTION)
 
 
-def test_a_truncated_photograph_is_named(pictures, tmp_path):
+def test_a_truncated_photograph_is_named(images, tmp_path):
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
-    (pictures / "3.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
-    with pytest.raises(UserError, match=r"3\.jpg is not a picture that can be read"):
-        data.find_examples(pictures, CAPTION)
+    (images / "3.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    with pytest.raises(UserError, match=r"3\.jpg is not an image that can be read"):
+        data.find_examples(images, CAPTION)
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ def test_a_truncated_photograph_is_named(pictures, tmp_path):
         ("\xff", "the captions in .*metadata.jsonl could not be read"),
     ],
 )
-def test_broken_captions_are_named(pictures, line, sentence):
-    (pictures / "metadata.jsonl").write_text(line, encoding="latin-1")
+def test_broken_captions_are_named(images, line, sentence):
+    (images / "metadata.jsonl").write_text(line, encoding="latin-1")
     with pytest.raises(UserError, match=sentence):
-        data.find_examples(pictures, CAPTION)
+        data.find_examples(images, CAPTION)
 
 
-def test_the_digest_tells_pictures_and_captions_apart():
+def test_the_digest_tells_images_and_captions_apart():
     black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
     digests = {data.digest([black], ["a"]), data.digest([white], ["a"]), data.digest([black], ["b"])}
     assert len(digests) == 3

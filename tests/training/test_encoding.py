@@ -16,7 +16,7 @@ from atomtune.moji.pipeline import MAX_TOKENS
 from atomtune.training import encoding
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 
 
@@ -26,9 +26,9 @@ def pipe(base):
 
 
 def test_latents_are_the_scaled_gaussian_of_the_autoencoder(pipe):
-    latents = encoding.encode_pictures(pipe, [picture(), picture()])
+    latents = encoding.encode_images(pipe, [image(), image()])
     with torch.no_grad():
-        gaussian = pipe.vae.encode(torch.stack([encoding.to_tensor(picture())] * 2)).latent_dist
+        gaussian = pipe.vae.encode(torch.stack([encoding.to_tensor(image())] * 2)).latent_dist
     assert_close(latents.mean, gaussian.mean * 0.13025)
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     drawn = latents.draw([1], torch.Generator().manual_seed(0))
@@ -37,17 +37,17 @@ def test_latents_are_the_scaled_gaussian_of_the_autoencoder(pipe):
 
 def test_an_autoencoder_without_a_gaussian():
     pipe = moji.random_pipeline()
-    latents = encoding.encode_pictures(pipe, [picture()])
+    latents = encoding.encode_images(pipe, [image()])
     with torch.no_grad():
-        assert_close(latents.mean, pipe.vae.encode(encoding.to_tensor(picture())[None]).latents)
+        assert_close(latents.mean, pipe.vae.encode(encoding.to_tensor(image())[None]).latents)
     assert latents.std.count_nonzero() == 0
 
 
-def test_latents_decode_to_the_picture_with_a_shifted_autoencoder(pipe):
+def test_latents_decode_to_the_image_with_a_shifted_autoencoder(pipe):
     pipe.vae.register_to_config(shift_factor=0.5)
-    shifted = encoding.encode_pictures(pipe, [picture()])
+    shifted = encoding.encode_images(pipe, [image()])
     pipe.vae.register_to_config(shift_factor=None)
-    assert_close(shifted.mean, encoding.encode_pictures(pipe, [picture()]).mean - 0.5 * 0.13025)
+    assert_close(shifted.mean, encoding.encode_images(pipe, [image()]).mean - 0.5 * 0.13025)
 
 
 def test_conditioning_is_what_the_pipeline_passes(pipe):

@@ -84,12 +84,12 @@ def test_a_second_ctrl_c_stops_at_once(run, at_step, tmp_path, monkeypatch):
 
 
 def test_before_training_ctrl_c_just_stops(run, tmp_path, monkeypatch):
-    encode = encoding.encode_pictures
-    monkeypatch.setattr(encoding, "encode_pictures", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    encode = encoding.encode_images
+    monkeypatch.setattr(encoding, "encode_images", lambda *args: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as stopped:
         run()
     assert str(stopped.value) == ""
-    monkeypatch.setattr(encoding, "encode_pictures", encode)
+    monkeypatch.setattr(encoding, "encode_images", encode)
     assert run()["steps"] == 4
 
 
@@ -128,12 +128,12 @@ def test_outside_the_main_thread_nothing_is_handled():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_the_command_line_says_how_to_continue_and_exits_130(base, pictures, tmp_path, number):
+def test_the_command_line_says_how_to_continue_and_exits_130(base, images, tmp_path, number):
     out = tmp_path / "a run"
     options = {**QUICK, "steps": 200, "sample_every": 1, "report_to": "none", "base": base, "out": out}
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "atomtune", "customize", str(pictures), *flags],
+        [sys.executable, "-m", "atomtune", "customize", str(images), *flags],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while process.poll() is None and not (out / "samples" / "step-000001-0.png").is_file():

@@ -7,8 +7,8 @@ from torch import nn
 
 from atomtune.adapters import AtomConfig
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.training.config import configure
-from atomtune.training.methods import COMPACT, adapt, share_out
+from atomtune.training import configure
+from atomtune.training.methods import adapt, share_out
 from tests.adapters.tiny import transformer
 
 
@@ -22,8 +22,8 @@ def test_atoms_are_shared_out_evenly(layers, total):
 
 
 @pytest.mark.parametrize("layers", [None, (1,)])
-def test_a_compact_adapter_has_forty_atoms_over_the_model(layers):
-    config = configure(pictures="photos", class_name="dog", out="out", compact=True, layers_to_transform=layers)
+def test_total_atoms_are_those_of_the_whole_model(layers):
+    config = configure(images="photos", class_name="dog", out="out", total_atoms=40, layers_to_transform=layers)
     model = adapt(transformer(), config)
     counts = [m.num_atoms for m in model.modules() if isinstance(m, SparseDictionary)]
-    assert sum(counts) == COMPACT and len(counts) == (1 if layers else 2)
+    assert sum(counts) == 40 and len(counts) == (1 if layers else 2)

@@ -181,11 +181,11 @@ STATISTICS: dict[str, Any] = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_st
 def test_latents_are_standardized_where_the_pipeline_does_so():
     pipe = tiny_others.stable_diffusion_xl(scaling_factor=0.5, **STATISTICS)
     check(pipe)
-    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    image = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     with torch.no_grad():
-        raw = pipe.vae.encode(encoding.to_tensor(picture)[None]).latent_dist
+        raw = pipe.vae.encode(encoding.to_tensor(image)[None]).latent_dist
     mean, std = (torch.tensor(STATISTICS[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
-    latents = encoding.encode_pictures(pipe, [picture])
+    latents = encoding.encode_images(pipe, [image])
     assert_close(latents.mean, 0.5 * (raw.mean - mean) / std)
     assert_close(latents.std, 0.5 * raw.std / std)
 
@@ -219,13 +219,13 @@ def test_nothing_runs_and_nothing_stays():
     assert runs == [1]
 
 
-def test_a_run_and_the_examples_of_an_analysis_are_refused_alike(pictures, tmp_path):
+def test_a_run_and_the_examples_of_an_analysis_are_refused_alike(images, tmp_path):
     pipe = tiny_others.aura_flow()
     pipe.save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
-        atomtune.customize(pictures, class_name="dog", out=tmp_path / "run", base=str(tmp_path / "base"), steps=1)
+        atomtune.customize(images, class_name="dog", out=tmp_path / "run", base=str(tmp_path / "base"), steps=1)
     with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
-        training_examples(pipe, pictures, "a sks dog", resolution=64)
+        training_examples(pipe, images, "a sks dog", resolution=64)
 
 
 def test_a_base_that_does_not_say_its_size_can_be_drawn_with_a_size():

@@ -16,7 +16,7 @@ QUICK = {"class_name": "dog", "steps": 2, "checkpoint_every": 1, "num_atoms": 8,
 THEIRS = (
     "samples/client.png", "logs/server.log", "logs/customize/notes.txt", "checkpoints/other-model.safetensors",
     "checkpoints/step-by-step.md", "checkpoints/step-000001-best/state.json",
-    "adapter/notes.txt", "class_pictures/holiday.jpg", "chapter.tmp", ".tmprc",
+    "adapter/notes.txt", "class_images/holiday.jpg", "chapter.tmp", ".tmprc",
 )  # fmt: skip
 
 
@@ -26,9 +26,9 @@ def out(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(base, pictures, out):
+def run(base, images, out):
     def run(**options):
-        return atomtune.customize(pictures, **{**QUICK, "base": base, "out": out, **options})
+        return atomtune.customize(images, **{**QUICK, "base": base, "out": out, **options})
 
     return run
 
@@ -73,7 +73,7 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
 @pytest.mark.parametrize(
     "name",
     ["config.yaml", "summary.json", "adapter/README.md", "checkpoints/step-000001/state.json",
-     "samples/step-000002-0.png", "class_pictures/0000.png"],
+     "samples/step-000002-0.png", "class_images/0000.png"],
 )  # fmt: skip
 def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, name):
     write(out, name)
@@ -84,11 +84,11 @@ def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, 
     assert len(files(out)) == 1
 
 
-def test_starting_over_with_options_that_are_refused_keeps_the_run_that_was_there(run, out, base, pictures):
+def test_starting_over_with_options_that_are_refused_keeps_the_run_that_was_there(run, out, base, images):
     run()
     before = files(out)
-    for wrong in ({"optimizer": "Magic"}, {"base": "nowhere"}, {"pictures": "nowhere"}):
-        options = {"pictures": pictures, "base": base, "out": out, "overwrite": True} | wrong
+    for wrong in ({"optimizer": "Magic"}, {"base": "nowhere"}, {"images": "nowhere"}):
+        options = {"images": images, "base": base, "out": out, "overwrite": True} | wrong
         with pytest.raises(atomtune.UserError):
             atomtune.customize(**{**QUICK, **options})
         assert files(out) == before
@@ -127,9 +127,9 @@ def test_an_output_that_contains_the_images_is_refused(base, tmp_path, monkeypat
     Image.new("RGB", (64, 64), "red").save(cat / "1.png")
     monkeypatch.chdir(tmp_path / "photos")
     before = files(tmp_path)
-    for pictures in ("cat", "cat/1.png"):
+    for images in ("cat", "cat/1.png"):
         with pytest.raises(atomtune.UserError, match=r"contains the input cat|1.png is a file"):
-            atomtune.customize(pictures, **QUICK, base="nowhere", out=place)
+            atomtune.customize(images, **QUICK, base="nowhere", out=place)
     assert files(tmp_path) == before
 
 

@@ -18,7 +18,7 @@ from atomtune.training.penalties import Penalties, annealed, density_error, l1, 
 from tests.adapters.tiny import atom_config, run, transformer, wake
 from tests.tiny_pixart import save_tiny_pixart
 
-GIVEN = {"pictures": "photos", "class_name": "dog", "out": "out", "base": "nowhere"}
+GIVEN = {"images": "photos", "class_name": "dog", "out": "out", "base": "nowhere"}
 
 
 def test_l1_is_that_of_eq_5():

@@ -26,14 +26,14 @@ PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth256" / 
 def test_customize_kill_resume_generate(base, tmp_path):
     out = tmp_path / "run"
     recipe = {**atomtune.training.load_recipe("pixart-sigma"), "base": base, "epochs": 2, "checkpoint_every": 3}
-    options = {**recipe, "pictures": str(PHOTOGRAPHS), "class_name": "dog", "out": str(out), "sample_every": 4}
+    options = {**recipe, "images": str(PHOTOGRAPHS), "class_name": "dog", "out": str(out), "sample_every": 4}
     assert customize("step:7", **options) == -signal.SIGKILL
     assert (out / "checkpoints" / "step-000006").is_dir()
     assert customize("never", **options) == 0
 
     written = yaml.safe_load((out / "config.yaml").read_text())
     assert {name: written[name] for name in recipe} == recipe
-    assert adapter_info(out)["base_model_name_or_path"] == base
+    assert adapter_info(out).base == base
     pipe = load_base(base)
     prompts = ["a sks dog on the beach", "a photo of a sks dog"]
     before = atomtune.generate(pipe, prompts, num=2, steps=3)

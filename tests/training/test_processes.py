@@ -28,12 +28,12 @@ def train(processes: int, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_adapter(base, pictures, tmp_path):
+def test_two_processes_train_one_adapter(base, images, tmp_path):
     options = ["--class-name", "dog", "--base", base, "--steps", "3", "--num-atoms", "8", "--sample-every", "0"]
     adapters = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        train(processes, str(pictures), "--out", str(out), *options)
+        train(processes, str(images), "--out", str(out), *options)
         assert json.loads((out / "summary.json").read_text())["steps"] == 3
         adapters[processes] = (out / "adapter" / "adapter_model.safetensors").read_bytes()
     assert adapters[1] != adapters[2]  # the second process took part
@@ -51,12 +51,12 @@ def processes_of(rank: int, out: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_same_bits(base, pictures, tmp_path):
+def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_same_bits(base, images, tmp_path):
     options = ["--class-name", "dog", "--base", base, "--num-atoms", "8", "--checkpoint-every", "1000"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(2, str(pictures), "--out", str(whole), *options, "--steps", "12", "--sample-every", "0")
+    train(2, str(images), "--out", str(whole), *options, "--steps", "12", "--sample-every", "0")
 
-    arguments = [str(pictures), "--out", str(stopped), *options, "--steps", "12", "--sample-every", "1"]
+    arguments = [str(images), "--out", str(stopped), *options, "--steps", "12", "--sample-every", "1"]
     process = start(2, *arguments)
     while process.poll() is None and not list(stopped.glob("samples/step-000001-*.png")):
         time.sleep(0.05)

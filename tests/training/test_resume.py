@@ -23,15 +23,15 @@ OPTIONS = {
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything that must be the same to the bit: weights, optimizer and pictures."""
+    """Everything that must be the same to the bit: weights, optimizer and images."""
     kept = [*out.glob("adapter/*.safetensors"), *out.glob("checkpoints/**/*.safetensors"), *out.glob("samples/*")]
     return {str(file.relative_to(out)): file.read_bytes() for file in kept}
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bits(base, pictures, tmp_path):
+def test_killed_at_any_moment_it_ends_with_the_same_bits(base, images, tmp_path):
     whole, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    options = {**OPTIONS, "pictures": str(pictures), "base": base}
+    options = {**OPTIONS, "images": str(images), "base": base}
     assert customize("never", **options, out=str(whole)) == 0
 
     moments = {

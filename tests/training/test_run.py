@@ -40,10 +40,19 @@ def test_a_finished_run_is_not_trained_again(run, monkeypatch):
 def test_a_run_from_before_an_option_was_there_is_the_same_run(run, tmp_path):
     summary, file = run(), tmp_path / "run" / "config.yaml"
     old = yaml.safe_load(file.read_text())
-    del old["compact"], old["sample_prompts"]
+    del old["total_atoms"], old["sample_prompts"]
     file.write_text(yaml.safe_dump(old))
     (tmp_path / "run" / "logs" / "run.json").unlink()
     assert run() == summary
+
+
+def test_a_run_with_options_that_are_not_there_any_more_is_refused(run, tmp_path):
+    run()
+    with (tmp_path / "run" / "config.yaml").open("a") as file:
+        file.write("compact: false\n")
+    with pytest.raises(atomtune.UserError, match=r"another version of atomtune, with options .* \(compact\): train in"):
+        run(steps=8)
+    assert run(overwrite=True)["steps"] == 4
 
 
 @pytest.mark.parametrize("options", [{}, {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 6}])
@@ -60,7 +69,7 @@ def test_a_finished_run_goes_on_to_the_bits_of_one_that_was_longer_from_the_star
 
 
 def test_epochs_go_on_too(run):
-    assert run(steps=None, epochs=2)["steps"] == 3  # three pictures, two in a step
+    assert run(steps=None, epochs=2)["steps"] == 3  # three images, two in a step
     assert run(steps=None, epochs=4)["steps"] == 6
 
 
@@ -113,13 +122,13 @@ def test_what_only_watches_says_that_a_finished_run_does_not_heed_it(run, caplog
 # -- what a run is known by -------------------------------------------------------------------------------------------
 
 
-def test_the_same_content_by_another_path_is_the_same_run(run, base, pictures, tmp_path):
+def test_the_same_content_by_another_path_is_the_same_run(run, base, images, tmp_path):
     run("first", steps=2)
     shutil.copytree(tmp_path / "first" / "adapter", tmp_path / "start")
     summary = run(init_adapter=tmp_path / "first")
-    shutil.copytree(pictures, tmp_path / "elsewhere")
+    shutil.copytree(images, tmp_path / "elsewhere")
     shutil.copytree(base, tmp_path / "base")
-    moved = {"pictures": tmp_path / "elsewhere", "base": str(tmp_path / "base"), "init_adapter": tmp_path / "start"}
+    moved = {"images": tmp_path / "elsewhere", "base": str(tmp_path / "base"), "init_adapter": tmp_path / "start"}
     assert run(**moved) == summary
     assert run(**moved, steps=6)["steps"] == 6
     assert config_of(tmp_path / "run")["base"] == str(tmp_path / "base")
@@ -142,15 +151,15 @@ def test_what_may_not_change_is_named_and_the_advice_destroys_nothing(run, tmp_p
     assert config_of(out)["overwrite"] is False  # or starting again with this file would start over
 
 
-def test_other_pictures_and_another_base_are_another_run(run, base, pictures, tmp_path):
+def test_other_images_and_another_base_are_another_run(run, base, images, tmp_path):
     run()
     shutil.copytree(base, other := tmp_path / "other")
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(atomtune.UserError, match=r"holds another run \(on a base with other weights than .*other"):
         run(base=str(other))
-    Image.new("RGB", (64, 64)).save(pictures / "0.png")
-    with pytest.raises(atomtune.UserError, match=r"\(other pictures or captions there than in .* --init-adapter"):
+    Image.new("RGB", (64, 64)).save(images / "0.png")
+    with pytest.raises(atomtune.UserError, match=r"\(other images or captions there than in .* --init-adapter"):
         run()
 
 

@@ -40,7 +40,7 @@ def test_what_a_run_writes(run, base, tmp_path):
     }  # fmt: skip
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 4
-    assert summary["pictures"] == 3
+    assert summary["images"] == 3
     assert summary["active_per_token"] == 10  # round(0.04 * 256)
     assert summary["density"] == 10 / 256
     assert 0 < summary["live_atoms"] <= 512
@@ -54,8 +54,8 @@ def test_what_a_run_writes(run, base, tmp_path):
     assert read_settings(out / "samples" / samples[1])["prompt"] == "a sks dog on snow"
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     info = adapter_info(out)
-    assert (info["peft_type"], info["base_model_name_or_path"]) == ("ATOMS", base)
-    assert (info["auto_mapping"]["token"], info["auto_mapping"]["class_name"]) == ("sks", "dog")
+    assert (info.kind, info.base) == ("ATOMS", base)
+    assert (info.metadata["token"], info.metadata["class_name"]) == ("sks", "dog")
     card = (out / "adapter" / "README.md").read_text()
     assert card.split("```python\n")[1].startswith("import atomtune\n")
     events = EventAccumulator(str(out / "logs" / "customize")).Reload()
@@ -88,8 +88,8 @@ def test_every_method_and_option_continues_to_the_same_bits(run, tmp_path, optio
     assert any(tensor.is_floating_point() and tensor.abs().max() > 0 for tensor in moved)
 
 
-def test_training_lowers_the_loss(run, pictures):
-    for file in sorted(pictures.iterdir())[1:]:
+def test_training_lowers_the_loss(run, images):
+    for file in sorted(images.iterdir())[1:]:
         file.unlink()
     first = run("one", steps=1, batch_size=32)["loss"]
     assert run("many", steps=60, learning_rate=3e-3, batch_size=8)["loss"] < 0.9 * first
@@ -121,23 +121,21 @@ def test_the_dropout_of_a_base_follows_from_the_seed_too(run, tmp_path):
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
-def test_the_order_sees_every_picture_once_an_epoch(run, monkeypatch):
+def test_the_order_sees_every_image_once_an_epoch(run, monkeypatch):
     seen = []
-    pictures = trainer.Trainer._pictures
-    monkeypatch.setattr(
-        trainer.Trainer, "_pictures", lambda self, micro: seen.append(pictures(self, micro)) or seen[-1]
-    )
+    images = trainer.Trainer._images
+    monkeypatch.setattr(trainer.Trainer, "_images", lambda self, micro: seen.append(images(self, micro)) or seen[-1])
     run(steps=None, epochs=4, batch_size=1, gradient_accumulation_steps=2)
-    order = [picture for batch in seen for picture in batch]
+    order = [image for batch in seen for image in batch]
     epochs = [order[start : start + 3] for start in range(0, 12, 3)]
     assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
 
 
-def test_class_pictures_are_drawn_once(run, tmp_path):
+def test_class_images_are_drawn_once(run, tmp_path):
     options = {"prior_preservation": True, "num_class_images": 2, "class_prompt": "a dog on snow"}
     run(**options)
-    folder = tmp_path / "run" / "class_pictures"
+    folder = tmp_path / "run" / "class_images"
     drawn = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert sorted(drawn) == ["0000.png", "0001.png"]
     assert read_settings(folder / "0000.png")["prompt"] == "a dog on snow"
@@ -193,11 +191,11 @@ def test_a_run_continues_after_the_disk_has_room_again(run, request, tmp_path):
         ({"method": "lora", "target_modules": ("magic",)}, "this base has no linear layer in magic"),
         ({"target_modules": ("magic",)}, "magic"),
         ({"base": "nowhere"}, "there is no base model 'nowhere'"),
-        ({"pictures": "nowhere"}, "there is no folder 'nowhere'"),
+        ({"images": "nowhere"}, "there is no folder 'nowhere'"),
     ],
 )
-def test_bad_options_are_refused_in_a_sentence(base, pictures, tmp_path, options, sentence):
-    options = {**QUICK, "pictures": pictures, "base": base, "out": tmp_path / "run", **options}
+def test_bad_options_are_refused_in_a_sentence(base, images, tmp_path, options, sentence):
+    options = {**QUICK, "images": images, "base": base, "out": tmp_path / "run", **options}
     with pytest.raises(atomtune.UserError) as error:
         atomtune.customize(configure(**options))
     assert sentence in str(error.value)
@@ -230,9 +228,9 @@ def test_the_seed_decides_everything(run, tmp_path):
     assert weights(tmp_path / "a") == weights(tmp_path / "c") != weights(tmp_path / "b")
 
 
-def test_moji_by_its_name_and_recipe(pictures, tmp_path, monkeypatch):
+def test_moji_by_its_name_and_recipe(images, tmp_path, monkeypatch):
     monkeypatch.setattr("atomtune.moji.load", lambda *args: atomtune.moji.random_pipeline())
-    summary = atomtune.customize(pictures, class_name="dog", out=tmp_path / "run", steps=2)
+    summary = atomtune.customize(images, class_name="dog", out=tmp_path / "run", steps=2)
     assert (summary["base"], summary["resolution"], summary["method"]) == ("moji", 64, "atoms")
     assert summary["trainable_parameters"] == 8 * 2 * 256 * 256
     pipe = load_base("moji")

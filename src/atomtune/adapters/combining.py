@@ -106,7 +106,7 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
     for part in parts[1:]:
         if why := _not_alike(first, part):
             raise UserError(
-                f"{first.name} and {part.name} cannot be added entry by entry, because {why}: concatenate them."
+                f"{first.name} and {part.name} cannot be combined entry by entry, because {why}: use cat instead."
             )
     for name, own in first.layers.items():
         same = [part.layers[name] for part in parts]

@@ -74,7 +74,7 @@ def training_examples(
     words = next(iter(found.values()))
     answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)
     encoding.check(pipe, objective, words, answer, size)
-    latents = encoding.encode_pictures(pipe, [data.square(data.read_picture(file), size) for file in found])
+    latents = encoding.encode_images(pipe, [data.square(data.read_image(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective.add_noise(drawn, generator)

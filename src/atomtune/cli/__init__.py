@@ -20,14 +20,14 @@ from atomtune.errors import UserError
 from atomtune.files import expanded
 
 app = App(name="atomtune", help="Fine-tune frozen transformers with sparse dictionaries of feature atoms.")
-app.command("atomtune.cli.customize:customize", help="Learn a thing from a few pictures.")
-app.command("atomtune.cli.generate:generate", help="Draw pictures, with or without an adapter.")
+app.command("atomtune.cli.customize:customize", help="Learn a subject from a few images.")
+app.command("atomtune.cli.generate:generate", help="Draw images, with or without an adapter.")
 app.command("atomtune.cli.prune:prune", help="Keep the few atoms that matter.")
 app.command("atomtune.cli.inspect:inspect", help="Show what an adapter learned, on one page.")
-app.command("atomtune.cli.edit:edit", help="Learn one picture and draw what it should become, with fewer atoms.")
+app.command("atomtune.cli.edit:edit", help="Learn one image and draw what it should become, with fewer atoms.")
 app.command("atomtune.cli.merge:merge", help="Make one adapter out of several, or say how far two overlap.")
-app.command("atomtune.cli.distill:distill", help="Say a LoRA again in atoms.")
-app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled pictures and draw it elsewhere.")
+app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
+app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it elsewhere.")
 app.meta.suppress_keyboard_interrupt = False  # `main` says what the interrupted command has to say
 
 
@@ -40,7 +40,7 @@ def _with_config(
 ):
     sources = []
     if config is not None:
-        from atomtune.training.config import load_recipe
+        from atomtune.training.recipes import load_recipe
 
         sources.append(Dict(load_recipe(config), source=config, use_commands_as_keys=False))
     if tokens and tokens[0] == "customize":

@@ -1,15 +1,16 @@
-"""`atomtune customize`: learn a thing from a few pictures. Each field of `CustomizeConfig` is a flag and a YAML key."""
+"""`atomtune customize`: learn a subject from a few images. Each field of `CustomizeConfig` is a flag and a YAML key."""
 
 from typing import Annotated
 
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from atomtune.training.config import CustomizeConfig, recipe_for
+from atomtune.training.config import CustomizeConfig
+from atomtune.training.recipes import FEW_ATOMS, recipe_for
 
 
 def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
-    """Learn a thing from a few pictures, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
+    """Learn a subject from a few images, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
 
     The result is a PEFT adapter in OUT/adapter. What neither flags nor --config say comes from the recipe that ships
     for the base, if there is one.
@@ -23,6 +24,6 @@ def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     """The last of cyclopts's configuration sources: the recipe that ships for the base."""
     given = {argument.field_info.name: argument.tokens for argument in arguments if argument.tokens}
     base = given["base"][0].value if "base" in given else CustomizeConfig.base
-    compact = any(token.value.lower() == "true" or token.implicit_value is True for token in given.get("compact", ()))
-    recipe = recipe_for(base, given, compact)
+    few = any(token.implicit_value is not None for token in given.get("total_atoms", ()))  # None: null in YAML
+    recipe = recipe_for(base, given, FEW_ATOMS if few else "")
     Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)

@@ -1,7 +1,7 @@
-"""`atomtune demo`: the main job on a thing the base has never seen, in about a minute on a laptop without a GPU.
+"""`atomtune demo`: the main job on a subject that the base has never seen, in about a minute on a laptop without a GPU.
 
-Five pictures → customize → the same eight prompts for the base and for the adapter. Five prompts are the pictures' own
-captions, three are contexts that no picture shows.
+Five images → customize → the same eight prompts for the base and for the adapter. Five prompts are the images' own
+captions, three are contexts that no image shows.
 """
 
 import json
@@ -20,7 +20,7 @@ UNSEEN = (
     "a small sks teapot at the top on a black background",
     "a sks teapot on the right on an orange background",
 )
-NUM = 4  # pictures of each prompt
+NUM = 4  # images of each prompt
 HEADS = {"base": "base", "atoms": "atoms", "lora": "LoRA r=16"}
 ROWS = {  # key in summary.json: what is printed, and how
     "train_seconds": ("training time, s", ".0f"),
@@ -29,10 +29,10 @@ ROWS = {  # key in summary.json: what is printed, and how
     "atoms": ("atoms, all layers", ",d"),
     "alive": ("atoms alive", ",d"),
     "used_per_token": ("atoms used per token and layer", ".1f"),
-    "fidelity": ("fidelity to the five pictures", ".3f"),
+    "fidelity": ("fidelity to the five images", ".3f"),
     "alignment": ("alignment with the prompt", ".3f"),
     "background": ("share with the background asked for", ".2f"),
-    "diversity": (f"diversity, of {NUM} pictures of a prompt", ".2f"),
+    "diversity": (f"diversity, of {NUM} images of a prompt", ".2f"),
 }
 
 
@@ -44,12 +44,12 @@ def demo(
     steps: int | None = None,
     hardware: Hardware = AUTO,
 ) -> None:
-    """Learn a teapot from five bundled pictures and draw it elsewhere.
+    """Learn a teapot from five bundled images and draw it elsewhere.
 
     Args:
-        compare: Also train a LoRA of rank 16 on the same pictures, every other setting the same.
+        compare: Also train a LoRA of rank 16 on the same images, every other setting the same.
         out: Folder for grid.png, summary.json and adapter/.
-        seed: Seed of the training and of the pictures.
+        seed: Seed of the training and of the images.
         steps: Training steps (the shipped recipe's by default).
     """
     check_seed(seed, NUM)
@@ -59,7 +59,8 @@ def demo(
 
     from atomtune import bases, files, manifest, metrics, sampling, training
     from atomtune.storage import folders
-    from atomtune.training.data import find_examples, read_picture
+    from atomtune.storage.metadata import CONFIG_FILE
+    from atomtune.training.data import find_examples, read_image
 
     names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in folders.ADAPTER_FILES))
     files.refuse_output(out)
@@ -71,23 +72,23 @@ def demo(
     if steps is not None:
         options["steps"] = steps
     with resources.as_file(resources.files("atomtune.moji") / "demo" / "teapot") as folder:
-        pictures = {text: read_picture(file) for file, text in find_examples(folder, "a sks teapot").items()}
+        examples = {text: read_image(file) for file, text in find_examples(folder, "a sks teapot").items()}
         learnt = {}
         for method in methods:
-            console.print(f"Learning a teapot from {len(pictures)} pictures: {HEADS[method]}")
+            console.print(f"Learning a teapot from {len(examples)} images: {HEADS[method]}")
             learnt[method] = training.customize(folder, method=method, out=out / method, **options)
 
     judge = metrics.load_judge()
-    prompts = [*pictures, *UNSEEN]
-    rows = {"learnt from": list(pictures.values())}
+    prompts = [*examples, *UNSEEN]
+    rows = {"learnt from": list(examples.values())}
     summary: dict[str, Any] = {}
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
-        pipe = hardware.load_base(bases.MOJI)
+        pipe = bases.load_base(bases.MOJI, hardware.dtype, hardware.device)
         drawings, numbers = _draw(pipe, out / method, prompts, seed, learnt.get(method))
         images = [drawing.image for drawing in drawings]
         rows[HEADS[method]] = images[::NUM]
-        numbers |= _judged(judge, images, list(pictures.values()), prompts)
+        numbers |= _judged(judge, images, list(examples.values()), prompts)
         # As printed, so that the table and the file hold the same numbers.
         summary[method] = {
             key: json.loads(f"{numbers[key]:{ROWS[key][1].strip(',')}}") for key in ROWS if key in numbers
@@ -95,7 +96,7 @@ def demo(
 
     manifest.record(out, *(out / name for name in names))
     sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), out / "grid.png", {"seed": seed})
-    with files.atomic_folder(out / "adapter", seal=folders.CONFIG) as temporary:
+    with files.atomic_folder(out / "adapter", seal=CONFIG_FILE) as temporary:
         shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
     summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
     summary |= bases.precision_and_device(pipe)
@@ -111,7 +112,7 @@ def demo(
 
 
 def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | None):
-    """`NUM` pictures of each prompt, with the run's adapter when something was learnt, and what the adapter weighs."""
+    """`NUM` images of each prompt, with the run's adapter when something was learnt, and what the adapter weighs."""
     from contextlib import nullcontext
 
     from atomtune import sampling
@@ -138,7 +139,7 @@ def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str,
 
 
 def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[str, float]:
-    """What the judge and the pixels say, as means over all pictures."""
+    """What the judge and the pixels say, as means over all images."""
     from atomtune import metrics
     from atomtune.moji.scenes import BACKGROUNDS
 

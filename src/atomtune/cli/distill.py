@@ -1,11 +1,11 @@
-"""`atomtune distill`: a LoRA, said again in atoms."""
+"""`atomtune distill`: convert a LoRA into atoms."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output
 
@@ -25,12 +25,11 @@ def distill(
     seed: int = 0,
     sampling_steps: int | None = None,
     resolution: int | None = None,
-    base: str | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
 
-    Pictures of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
+    Images of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
 
     Args:
         lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers or kohya's scripts
@@ -41,13 +40,12 @@ def distill(
         prompt: What the LoRA was made for; may be given several times ("a TOKEN CLASS" by default, where the adapter
             names them).
         prompts_file: Text file with one prompt a line.
-        num: Pictures of each prompt.
+        num: Images of each prompt.
         steps: Optimizer steps for each layer.
         tokens: Tokens that are kept of what each layer sees; a fifth of them only measure.
-        seed: Seed of the pictures and of the fit.
+        seed: Seed of the images and of the fit.
         sampling_steps: Denoising steps (the base's own number by default).
         resolution: Height and width in pixels (the base's own by default).
-        base: Base model, when not the one the LoRA names: "moji", a folder, or a hub name.
     """
     for flag, value in (("--atoms", atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
         if value < 1:
@@ -66,22 +64,20 @@ def distill(
     check_seed(seed, num)
     refuse_output(out, lora)
     refuse_taken(out)
-    info: dict[str, Any] = {}
+    info = None
     if file := distillation.diffusers_file(lora):
         loading.read(file)  # what is wrong with it is said before a base is opened
     else:
         info = folders.adapter_info(lora)
-        if info["peft_type"] != "LORA":
-            raise UserError(f"{lora} is a {info['peft_type']} adapter: distill takes a LoRA.")
-    ours = info.get("auto_mapping") or {}
-    token, class_name = ours.get("token"), ours.get("class_name")
+        info.refuse_other_than("LORA", "distill takes a LoRA")
+    known = info.trained_for if info else {}
+    token, class_name = known.get("token"), known.get("class_name")
     wanted = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
     if not wanted and token and class_name:
         wanted = [f"a {token} {class_name}"]
     if not wanted:
         raise UserError("there is nothing to distill on: give --prompt with what the LoRA was made for.")
-    base = base or str(info.get("base_model_name_or_path") or bases.MOJI)
-    pipe = hardware.load_base(base)
+    pipe = base.open(info)
     model = distillation.load_lora(pipe, lora)
     layers = distillation.distill(
         pipe,
@@ -97,11 +93,11 @@ def distill(
         resolution=resolution,
         progress=lambda layers: track(layers, "fitting layer by layer", console=Console(stderr=True), transient=True),
     )
-    folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base, token=token, class_name=class_name)
+    folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base.name(info), **known)
     whole = sum(layer.weight for layer in layers)
-    explained = sum(layer.energy * layer.weight for layer in layers) / whole
-    worst = min(layers, key=lambda layer: layer.energy)
+    explained = sum(layer.share * layer.weight for layer in layers) / whole
+    worst = min(layers, key=lambda layer: layer.share)
     print(
-        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.energy:.1%} in "
+        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.share:.1%} in "
         f"{worst.name}).\nThe adapter is in {folder}"
     )

@@ -1,17 +1,17 @@
-"""`atomtune edit`: learn one picture, then draw what it should become with fewer and fewer atoms."""
+"""`atomtune edit`: learn one image, then draw what it should become with fewer and fewer atoms."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def edit(
-    picture: Path,
+    image: Path,
     /,
     *,
     prompt: Text,
@@ -20,28 +20,26 @@ def edit(
     remove: str | None = None,
     num: int = 2,
     seed: int = 0,
-    base: str = "moji",
     steps: int | None = None,
     epochs: int | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
-    """Learn one picture, then draw what it should become over a ladder of densities and of numbers of atoms.
+    """Learn one image, then draw what it should become over a ladder of densities and of numbers of atoms.
 
-    Each rung is scored by alignment to the prompt and fidelity to the picture; the best trade-off is marked in
+    Each rung is scored by alignment to the prompt and fidelity to the image; the best trade-off is marked in
     OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`. The same command with
-    another --prompt does not train again.
+    another --prompt does not train again. Scores need moji; with another --base the strip has none.
 
     Args:
-        picture: The picture.
+        image: The image.
         prompt: What it should become.
-        out: Folder for the run, the pictures and the preset.
+        out: Folder for the run, the images and the preset.
         source_prompt: What it is now.
         remove: Atoms, such as L17[137],L3[139], without which the best rung is drawn once more.
-        num: Pictures of each rung.
-        seed: Seed of the training and of the first picture.
-        base: Base model: "moji", a folder, or a hub name. Scores need moji; with another base the strip has none.
+        num: Images of each rung.
+        seed: Seed of the training and of the first image.
         steps: Training steps (the shipped recipe's by default).
-        epochs: Times that the picture is seen, instead of steps.
+        epochs: Times that the image is seen, instead of steps.
     """
     from atomtune.editing import edit
     from atomtune.metrics import load_judge
@@ -50,22 +48,22 @@ def edit(
     length = {name: value for name, value in length.items() if value is not None}
     removed = [address.strip() for address in remove.split(",")] if remove else []
     result = edit(
-        picture,
+        image,
         prompt,
         out,
         source_prompt,
         removed,
         num,
         seed,
-        dtype=hardware.dtype,
-        device=hardware.device,
-        base=base,
+        dtype=base.dtype,
+        device=base.device,
+        base=base.name(),
         **length,
     )
     for rung in result["rungs"]:
         line = f"{rung['label']:>20}"
         if rung["alignment"] is not None:
-            line += f"  prompt {rung['alignment']:.3f}  picture {rung['fidelity']:.3f}"
+            line += f"  prompt {rung['alignment']:.3f}  image {rung['fidelity']:.3f}"
         print(line + ("   best" if rung["label"] == result["best"] else ""))
     if result["best"]:
         print(load_judge())

@@ -1,14 +1,17 @@
-"""`atomtune generate`: draw pictures with an adapter, or with the base alone."""
+"""`atomtune generate`: draw images with an adapter, or with the base alone."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output, remove_leftovers
+
+if TYPE_CHECKING:
+    from atomtune.storage.folders import AdapterInfo
 
 
 def generate(
@@ -27,13 +30,12 @@ def generate(
     guidance_scale: float | None = None,
     resolution: int | None = None,
     batch_size: int = 8,
-    base: str | None = None,
     out: Path | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
-    """Draw pictures, with or without an adapter.
+    """Draw images, with or without an adapter.
 
-    Every picture is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
+    Every image is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
     each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
     command draws what is missing.
 
@@ -41,18 +43,17 @@ def generate(
         adapter: Folder of a run or of an adapter. Without one the base alone draws.
         prompt: What to draw. Give it again for another.
         prompts_file: Text file with one prompt a line.
-        negative_prompt: What no picture should show, one for all prompts. It acts through guidance.
-        num: Pictures of each prompt.
-        seed: Seed of the first picture of each prompt; the next has seed + 1. The noise depends on it alone.
+        negative_prompt: What no image should show, one for all prompts. It acts through guidance.
+        num: Images of each prompt.
+        seed: Seed of the first image of each prompt; the next has seed + 1. The noise depends on it alone.
         density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        batch_size: Pictures drawn at once.
-        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
-        out: Folder for the pictures ("generated" in the run by default).
+        batch_size: Images drawn at once.
+        out: Folder for the images ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
@@ -62,15 +63,17 @@ def generate(
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
-    from atomtune import bases, sampling
+    from atomtune import sampling
     from atomtune.files import file_hash
     from atomtune.storage import folders
 
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
-    info = folders.adapter_info(adapter) if adapter else {}
-    pipe = hardware.load_base(base or str(info.get("base_model_name_or_path", bases.MOJI)))
+    info = folders.adapter_info(adapter) if adapter else None
+    if info:
+        _refuse_other_dials(info, density, scale, preset)
+    pipe = base.open(info)
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)
@@ -87,18 +90,18 @@ def generate(
             sampling.save_png(drawing.image, files[index], drawing.settings)
     except BaseException:
         if there := sum(file.is_file() for file in files):
-            print(f"{there} of {len(files)} pictures are in {out}: the same command draws the others.", file=sys.stderr)
+            print(f"{there} of {len(files)} images are in {out}: the same command draws the others.", file=sys.stderr)
         raise
 
-    pictures = [sampling.read_image(file) for file in files]
-    rows = [pictures[i * num : (i + 1) * num] for i in range(len(prompts))]
+    images = [sampling.read_image(file) for file in files]
+    rows = [images[i * num : (i + 1) * num] for i in range(len(prompts))]
     seeds = [f"seed {s}" for s in range(seed, seed + num)]
     settings = planned[0] | {"prompt": prompts, "seed": seed, "num": num}
     grid = out / f"grid-{sampling.digest(settings)}.png"
     sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
     before = len(files) - len(missing)
     already = f"; {before} were there already, drawn with the same settings" if before else ""
-    print(f"{len(files)} pictures and {grid.name} are in {out}{already}")
+    print(f"{len(files)} images and {grid.name} are in {out}{already}")
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -111,24 +114,27 @@ def read_prompts(file: Path) -> list[str]:
         raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
 
 
+def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float, preset: Path | None) -> None:
+    """Raise `UserError` for dials that the adapter does not have."""
+    from atomtune.method.coding import atoms_per_token
+
+    for flag, given in (("--density", density), ("--preset", preset)):
+        if given is not None:
+            info.refuse_other_than("ATOMS", f"{flag} belongs to atoms, so leave it out, or use --scale")
+    if density is not None:
+        atoms_per_token(1, density)  # in (0, 1]
+    if scale != 1.0 and info.kind == "OFT":
+        raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
+
+
 def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
     """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
+    from atomtune.steering import board
     from atomtune.storage import folders
 
-    kind = model.peft_config["default"].peft_type.value
-    for flag, given in (("--density", density), ("--preset", preset)):
-        if given is not None and kind != "ATOMS":
-            raise UserError(f"{flag} belongs to atoms; this adapter is {kind}: leave it out, or use --scale.")
-    if kind == "ATOMS":
-        from atomtune.steering import board
-
-        if preset is not None:
-            board(model).apply(preset)
-        if density is not None:
-            board(model).density = density
+    if preset is not None:
+        board(model).apply(preset)
+    if density is not None:
+        board(model).density = density
     if scale != 1.0:
-        if kind == "OFT":
-            raise UserError(
-                "--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method."
-            )
         folders.set_scale(model, scale)

@@ -1,4 +1,4 @@
-"""`--dtype` and `--device`: the same two options in every command that opens a base."""
+"""`--base`, `--dtype` and `--device`: the same options in every command that opens a base."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,6 +7,8 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from atomtune.storage.folders import AdapterInfo
 
 
 @Parameter(name="*")
@@ -19,16 +21,33 @@ class Hardware:
     device: str = "auto"
     """Where the base runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
 
-    def load_base(self, name: str) -> "DiffusionPipeline":
-        """Open a base there. Raises `UserError`."""
-        from atomtune import bases
-
-        return bases.load_base(name, self.dtype, self.device)
-
     def for_training(self) -> dict[str, Any]:
         """The same as options of `customize`; what was not said is left to the run."""
         given = {"mixed_precision": self.dtype, "device": self.device}
         return {name: value for name, value in given.items() if value != "auto"}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Base(Hardware):
+    """Which base, where it runs, and in which precision."""
+
+    base: str | None = None
+    """Base model: "moji", a folder, or a hub name. By default the one that the adapter names; without an adapter,
+    moji."""
+
+    def name(self, adapter: "AdapterInfo | None" = None) -> str:
+        """The base that is to be opened. Raises `UserError` if neither the command nor the adapter says which."""
+        from atomtune.bases import MOJI
+
+        return self.base or (adapter.base if adapter else MOJI)
+
+    def open(self, adapter: "AdapterInfo | None" = None) -> "DiffusionPipeline":
+        """Open it. Raises `UserError`."""
+        from atomtune import bases
+
+        return bases.load_base(self.name(adapter), self.dtype, self.device)
+
+
 AUTO = Hardware()
+OWN = Base()

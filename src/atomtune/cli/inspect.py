@@ -1,12 +1,15 @@
 """`atomtune inspect`: one page that shows what an adapter learned."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
+
+if TYPE_CHECKING:
+    from atomtune.storage.folders import AdapterInfo
 
 STAGES = {
     "base": "drawing without the adapter",
@@ -32,8 +35,7 @@ def inspect(
     resolution: int | None = None,
     naming_prompts: int = 96,
     batch_size: int = 8,
-    base: str | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
@@ -52,7 +54,6 @@ def inspect(
         resolution: Height and width in pixels (the base's own by default).
         naming_prompts: Pictures from which names are proposed.
         batch_size: Pictures drawn at once.
-        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -67,18 +68,18 @@ def inspect(
             raise UserError(f"{flag} must be at least 1, got {value}.")
     check_seed(seed, naming_prompts)
     info = folders.adapter_info(adapter)
-    if info.get("peft_type") != "ATOMS":
-        raise UserError(f"{adapter} is a {info.get('peft_type')} adapter: only atoms can be inspected one by one.")
+    info.refuse_other_than("ATOMS", "only atoms can be inspected one by one")
     out = out or adapter / "report.html"
     report.refuse_other_file(out)
-    other = folders.adapter_info(against) if against else {}
+    other = folders.adapter_info(against) if against else info
+    other.refuse_other_than("ATOMS", "only atoms can be compared one by one")
+    folders.refuse_different_bases([info, other])
     subject, class_name = _subject(info)
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     wanted = wanted or _about(subject, class_name, 8)
-    base = base or str(info.get("base_model_name_or_path", bases.MOJI))
-    pipe = hardware.load_base(base)
+    pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)
     if against:
         folders.load_adapter(pipe, against, "against")
@@ -107,15 +108,14 @@ def inspect(
             tell=tell,
         )
     found.against = str(against or "")
-    made_by = {"adapter": adapter, "base": base, "seed": seed, "prompts": len(found.prompts)}
+    made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
     size = report.write(found, out, made_by | bases.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 
 
-def _subject(info: dict) -> tuple[str | None, str | None]:
+def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
     """What was learnt, with its token, and its class."""
-    ours = info.get("auto_mapping") or {}
-    token, class_name = ours.get("token"), ours.get("class_name")
+    token, class_name = info.metadata.get("token"), info.metadata.get("class_name")
     return f"{token} {class_name}" if token and class_name else token, class_name
 
 

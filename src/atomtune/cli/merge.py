@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from atomtune.analysis.overlap import Overlap
+    from atomtune.storage.folders import AdapterInfo
 
 
 def merge(
     adapters: Annotated[list[Path], Parameter(name="RUN-OR-ADAPTER")],
     /,
     *,
-    mode: Literal["concatenate", "add"] = "concatenate",
+    combination_type: Literal["cat", "linear"] = "cat",
     weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     out: Path | None = None,
     report: bool = False,
@@ -27,34 +28,32 @@ def merge(
     num: int = 4,
     seed: int = 0,
     steps: int | None = None,
-    base: str | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Make one adapter out of several, or say how far two of them overlap.
 
     Args:
         adapters: Folders of runs or adapters, two or more.
-        mode: concatenate: the union of the atoms, exactly the sum of what the adapters add; add: W_s and D summed entry
-            by entry, for adapters of the same shape.
+        combination_type: cat: the union of the atoms, exactly the sum of what the adapters add; linear: W_s and D
+            summed entry by entry, for adapters of the same shape.
         weights: A weight for each adapter, with commas between them: 1,0.7 (all 1 by default).
         out: Folder for the merged adapter.
         report: Write nothing; draw with both adapters on prompts of each, and say where they meet.
         prompts_file: For the report: text file with one prompt a line, once for both adapters or one file for each.
             By default the words each was trained with ("a sks teapot").
-        num: For the report: pictures of each prompt.
-        seed: For the report: seed of the first picture of each prompt.
+        num: For the report: images of each prompt.
+        seed: For the report: seed of the first image of each prompt.
         steps: For the report: denoising steps (the base's own number by default).
-        base: For the report: base model, when not the one the adapters name.
     """
     if report:
-        _report(adapters, prompts_file or [], num, seed, steps, base, hardware)
+        _report(adapters, prompts_file or [], num, seed, steps, base)
         return
     if out is None:
         raise UserError("--out is missing: name a folder for the merged adapter, or ask for a --report.")
 
     from atomtune.storage.merging import merge, parts_of
 
-    merge(adapters, out, mode, _numbers(weights))
+    merge(adapters, out, combination_type, _numbers(weights))
     for part in parts_of(out):
         print(f"{part['adapter']}  weight {part['weight']:g}, ids from {part['first_id']}")
     print(f"The merged adapter is in {out}")
@@ -75,8 +74,7 @@ def _report(
     num: int,
     seed: int,
     steps: int | None,
-    base: str | None,
-    hardware: Hardware,
+    base: Base,
 ) -> None:
     check_seed(seed, num)
     if len(adapters) != 2:
@@ -90,9 +88,12 @@ def _report(
     from atomtune.analysis.overlap import overlap
     from atomtune.storage import folders
 
-    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else [_own_words(path) for path in adapters]
-    base = base or str(folders.adapter_info(adapters[0]).get("base_model_name_or_path", bases.MOJI))
-    pipe = hardware.load_base(base)
+    infos = [folders.adapter_info(path) for path in adapters]
+    for info in infos:
+        info.refuse_other_than("ATOMS", "only atoms can be compared one by one")
+    folders.refuse_different_bases(infos)
+    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_own_words, infos))
+    pipe = base.open(infos[0])
     for name, path in zip(("first", "second"), adapters):
         folders.load_adapter(pipe, path, name)
     measured = overlap(pipe, (prompts[0], prompts[1]), ("first", "second"), num, seed, steps)
@@ -104,15 +105,12 @@ def _report(
         console.print(table)
 
 
-def _own_words(path: Path) -> list[str]:
+def _own_words(info: "AdapterInfo") -> list[str]:
     """What an adapter was trained to be called; of a merged one, what each that went in was."""
-    from atomtune.storage import folders
-
-    mapping = folders.adapter_info(path).get("auto_mapping") or {}
-    sources = mapping.get("merged_from") or [mapping]
+    sources = info.metadata.get("merged_from") or [info.metadata]
     words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]
     if not words:
-        raise UserError(f"{path} does not say which words it was trained on: give --prompts-file.")
+        raise UserError(f"{info.path} does not say which words it was trained on: give --prompts-file.")
     return words
 
 

@@ -1,13 +1,16 @@
 """`atomtune prune`: keep the few atoms that matter and throw the others away, for good."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import OWN, Base
 from atomtune.errors import UserError
 from atomtune.files import refuse_output
+
+if TYPE_CHECKING:
+    from atomtune.storage.folders import AdapterInfo
 
 
 def prune(
@@ -20,13 +23,12 @@ def prune(
     by: Literal["energy", "gradient"] | None = None,
     finetune_steps: int = 0,
     learning_rate: float | None = None,
-    base: str | None = None,
-    hardware: Hardware = AUTO,
+    base: Base = OWN,
 ) -> None:
     """Keep the atoms that matter most and throw the others away.
 
     The small adapter in OUT/adapter draws what the full one draws with the other atoms dropped; addresses such as
-    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own pictures with the run's settings;
+    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own images with the run's settings;
     what it was before that stays in OUT/pruned.
 
     Args:
@@ -35,11 +37,10 @@ def prune(
         keep: Atoms to keep over the whole model.
         keep_per_layer: Atoms to keep in each layer, instead.
         by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file. gradient: how
-            much the loss on the run's pictures hangs on each atom; it keeps more of the likeness, and needs the run.
-            By default the gradient where the run's pictures are at hand.
-        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its pictures).
+            much the loss on the run's images hangs on each atom; it keeps more of the likeness, and needs the run.
+            By default the gradient where the run's images are at hand.
+        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its images).
         learning_rate: Of those steps (the run's own by default).
-        base: Base model, when not the one the adapter names: "moji", a folder, or a hub name.
     """
     if (keep is None) == (keep_per_layer is None):
         raise UserError(
@@ -51,36 +52,34 @@ def prune(
     from atomtune.storage import folders
 
     info = folders.adapter_info(adapter)
-    if (kind := info.get("peft_type")) != "ATOMS":
-        raise UserError(f"prune takes atoms away; this adapter is {kind}, which has none.")
+    info.refuse_other_than("ATOMS", "only atoms can be pruned")
     run = _run_of(adapter)
     if run is None and (finetune_steps or by == "gradient"):
         wanting = "--finetune-steps" if finetune_steps else "--by gradient"
-        raise UserError(f"{wanting} needs the run that {adapter} came from: there is no config.yaml beside it.")
-    by = by or ("gradient" if run is not None and Path(run["pictures"]).exists() else "energy")
-    refuse_output(out, adapter, *([run["pictures"]] if run else []))
+        raise UserError(
+            f"{wanting} needs the run that {adapter} came from: there is no config.yaml of this version beside it."
+        )
+    by = by or ("gradient" if run is not None and Path(run["images"]).exists() else "energy")
+    refuse_output(out, adapter, *([run["images"]] if run else []))
     refuse_taken(out)
-    base = base or str(info.get("base_model_name_or_path", bases.MOJI))
-    pipe = hardware.load_base(base)
+    name, pipe = base.name(info), base.open(info)
     model = folders.load_adapter(pipe, adapter)
     board = steering.board(model)
     scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = model.prune()  # pyright: ignore[reportCallIssue]  AtomModel's
-    ours = info.get("auto_mapping") or {}
     pruned = folders.save_adapter(
         model,
         out / ("pruned" if finetune_steps else "adapter"),
-        base=base,
-        token=ours.get("token"),
-        class_name=ours.get("class_name"),
-        card=_card(adapter, result, f"{by}, in {{dtype}} on {{device}}".format(**bases.precision_and_device(pipe))),
+        base=name,
+        **info.trained_for,
+        card=_card(info, result, f"{by}, in {{dtype}} on {{device}}".format(**bases.precision_and_device(pipe))),
     )
     if finetune_steps:
         from atomtune.training import configure, customize
 
-        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": base}
-        mine |= hardware.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
+        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": name}
+        mine |= base.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
         del pipe, model, board  # the run opens a base of its own
         customize(configure(**(run or {}) | mine))
     size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
@@ -92,7 +91,7 @@ def prune(
 
 
 def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
-    """Importance by gradient on the run's pictures, one in a batch as large models need."""
+    """Importance by gradient on the run's images, one in a batch as large models need."""
     import torch
 
     from atomtune.analysis.examples import training_examples
@@ -100,7 +99,7 @@ def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
     from atomtune.training import configure
 
     config = configure(**run)
-    examples = training_examples(pipe, config.pictures, config.instance_prompt, resolution=config.resolution)
+    examples = training_examples(pipe, config.images, config.instance_prompt, resolution=config.resolution)
     each = [importance(board, "gradient", loss=one.losses) for one in examples.one_by_one()]
     return [torch.stack(scores).mean(0) for scores in zip(*each)]
 
@@ -110,26 +109,25 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
     from atomtune.training import load_recipe
 
     for folder in (adapter, adapter.parent):
-        if (folder / "config.yaml").is_file():
-            return load_recipe(folder / "config.yaml")
+        if (folder / "config.yaml").is_file() and "images" in (run := load_recipe(folder / "config.yaml")):
+            return run
     return None
 
 
 def refuse_taken(out: Path) -> None:
     """Raise `UserError` where there is a run or an adapter."""
-    from atomtune.storage.folders import CONFIG, WEIGHTS
+    from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 
-    names = ("config.yaml", *(folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG, WEIGHTS)))
-    if any((out / name).exists() for name in names):
+    places = [folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    if any((out / name).exists() for name in ("config.yaml", *places)):
         raise UserError(f"{out} holds an adapter already: choose another folder.")
 
 
-def _card(adapter: Path, result: Any, by: str) -> str | None:
+def _card(info: "AdapterInfo", result: Any, by: str) -> str | None:
     """The adapter's own card, and what was taken away."""
-    from atomtune.storage import folders
+    from atomtune.storage.cards import read_card
 
-    card = folders.adapter_folder(adapter) / "README.md"
-    if not card.is_file():
+    if (card := read_card(info.folder)) is None:
         return None
     line = f"Pruned to {result.atoms} of {result.atoms_before:,} atoms, by {by}."
-    return f"{card.read_text(encoding='utf-8').rstrip()}\n\n{line}\n"
+    return f"{card}\n\n{line}\n"

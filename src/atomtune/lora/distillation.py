@@ -40,11 +40,11 @@ LEARNING_RATE, BATCH = 3e-3, 1024
 
 @dataclass(frozen=True)
 class Explained:
-    """How well the atoms of one layer say what the LoRA says, on tokens that they were not fitted to."""
+    """How much of what the LoRA adds in one layer its atoms add, on tokens that they were not fitted to."""
 
     name: str
     """Of the layer, as in the model."""
-    energy: float
+    share: float
     """1 − ‖ΔO − ΔO*‖² / ‖ΔO*‖²."""
     weight: float
     """‖ΔO*‖² of a token, its mean: how much the LoRA does here."""
@@ -67,7 +67,7 @@ def distill(
 ) -> list[Explained]:
     """Put linear atoms in place of the LoRA on `model`, the denoiser of `pipe`; return how much of it they explain.
 
-    `num` pictures of each prompt are drawn with the LoRA; of what every layer sees, `tokens` tokens are kept, a fifth
+    `num` images of each prompt are drawn with the LoRA; of what every layer sees, `tokens` tokens are kept, a fifth
     of them to measure on. `progress` wraps the layers, as `tqdm` does. Raises `UserError` unless it is a plain LoRA.
     """
     from peft import get_peft_model
@@ -119,7 +119,7 @@ def fit(
     with torch.no_grad():
         dictionary.encoder.weight.copy_(directions @ product.T / size)
         dictionary.decoder.weight.copy_(directions)
-        first = dictionary(x)  # atoms that are alike say the same thing together: start at the best common length
+        first = dictionary(x)  # atoms that are alike add up: start at the best common length
         dictionary.decoder.weight *= (first * wanted).sum() / size / first.square().sum().clamp_min(1e-12)
     parameters = [dictionary.encoder.weight, dictionary.decoder.weight]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)

@@ -7,9 +7,12 @@ import json
 import logging
 from pathlib import Path
 
+from atomtune.storage.metadata import CONFIG_FILE
+
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+_SEAL = "<!-- as atomtune wrote it: {} -->"
 
 
 def adapter_card(
@@ -17,12 +20,12 @@ def adapter_card(
 ) -> str:
     """Markdown that begins with what a hub reads, and the import without which PEFT does not know atoms.
 
-    `prompt` is one to draw. A base that is a folder of this machine is not told to the hub.
+    `prompt` is one to draw. A base that is a folder of this machine is not named to the hub.
     """
-    told = [f"base_model: {base}"] if not Path(base).is_absolute() else []
-    told += [f"license: {license}"] if license else []
+    fields = [f"base_model: {base}"] if not Path(base).is_absolute() else []
+    fields += [f"license: {license}"] if license else []
     draw = f"\nimage = atomtune.generate(pipe, {prompt!r})[0].image" if prompt else ""
-    first = "\n".join([*told, "library_name: peft", "pipeline_tag: text-to-image", f"tags: [atomtune, {method}]"])
+    first = "\n".join([*fields, "library_name: peft", "pipeline_tag: text-to-image", f"tags: [atomtune, {method}]"])
     return f"""\
 ---
 {first}
@@ -42,28 +45,40 @@ The import comes first: without it PEFT does not know the method and says so wit
 """
 
 
-def write_card(new: Path, folder: Path, text: str) -> str | None:
+def write_card(new: Path, folder: Path, text: str) -> None:
     """Write `text` as the README.md of the adapter in `new`, which is about to take its place in `folder`.
 
-    Returns its digest, which `adapter_config.json` keeps (`auto_mapping`, `card`) as the proof that it is ours. If
-    `folder` has a README.md without that proof, somebody else's or changed since, none is written: None.
+    Its last line, which no reader sees, holds the digest of the others: the proof that the card is ours. If `folder`
+    has a README.md without it, somebody else's or changed since, none is written.
     """
     there = folder / CARD
-    if there.is_file() and _digest(there.read_bytes()) not in (_recorded(folder), _digest(text.encode())):
+    if there.is_file() and not _is_ours(there, text):
         (new / CARD).unlink(missing_ok=True)  # PEFT writes one of its own
         logger.warning("%s is not as atomtune wrote it, and stays as it is: it may not describe this adapter", there)
+        return
+    text = text.rstrip()
+    (new / CARD).write_bytes(f"{text}\n\n{_SEAL.format(_digest(text))}\n".encode())
+
+
+def read_card(folder: Path) -> str | None:
+    """The README.md of an adapter, without the line that says whether it is ours; None if there is none."""
+    if not (folder / CARD).is_file():
         return None
-    (new / CARD).write_bytes(text.encode())
-    return _digest(text.encode())
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace").rstrip()
+    body, _, last = text.rpartition("\n")
+    return body.rstrip() if last == _SEAL.format(_digest(body.rstrip())) else text
 
 
-def _recorded(folder: Path) -> str | None:
-    """The digest in the `adapter_config.json` of `folder`, if it can be read."""
-    try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["auto_mapping"]["card"]
+def _is_ours(card: Path, text: str) -> bool:
+    there = card.read_text(encoding="utf-8", errors="replace")
+    if there.rstrip() == text.rstrip() or there.rstrip() != read_card(card.parent):
+        return True
+    try:  # earlier versions kept the digest in PEFT's config
+        config = json.loads((card.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+        return _digest(there) == config["auto_mapping"]["card"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return False
 
 
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Adapter folders: open one and put it on a base, or write one.
 
-adapter_config.json         PEFT's configuration, and what the adapter was trained for
-adapter_model.safetensors   the weights
+adapter_config.json         PEFT's configuration
+adapter_model.safetensors   the weights, and in their header what the adapter was trained for (`storage.metadata`)
 README.md                   the card (`storage.cards`)
 """
 
@@ -10,24 +10,27 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
-from atomtune.bases import base_hash, denoiser, fingerprint, is_hub_name, same_weights, set_denoiser
+from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set_denoiser
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
-from atomtune.storage.cards import adapter_card, write_card
+from atomtune.storage.cards import CARD, adapter_card, write_card
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from peft import PeftModel
     from torch import Tensor
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_FILES = (CONFIG, WEIGHTS, "README.md")
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD)
 """All that an adapter folder holds."""
 
 
@@ -36,7 +39,7 @@ def adapter_folder(path: str | Path) -> Path:
     which a copy is kept in the hub's cache."""
     path = expanded(path)
     for folder in (path, path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / CONFIG_FILE).is_file():
             return folder
     expected = "expected a folder with adapter_config.json, a finished run of `atomtune customize`, or a hub name."
     if not is_hub_name(str(path)):
@@ -45,50 +48,100 @@ def adapter_folder(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*", "README.md"]))
+        folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*", CARD]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the adapter {str(path)!r} could not be fetched ({reason:.200}): {expected}") from error
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"the hub's {str(path)!r} holds no adapter_config.json: {expected}")
     return folder
 
 
-def adapter_info(path: str | Path) -> dict[str, Any]:
-    """What `adapter_config.json` says: PEFT's own fields, `base_model_name_or_path`, and under `auto_mapping` ours
-    (`token`, `class_name`, `base_fingerprint`). Raises `UserError` if it, or the weights beside it, cannot be read."""
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder says, before any weights are loaded."""
+
+    path: str
+    """As it was asked for: a folder, a run, or a hub name."""
+    folder: Path
+    """The PEFT folder."""
+    config: dict[str, Any]
+    """PEFT's own fields: `adapter_config.json`."""
+    metadata: dict[str, Any]
+    """Ours, see `storage.metadata`."""
+
+    @property
+    def kind(self) -> str:
+        """PEFT's name of the method: "ATOMS", "LORA", ..."""
+        return self.config["peft_type"]
+
+    @property
+    def base(self) -> str:
+        """The base that it was trained on. Raises `UserError` if it does not say."""
+        if name := self.config.get("base_model_name_or_path"):
+            return name
+        raise UserError(f"the adapter {self.path!r} does not say which base it was trained on: name one with --base.")
+
+    @property
+    def trained_for(self) -> dict[str, str]:
+        """`token`, `class_name` and `license`, as far as they are known, as `save_adapter` takes them."""
+        return {key: self.metadata[key] for key in ("token", "class_name", "license") if key in self.metadata}
+
+    def refuse_other_than(self, kind: str, why: str) -> None:
+        """Raise `UserError` unless the adapter is of this method."""
+        if self.kind != kind:
+            raise UserError(f"the adapter {self.path!r} is of the method {self.kind}: {why}.")
+
+
+def adapter_info(path: str | Path) -> AdapterInfo:
+    """What the adapter at `path` (see `adapter_folder`) says about itself. Raises `UserError` if there is none, or if
+    its config or its weights cannot be read."""
     from peft import PeftType
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
     folder = adapter_folder(path)
-    file = folder / CONFIG
+    file = folder / CONFIG_FILE
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
-    method = info.get("peft_type") if isinstance(info, dict) else None
+    method = config.get("peft_type") if isinstance(config, dict) else None
     if method not in [kind.value for kind in PeftType]:
         raise UserError(f"{file} is of no method that PEFT knows (peft_type {method!r}): save the adapter again.")
     try:
-        with safe_open(folder / WEIGHTS, "pt"):  # reads the header, which knows how long the file is
-            return info
-    except (OSError, SafetensorError) as error:
-        reason = error
-        if not (folder / WEIGHTS).is_file():
-            reason = f"there is no {WEIGHTS}"
-        raise UserError(f"the weights in {str(folder)!r} cannot be read ({reason}): save the adapter again.") from error
+        return AdapterInfo(str(path), folder, config, read_metadata(folder, config))
+    except (OSError, ValueError, SafetensorError) as error:
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise unreadable(folder, f"there is no {WEIGHTS_FILE}") from error
+        raise unreadable(folder, error) from error
 
 
-def refuse_other_base(pipe: DiffusionPipeline, path: str | Path) -> str:
+def unreadable(folder: Path, reason: object) -> UserError:
+    """For weights that cannot be read."""
+    return UserError(f"the weights in {str(folder)!r} cannot be read ({reason}): save the adapter again.")
+
+
+def refuse_different_bases(adapters: Sequence[AdapterInfo]) -> None:
+    """Raise `UserError` if two adapters say that they were trained on bases with different weights."""
+    for first, other in pairwise(adapters):
+        one, two = (each.metadata.get("base_fingerprint") for each in (first, other))
+        if one and two and not same_weights(one, two):
+            names = [each.config.get("base_model_name_or_path") for each in (first, other)]
+            raise UserError(
+                f"{first.path} and {other.path} were trained on different bases ({names[0]} and {names[1]}, whose "
+                "weights differ): train them on one base."
+            )
+
+
+def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo) -> str:
     """Raise `UserError` if the adapter says that it was trained on another base; else return what would be said."""
-    info = adapter_info(path)
-    wanted, given = info.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
+    wanted, given = info.config.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
     if wanted == given:
         given = "the weights it has now"
-    refusal = f"the adapter {str(path)!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
-    expected = (info.get("auto_mapping") or {}).get("base_fingerprint")
+    refusal = f"the adapter {info.path!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
+    expected = info.metadata.get("base_fingerprint")
     if expected is not None and not same_weights(expected, fingerprint(denoiser(pipe))):
         raise UserError(refusal)
     return refusal
@@ -112,10 +165,9 @@ def load_adapter(
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
-
-    folder, model = adapter_folder(path), denoiser(pipe)
-    refusal = refuse_other_base(pipe, folder)
+    info = adapter_info(path)
+    folder, model = info.folder, denoiser(pipe)
+    refusal = refuse_other_base(pipe, info)
     if hotswap:
         _hotswap(model, folder, adapter_name)
         return model
@@ -131,7 +183,7 @@ def load_adapter(
     except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit
         raise UserError(refusal) from error
     except SafetensorError as error:
-        raise UserError(f"the weights in {str(folder)!r} cannot be read ({error}): save the adapter again.") from error
+        raise unreadable(folder, error) from error
     set_denoiser(pipe, model)
     return model
 
@@ -148,10 +200,8 @@ def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
 
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
-    config, tensors = (
-        type(model.peft_config[adapter_name]).from_pretrained(str(folder)),
-        current(load_file(folder / WEIGHTS)),
-    )
+    config = type(model.peft_config[adapter_name]).from_pretrained(str(folder))
+    tensors = current(load_file(folder / WEIGHTS_FILE))
     instead = "load it under another name instead."
     for field in _SHAPES:
         old, new = getattr(model.peft_config[adapter_name], field, None), getattr(config, field, None)
@@ -199,8 +249,8 @@ def save_adapter(
     atomtune did not write or that was changed since.
 
     `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
-    `adapter_config.json` names the base, the token and the class, and the header of the weights says the same (see
-    `write_weights`); `card` is the README, by default one that says how to open the adapter.
+    The header of the weights says what the adapter was trained for (`storage.metadata`); `card` is the README, by
+    default one that says how to open the adapter.
     """
     from peft import PeftModel
 
@@ -214,59 +264,26 @@ def save_adapter(
     base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
         raise UserError("give the base's name with base=, so that the adapter can be opened again.")
-    with atomic_folder(folder, seal=CONFIG) as temporary:
+    with atomic_folder(folder, seal=CONFIG_FILE) as temporary:
         # "auto" would ask the hub whether the base has a vocabulary.
         model.save_pretrained(str(temporary), selected_adapters=[adapter_name], save_embedding_layers=False)
         if adapter_name != "default":  # PEFT puts every other name in a folder of its own
             for file in (temporary / adapter_name).iterdir():
                 file.rename(temporary / file.name)
             (temporary / adapter_name).rmdir()
-        config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((temporary / CONFIG_FILE).read_text(encoding="utf-8"))
         if card is None:
             card = adapter_card(base, config["peft_type"].lower(), token or "An adapter", "", license=license)
         config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
-        config["auto_mapping"] = (config["auto_mapping"] or {}) | {
+        metadata = {
             "base_fingerprint": fingerprint(model),
             "token": token,
             "class_name": class_name,
             "license": license,
-            "card": write_card(temporary, Path(folder), card),
         }
+        write_card(temporary, folder, card)
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()
-        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        write_weights(temporary, load_file(temporary / WEIGHTS))
+        (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        write_weights(temporary, load_file(temporary / WEIGHTS_FILE), metadata)
     return folder
-
-
-def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the tensors of the adapter whose `adapter_config.json` is in `folder`, with a header (see `_header`).
-
-    In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
-    """
-    info = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    raw = save(tensors)
-    length = int.from_bytes(raw[:8], "little")
-    head = {"__metadata__": _header(info, tensors)} | json.loads(raw[8 : 8 + length])
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
-
-
-def _header(info: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
-    """What a hub or a person can tell without loading the weights.
-
-    `base_model` and `base_hash`, `token`, `class_name`, `license`; of atoms
-    also their number `num_atoms`, over all layers, `density` and `activation`. What is not known is left out.
-    """
-    mapping = info.get("auto_mapping") or {}
-    known = {"peft_type": info.get("peft_type"), "base_model": info.get("base_model_name_or_path")}
-    known |= {key: mapping.get(key) for key in ("token", "class_name", "license")}
-    if (values := mapping.get("base_fingerprint")) is not None:
-        known["base_hash"] = base_hash(values)
-    if info.get("peft_type") == "ATOMS":
-        known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
-        known |= {"density": json.dumps(info["density"]), "activation": info["activation"]}
-    return {"format": "pt", "library": "atomtune"} | {
-        key: str(value) for key, value in known.items() if value is not None
-    }

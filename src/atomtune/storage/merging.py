@@ -1,10 +1,10 @@
 """`merge`: several adapter folders into one, without opening the base model.
 
-    concatenate   ΔO = w₁ΔO₁ + w₂ΔO₂ exactly: the union of the atoms, each adapter with its own k
-    add           W_s and D summed entry by entry, as the paper's supplement C.3 does; needs equal shapes
+    cat      ΔO = w₁ΔO₁ + w₂ΔO₂ exactly: the union of the atoms, each adapter with its own k
+    linear   W_s and D summed entry by entry, as the paper's supplement C.3 does; needs equal shapes
 
 For adapters that are loaded in a model, PEFT's own call does the same:
-`model.add_weighted_adapter(["subject", "style"], [1, 0.7], "both", combination_type="cat")` ("linear" for add).
+`model.add_weighted_adapter(["subject", "style"], [1, 0.7], "both", combination_type="cat")`.
 The arithmetic, and what addresses look like afterwards, is in `adapters.combining`.
 """
 
@@ -21,106 +21,93 @@ from safetensors.torch import load_file
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
 from atomtune.adapters.formats import current
-from atomtune.bases import same_weights
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded, refuse_output
 from atomtune.storage.cards import adapter_card, write_card
-from atomtune.storage.folders import CONFIG, WEIGHTS, adapter_folder, adapter_info, write_weights
+from atomtune.storage.folders import AdapterInfo, adapter_folder, adapter_info, refuse_different_bases, unreadable
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, write_weights
 
-COMBINATION_TYPES = {"concatenate": "cat", "add": "linear"}
+PEFT_KEYS = ("base_model_class", "parent_library")
+"""What PEFT has in `auto_mapping`, where earlier versions had our metadata."""
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk
 
 
 def merge(
     adapters: Sequence[str | Path],
     out: str | Path,
-    mode: str = "concatenate",
+    combination_type: str = "cat",
     weights: Sequence[float | int] | None = None,
 ) -> Path:
     """Write the adapters in these folders (or finished runs) as one adapter folder `out`; return `out`.
 
         atomtune.merge(["runs/teapot", "runs/openmoji"], "runs/both", weights=[1, 0.7])
 
-    `mode` is "concatenate" or "add"; `weights` are 1 by default. `adapter_config.json` says under `auto_mapping` which
+    `combination_type` is "cat" or "linear"; `weights` are 1 by default. The header of the merged weights says which
     adapters went in (`merged_from`): name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is
     written when they do not fit, when `out` contains one of them or when it holds an adapter that was not made by
     `merge`, and the `UserError` says why. Other files in `out` stay.
     """
     weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
-    if mode not in COMBINATION_TYPES:
-        raise UserError(f"mode must be concatenate or add, got {mode!r}.")
     if len(weights) != len(adapters):
         raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
     out, adapters = expanded(out), [expanded(path) for path in adapters]
     refuse_output(out, *map(adapter_folder, adapters))
-    if any((out / name).exists() for name in (CONFIG, WEIGHTS)) and not ((out / CONFIG).exists() and parts_of(out)):
+    there = [(out / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    if any(there) and not (all(there) and parts_of(out)):
         raise UserError(f"{out} holds an adapter that was not made by merge, or a part of one: choose another folder.")
-    parts = [_read(path, weight) for path, weight in zip(adapters, weights)]
-    _same_base(adapters)
-    config, layers = combine(parts, COMBINATION_TYPES[mode])
-    moved = first_ids(parts) if mode == "concatenate" else [0] * len(parts)
-    sources = [_source(path, weight, first) for path, weight, first in zip(adapters, weights, moved)]
-    mapping: dict[str, Any] = dict(config.auto_mapping or {}) | {"merged_from": sources, "merged_by": mode}
+    infos = [adapter_info(path) for path in adapters]
+    parts = [_read(info, weight) for info, weight in zip(infos, weights)]
+    refuse_different_bases(infos)
+    config, layers = combine(parts, combination_type)
+    moved = first_ids(parts) if combination_type == "cat" else [0] * len(parts)
+    sources = [_source(info, weight, first) for info, weight, first in zip(infos, weights, moved)]
+    metadata = infos[0].metadata | {"merged_from": sources, "combination_type": combination_type}
+    if any(info.metadata.get("license") != metadata.get("license") for info in infos):
+        metadata.pop("license", None)  # none of them is that of all
     tensors = {
         f"base_model.model.{name}{_INSIDE}{key}": tensor.contiguous()
         for name, own in layers.items()
         for key, tensor in own.items()
     }
-    with atomic_folder(out, seal=CONFIG) as temporary:
-        card = adapter_card(
-            str(config.base_model_name_or_path), "atoms", "Several adapters in one", _text(sources, mode)
-        )
-        mapping["card"] = write_card(temporary, Path(out), card)
-        replace(config, auto_mapping=mapping).save_pretrained(str(temporary))
-        write_weights(temporary, tensors)
+    with atomic_folder(out, seal=CONFIG_FILE) as temporary:
+        text = _text(sources, combination_type)
+        card = adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", text)
+        write_card(temporary, out, card)
+        theirs = {key: value for key, value in (config.auto_mapping or {}).items() if key in PEFT_KEYS}
+        replace(config, auto_mapping=theirs or None).save_pretrained(str(temporary))
+        write_weights(temporary, tensors, metadata)
     return out
 
 
 def parts_of(path: str | Path) -> list[dict[str, Any]]:
     """What a merged adapter was made of (`merged_from`); of any other adapter, an empty list."""
-    return (adapter_info(path).get("auto_mapping") or {}).get("merged_from", [])
+    return adapter_info(path).metadata.get("merged_from", [])
 
 
-def _read(path: Path, weight: float) -> Part:
-    folder = adapter_folder(path)
-    kind = adapter_info(folder).get("peft_type")
-    if kind != "ATOMS":
-        raise UserError(f"{path} holds a {kind} adapter, not atoms: merge it with PEFT's own add_weighted_adapter.")
-    config: Any = AtomConfig.from_pretrained(str(folder))
+def _read(info: AdapterInfo, weight: float) -> Part:
+    info.refuse_other_than("ATOMS", "merge it with PEFT's own add_weighted_adapter")
+    config: Any = AtomConfig.from_pretrained(str(info.folder))
     layers: Layers = {}
     try:
-        for name, tensor in current(load_file(folder / WEIGHTS)).items():
+        for name, tensor in current(load_file(info.folder / WEIGHTS_FILE)).items():
             layer, inside, key = name.removeprefix("base_model.model.").rpartition(_INSIDE)
             if inside:  # else a module trained in full, which `combine` refuses
                 layers.setdefault(layer, {})[key] = tensor
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights in {str(folder)!r} cannot be read ({error}): save the adapter again.") from error
-    return Part(str(path), config, layers, weight)
+        raise unreadable(info.folder, error) from error
+    return Part(info.path, config, layers, weight)
 
 
-def _same_base(adapters: Sequence[str | Path]) -> None:
-    infos = [adapter_info(path) for path in adapters]
-    for path, info in zip(adapters[1:], infos[1:]):
-        prints = [(each.get("auto_mapping") or {}).get("base_fingerprint") for each in (infos[0], info)]
-        if all(prints) and not same_weights(*prints):  # pyright: ignore[reportArgumentType]
-            bases = [each.get("base_model_name_or_path") for each in (infos[0], info)]
-            raise UserError(
-                f"{adapters[0]} and {path} were trained on different bases ({bases[0]} and {bases[1]}, whose weights "
-                "differ): train them on one base."
-            )
+def _source(info: AdapterInfo, weight: float, first_id: int) -> dict[str, Any]:
+    known = {key: value for key, value in info.metadata.items() if key in ("token", "class_name", "merged_from")}
+    return {"adapter": info.path, "weight": weight, "first_id": first_id} | known
 
 
-def _source(path: str | Path, weight: float, first_id: int) -> dict[str, Any]:
-    mapping = adapter_info(path).get("auto_mapping") or {}
-    known = {key: mapping[key] for key in ("token", "class_name", "merged_from") if mapping.get(key)}
-    return {"adapter": str(path), "weight": weight, "first_id": first_id} | known
-
-
-def _text(sources: list[dict[str, Any]], mode: str) -> str:
+def _text(sources: list[dict[str, Any]], combination_type: str) -> str:
     """What the card says."""
     rows = "\n".join(f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in sources)
     return f"""\
-Made by `atomtune merge --mode {mode}`.
+Made by `atomtune merge --combination-type {combination_type}`.
 
 | adapter | weight | its atoms' ids start at |
 |---|---|---|

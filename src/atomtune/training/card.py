@@ -12,7 +12,7 @@ def model_card(config: CustomizeConfig, numbers: dict[str, Any]) -> str:
     """The card of the adapter, with a table of `numbers`."""
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in numbers.items())
     text = f"""\
-{config.token!r} is one particular {config.class_name}, learnt from {numbers["pictures"]} pictures by
+{config.token!r} is one particular {config.class_name}, learnt from {numbers["images"]} images by
 [atomtune](https://arxiv.org/abs/2507.10855) ({config.method} on {", ".join(config.target_modules)}).
 
 | | |

@@ -8,12 +8,9 @@ import math
 import os
 import re
 import typing
-from collections.abc import Collection
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from cyclopts import Parameter
 
 from atomtune.errors import UserError, check_seed
@@ -21,7 +18,8 @@ from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
 from atomtune.method.sigma import SigmaConfig
 
-RECIPES = resources.files("atomtune.training") / "recipes"
+LENGTH = ("steps", "epochs")
+"""The options that say how long a run is, of which one is enough."""
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words of the user's own, which may begin with a dash on the command line."""
 
@@ -30,26 +28,26 @@ Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 class CustomizeConfig:
     """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
-    pictures: Path
-    """Folder of pictures, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
+    images: Path
+    """Folder of images, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
     name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: Text
-    """What the pictures show, in a word or two the base knows: "teapot"."""
+    """What the subject is, in a word or two that the base knows: "teapot"."""
     out: Path
     """Folder for everything the run writes. The same command on the same folder continues a run that was stopped;
     with more steps or epochs a finished run goes on."""
     base: str = "moji"
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: Text = "sks"
-    """The word that will mean this very thing, as in "a sks teapot"."""
+    """The word that will mean this very subject, as in "a sks teapot"."""
     license: Text | None = None
-    """License of the adapter, as hubs spell them ("cc-by-4.0"): told by its card and the header of its weights."""
+    """License of the adapter, as hubs spell them ("cc-by-4.0"), named by its card and the header of its weights."""
     init_adapter: Path | None = None
     """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
     over those of the adapter below."""
     caption: Text | None = None
-    """Caption of pictures that have none of their own ("a TOKEN CLASS_NAME" by default)."""
+    """Caption of images that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False
     """Start over where `out` already holds a run, instead of continuing it."""
 
@@ -62,9 +60,10 @@ class CustomizeConfig:
     """Blocks that are adapted (all by default)."""
     num_atoms: int = 256
     """M, atoms in each adapted layer."""
-    compact: bool = False
-    """40 atoms over the whole model instead, shared out evenly: a small adapter whose every atom can be looked at. Its
-    recipe has a larger learning rate."""
+    total_atoms: int | None = None
+    """Atoms over the whole model, shared out evenly among its adapted layers, in place of num_atoms in each: 40 are a
+    small adapter whose every atom can be looked at. The recipe for few atoms, with a larger learning rate, then
+    applies."""
     activation: Literal["topk", "batch_topk", "soft", "relu", "jumprelu"] = "topk"
     """σ: the k largest coefficients of a token by magnitude, or k a token on average over the batch, a soft threshold,
     ReLU(x - threshold), or x where it is above a threshold that is learned."""
@@ -86,9 +85,9 @@ class CustomizeConfig:
     steps: int | None = None
     """Optimizer steps. Goes before `epochs`."""
     epochs: int = 15
-    """Times that every picture is seen, when `steps` is not given."""
+    """Times that every image is seen, when `steps` is not given."""
     batch_size: int = 1
-    """Pictures in one forward pass of one process."""
+    """Images in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
     """Forward passes in one optimizer step."""
     optimizer: str = "AdamW"
@@ -109,7 +108,7 @@ class CustomizeConfig:
     snr_gamma: float | None = None
     """γ of min-SNR loss weights (5 is usual); none by default."""
     caption_dropout: float = 0.0
-    """Probability that a picture's caption is replaced by the empty one, for classifier-free guidance."""
+    """Probability that an image's caption is replaced by the empty one, for classifier-free guidance."""
     density_start: float | None = None
     """Anneal the density (top-k) in the run's first half: ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), ρ being `density`."""
     l1: float = 0.0
@@ -119,15 +118,15 @@ class CustomizeConfig:
     density_penalty: float = 0.1
     """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu alone."""
     prior_preservation: bool = False
-    """Also train on pictures of the class drawn by the base itself, so that the class keeps its variety."""
+    """Also train on images of the class drawn by the base itself, so that the class keeps its variety."""
     prior_loss_weight: float = 1.0
-    """Weight of those pictures in the loss."""
+    """Weight of those images in the loss."""
     num_class_images: int = 50
     """How many of them."""
     class_prompt: Text | None = None
     """What they are drawn from ("a teapot" by default)."""
     resolution: int | None = None
-    """Height and width of the training pictures in pixels (the base's own by default)."""
+    """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
@@ -141,7 +140,7 @@ class CustomizeConfig:
     """Every random draw follows from it."""
 
     sample_every: int = 100
-    """Steps between sample pictures (0: only at the end)."""
+    """Steps between sample images (0: only at the end)."""
     sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
     """What to draw ("a sks teapot" by default)."""
     checkpoint_every: int = 50
@@ -196,13 +195,13 @@ class CustomizeConfig:
 
     @property
     def instance_prompt(self) -> str:
-        """The caption of pictures that have none of their own: `caption`, or "a sks teapot"."""
+        """The caption of images that have none of their own: `caption`, or "a sks teapot"."""
         return self.caption or f"a {self.token} {self.class_name}"
 
-    def total_steps(self, pictures: int, processes: int) -> int:
-        """Optimizer steps of the whole run on so many pictures in so many processes."""
+    def total_steps(self, images: int, processes: int) -> int:
+        """Optimizer steps of the whole run on so many images in so many processes."""
         in_one_step = self.batch_size * self.gradient_accumulation_steps * processes
-        return self.steps or math.ceil(self.epochs * pictures / in_one_step)
+        return self.steps or math.ceil(self.epochs * images / in_one_step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
@@ -215,10 +214,10 @@ class CustomizeConfig:
 
 
 _MINIMA = {
-    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "rank": 1,
-    "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1, "checkpoints_total_limit": 1,
-    "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "prior_loss_weight": 0,
-    "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
+    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
+    "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
+    "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
+    "prior_loss_weight": 0, "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}
@@ -252,52 +251,3 @@ def refuse_angle_brackets(text: str) -> None:
             f"{found[0]!r} in {text!r} would be lost: caption cleaning parses HTML and strips it; use a plain rare "
             "word such as 'sks'."
         )
-
-
-def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
-    """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
-    which wins over the recipe that ships for the base, which wins over the defaults."""
-    given = (load_recipe(config) if config is not None else {}) | options
-    values = recipe_for(given.get("base", CustomizeConfig.base), given, given.get("compact", False)) | given
-    known = [field.name for field in dataclasses.fields(CustomizeConfig)]
-    if unknown := sorted(values.keys() - set(known)):
-        raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
-    if missing := [name for name in ("pictures", "class_name", "out") if name not in values]:
-        raise UserError(f"{', '.join(missing)} missing: a run needs pictures, class_name and out.")
-    kinds = typing.get_type_hints(CustomizeConfig)
-    return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
-    shipped = str(name_or_path) in recipe_names()
-    file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(
-            f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "
-            f"one of the recipes {', '.join(recipe_names())}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
-    return options
-
-
-def recipe_for(base: str, given: Collection[str] = (), compact: bool = False) -> dict[str, Any]:
-    """The recipe that ships for a base (the first by name whose `base` and `compact` these are), or nothing.
-
-    Its length is left out when `steps` or `epochs`, two ways to say one thing, are among the options `given`.
-    """
-    recipes = (load_recipe(name) for name in recipe_names())
-    wanted = (base, compact)
-    recipe = next((r for r in recipes if (r.get("base"), r.get("compact", False)) == wanted), {})
-    length = {"steps", "epochs"}
-    return {name: value for name, value in recipe.items() if name not in length or length.isdisjoint(given)}

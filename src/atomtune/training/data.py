@@ -1,4 +1,4 @@
-"""Pictures and captions: a folder in, square RGB pictures with a caption each out."""
+"""Images and captions: a folder in, square RGB images with a caption each out."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _HEIF = (".heic", ".heif", ".hif")
 _NAMED = 5  # files that a warning names
 
 
-def find_examples(pictures: Path, default_caption: str) -> dict[Path, str]:
-    """Every picture and its caption, by name, each decoded once to see that it can be.
+def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
+    """Every image and its caption, by name, each decoded once to see that it can be.
 
-    Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the pictures (see `captions`), else they
+    Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the images (see `captions`), else they
     are `default_caption`. What else is in the folder and is not used is logged as a warning, a line for each kind,
-    but for names that begin with a dot. Raises `UserError` for an empty folder, a broken picture or a broken caption.
+    but for names that begin with a dot. Raises `UserError` for an empty folder, a broken image or a broken caption.
     """
-    pictures = expanded(pictures)
-    files = picture_files(pictures)
+    images = expanded(images)
+    files = image_files(images)
     several = [file.name for file in files if _decoded(file)[1] > 1]
     captions = read_captions(files, default_caption)
-    _tell(pictures, "only the first frame is used of", several)
-    _tell(pictures, "captions differ for", captions.differing)
-    if pictures.is_dir():  # else the others are not meant
-        _tell(pictures, "there is no image for the captions", captions.without_image)
-        others = [file for file in sorted(pictures.iterdir()) if file not in files and not file.name.startswith(".")]
-        folders = [file.name for file in others if file.is_dir() and any(map(_is_picture, file.rglob("*")))]
-        _tell(pictures, "not read are the images in the subfolders", folders)
+    _tell(images, "only the first frame is used of", several)
+    _tell(images, "captions differ for", captions.differing)
+    if images.is_dir():  # else the others are not meant
+        _tell(images, "there is no image for the captions", captions.without_image)
+        others = [file for file in sorted(images.iterdir()) if file not in files and not file.name.startswith(".")]
+        folders = [file.name for file in others if file.is_dir() and any(map(_is_image, file.rglob("*")))]
+        _tell(images, "not read are the images in the subfolders", folders)
         passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
-        _tell(pictures, "neither images nor captions, by their names, are", passed)
+        _tell(images, "neither images nor captions, by their names, are", passed)
     return captions.of
 
 
@@ -64,7 +64,7 @@ def _tell(folder: Path, what: str, names: list[str]) -> None:
 
 @functools.cache
 def extensions() -> frozenset[str]:
-    """Endings of the files that are taken for pictures: those of the formats that Pillow decodes here, and HEIF's."""
+    """Endings of the files that are taken for images: those of the formats that Pillow decodes here, and HEIF's."""
     with_heif()
     known = Image.registered_extensions().items()
     return frozenset(_HEIF) | {end for end, kind in known if kind in Image.OPEN and kind not in _NOT_DECODED}
@@ -81,27 +81,27 @@ def with_heif() -> bool:
     return True
 
 
-def _is_picture(file: Path) -> bool:
+def _is_image(file: Path) -> bool:
     return file.suffix.lower() in extensions() and not file.name.startswith(".") and not file.is_dir()
 
 
-def picture_files(pictures: Path) -> list[Path]:
-    """The pictures in a folder (or the one picture that `pictures` is), by name."""
-    if pictures.is_file():
-        return [pictures]
-    if not pictures.is_dir():
-        raise UserError(f"there is no folder {str(pictures)!r}: expected a folder of pictures, or one picture.")
-    files = sorted(filter(_is_picture, pictures.iterdir()))
+def image_files(images: Path) -> list[Path]:
+    """The images in a folder (or the one image that `images` is), by name."""
+    if images.is_file():
+        return [images]
+    if not images.is_dir():
+        raise UserError(f"there is no folder {str(images)!r}: expected a folder of images, or one image.")
+    files = sorted(filter(_is_image, images.iterdir()))
     if not files:
         raise UserError(
-            f"there are no pictures in {str(pictures)!r}: expected files ending in .png, .jpg, .webp or the like, "
+            f"there are no images in {str(images)!r}: expected files ending in .png, .jpg, .webp or the like, "
             "in the folder itself."
         )
     return files
 
 
-def read_picture(file: Path) -> Image.Image:
-    """Decode one picture to RGB, upright, with transparency over white. Raises `UserError` if it cannot be.
+def read_image(file: Path) -> Image.Image:
+    """Decode one image to RGB, upright, with transparency over white. Raises `UserError` if it cannot be.
 
     The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames it is the first.
     """
@@ -109,7 +109,7 @@ def read_picture(file: Path) -> Image.Image:
 
 
 def _decoded(file: Path) -> tuple[Image.Image, int]:
-    """The picture, and how many frames there are."""
+    """The image, and how many frames there are."""
     if file.suffix.lower() in _HEIF and not with_heif():
         raise UserError(
             f"{file} needs pillow-heif to be read: install it with pip install 'atomtune[heif]', or save it as JPEG."
@@ -117,10 +117,10 @@ def _decoded(file: Path) -> tuple[Image.Image, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                frames = 1 if picture.format == "PSD" else getattr(picture, "n_frames", 1)  # PSD's are its layers
-                _scale_transparent_colour(picture)
-                return to_rgb(ImageOps.exif_transpose(picture)), frames
+            with Image.open(file) as image:
+                frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # PSD's are its layers
+                _scale_transparent_colour(image)
+                return to_rgb(ImageOps.exif_transpose(image)), frames
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
             f"{file} is too large for a photograph (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
@@ -136,40 +136,40 @@ def _what_is_wrong(file: Path, error: Exception) -> str:
         return "is a link to a file that is not there" if file.is_symlink() else "is not there"
     if isinstance(error, PermissionError):
         return f"could not be opened ({error.strerror})"
-    return "is empty" if file.stat().st_size == 0 else "is not a picture that can be read"
+    return "is empty" if file.stat().st_size == 0 else "is not an image that can be read"
 
 
-def _scale_transparent_colour(picture: Image.Image) -> None:
+def _scale_transparent_colour(image: Image.Image) -> None:
     """Pillow brings the pixels of a PNG to 8 bits, and leaves its transparent colour (tRNS) in the bits of the file."""
-    colour, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    colour, tiles = image.info.get("transparency"), getattr(image, "tile", None)
     mode = tiles[0][3] if tiles else None  # what the decoder is told of the file's pixels
     if colour is not None and mode in ("L;2", "L;4"):
-        picture.info["transparency"] = colour * (85 if mode == "L;2" else 17)
+        image.info["transparency"] = colour * (85 if mode == "L;2" else 17)
     elif isinstance(colour, tuple) and mode == "RGB;16B":
-        picture.info["transparency"] = tuple(value >> 8 for value in colour)
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: grey, palettes, CMYK, and transparency composed over white.
 
     Grey of more than 8 bits is scaled by its range: 16-bit integers by 65535, floats by 1, and those of Pillow's 32-bit
     mode "I" by 255 or 65535, the smallest that holds them all. Raises `UserError` for numbers outside that.
     """
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.float64)
-        grey = np.rint(values / _largest(picture.mode, values) * 255).astype(np.uint8)
-        if (transparent := picture.info.get("transparency")) is not None:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        grey = np.rint(values / _largest(image.mode, values) * 255).astype(np.uint8)
+        if (transparent := image.info.get("transparency")) is not None:
             grey[values == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def _largest(mode: str, values: np.ndarray) -> int:
-    """The end of the range that starts at 0 and holds all the numbers of a grey picture."""
+    """The end of the range that starts at 0 and holds all the numbers of a grey image."""
     ranges = {"F": (1,), "I": (255, 65535)}.get(mode, (65535,))
     low, high = values.min(), values.max()
     for largest in ranges:
@@ -181,19 +181,19 @@ def _largest(mode: str, values: np.ndarray) -> int:
     )
 
 
-def square(picture: Image.Image, resolution: int) -> Image.Image:
+def square(image: Image.Image, resolution: int) -> Image.Image:
     """Scale the shorter side to `resolution`, keep the proportions, and crop the centre."""
-    return ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
-def to_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     """RGB to the -1 to 1 that autoencoders take."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def digest(pictures: list[Image.Image], captions: list[str]) -> str:
-    """Sixteen hex digits that tell these pictures and captions from others."""
+def digest(images: list[Image.Image], captions: list[str]) -> str:
+    """Sixteen hex digits that tell these images and captions from others."""
     sha = hashlib.sha256()
-    for picture, caption in zip(pictures, captions, strict=True):
-        sha.update(picture.tobytes() + caption.encode() + b"\0")
+    for image, caption in zip(images, captions, strict=True):
+        sha.update(image.tobytes() + caption.encode() + b"\0")
     return sha.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Pictures to latents and captions to conditioning, once, by the base's own parts.
+"""Images to latents and captions to conditioning, once, by the base's own parts.
 
 What a denoiser is told about a caption differs from base to base (masks, pooled vectors, sizes). So it is not imitated:
 the pipeline is called with the caption, and the arguments with which it reaches its denoiser are kept.
@@ -23,7 +23,7 @@ from atomtune.errors import UserError
 from atomtune.tracing import bare_model
 from atomtune.training import observed
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.data import read_picture, square, to_tensor
+from atomtune.training.data import read_image, square, to_tensor
 from atomtune.training.objectives import Objective, objective_for
 from atomtune.training.observed import Reached, latent_statistics, replaced, until_reached
 
@@ -37,20 +37,20 @@ Conditioning = dict[str, Any]
 
 @dataclass
 class Latents:
-    """The autoencoder's answer for n pictures: a Gaussian each (of width zero if the autoencoder has none)."""
+    """The autoencoder's answer for n images: a Gaussian each (of width zero if the autoencoder has none)."""
 
     mean: Float[Tensor, "n channels height width"]
     std: Float[Tensor, "n channels height width"]
 
     def draw(self, index: list[int], generator: torch.Generator) -> Float[Tensor, "batch channels height width"]:
-        """A fresh sample for each picture in `index`, as diffusers' DreamBooth scripts draw from their cache."""
+        """A fresh sample for each image in `index`, as diffusers' DreamBooth scripts draw from their cache."""
         mean, std = self.mean[index], self.std[index]
         return mean + std * torch.randn(mean.shape, generator=generator)
 
 
 @torch.no_grad()
-def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Latents:
-    """Latents of the pictures, shifted and scaled as the denoiser expects them, in float32 on the CPU.
+def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents:
+    """Latents of the images, shifted and scaled as the denoiser expects them, in float32 on the CPU.
 
     The autoencoder runs in float32: some overflow in half precision.
     """
@@ -58,8 +58,8 @@ def encode_pictures(pipe: DiffusionPipeline, pictures: list[Image.Image]) -> Lat
     device = getattr(pipe, "_execution_device", vae.device)  # under offload it comes there
     shift, scale = latent_statistics(vae)
     means, stds = [], []
-    for picture in pictures:
-        encoded = vae.encode(to_tensor(picture)[None].to(device))
+    for image in images:
+        encoded = vae.encode(to_tensor(image)[None].to(device))
         gaussian = getattr(encoded, "latent_dist", None)
         mean = encoded.latents if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
@@ -102,7 +102,7 @@ def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Co
 
 
 def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
-    """What `pipe.encode_prompt` answers for a prompt when a picture of it is drawn with the pipeline's own guidance.
+    """What `pipe.encode_prompt` answers for a prompt when an image of it is drawn with the pipeline's own guidance.
 
     Raises `UserError` for a pipeline that has no such function, no sampler or no autoencoder: none can be trained on.
     """
@@ -188,7 +188,7 @@ def encode(
     pipe: DiffusionPipeline,
     config: CustomizeConfig,
     resolution: int,
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
@@ -207,11 +207,11 @@ def encode(
     all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
     known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
     pipe.maybe_free_model_hooks()
-    cache = Cache(encode_pictures(pipe, pictures), [known[caption] for caption in captions], known[""], samples)
+    cache = Cache(encode_images(pipe, images), [known[caption] for caption in captions], known[""], samples)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
-        drawn = _class_pictures(pipe, config, class_prompt, resolution, accelerator)
-        cache.class_latents = encode_pictures(pipe, drawn)
+        drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)
+        cache.class_latents = encode_images(pipe, drawn)
         cache.class_conditioning = known[class_prompt]
     pipe.remove_all_hooks()
     release(pipe)
@@ -219,13 +219,13 @@ def encode(
     return cache
 
 
-def _class_pictures(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
-    """Pictures of the class, drawn by the base; those that an earlier start drew are kept."""
-    files = [config.out / "class_pictures" / f"{index:04d}.png" for index in range(config.num_class_images)]
+def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
+    """Images of the class, drawn by the base; those that an earlier start drew are kept."""
+    files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
     for index, file in enumerate(files):
         if accelerator.is_main_process and not file.is_file():
             (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
             manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
     accelerator.wait_for_everyone()
-    return [square(read_picture(file), resolution) for file in files]
+    return [square(read_image(file), resolution) for file in files]

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from atomtune.adapters import AtomConfig
 
-COMPACT = 40
-"""Atoms over the whole model with `--compact`."""
-
 
 def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
     """The denoiser with a fresh adapter; everything else is frozen. Its random start follows from `config.seed`."""
@@ -37,7 +34,7 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
 def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
     """Raise `UserError` if the adapter in `start` is of another method than the run's."""
     kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
-    kind = folders.adapter_info(start)["peft_type"]
+    kind = folders.adapter_info(start).kind
     if config.method not in kinds.get(kind, ()):
         raise UserError(f"the adapter in {start} is {kind}, and the run is of method {config.method}: give its method.")
 
@@ -61,8 +58,8 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
             mix_first=config.mix_first,
             layers_to_transform=layers,
         )
-        if config.compact:
-            atoms.num_atoms_pattern = share_out(COMPACT, denoiser, atoms)
+        if config.total_atoms is not None:
+            atoms.num_atoms_pattern = share_out(config.total_atoms, denoiser, atoms)
         return atoms
     target = linear_layers(denoiser, config.target_modules)
     if config.method == "oft":

@@ -7,7 +7,7 @@ solver's first step is exact on such answers. So if the two agree, the oracle's 
 
     x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep that comes with it,
 
-and what goes to the autoencoder in the end is the sampler's last latents with the scaling of `encode_pictures` undone.
+and what goes to the autoencoder in the end is the sampler's last latents with the scaling of `encode_images` undone.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""A run as a whole: pictures in, adapter out, in a folder of its own."""
+"""A run as a whole: images in, adapter out, in a folder of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -17,37 +16,20 @@ import yaml
 from atomtune import bases, manifest
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
-from atomtune.files import refuse_output, remove_leftovers, write_text
+from atomtune.files import write_text
 from atomtune.storage import folders
 from atomtune.training import checkpoints, data, encoding
-from atomtune.training.config import CustomizeConfig, configure
+from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
+from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
+from atomtune.training.recipes import configure
 from atomtune.training.trainer import PRECISIONS, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_pictures")
-RECORD = Path("logs", "run.json")
-"""What was trained on, by content (see `_content`), so that it is known again under another path."""
-_STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
-NAMES = (
-    "config.yaml", "summary.json", RECORD.as_posix(), "class_pictures/[0-9][0-9][0-9][0-9].png",
-    *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
-    *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
-    *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
-)  # fmt: skip
-"""Patterns of all that a run writes, but for what its tracker adds to the logs."""
-
-STARTS = ("out", "overwrite", "device")  # options of one start, not of the run
-LENGTH = ("steps", "epochs")
-WATCHING = (
-    "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
-)  # fmt: skip
-"""Options that may change between the starts of a run: none of them, nor a longer `LENGTH`, undoes what was trained."""
 
 SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -57,19 +39,19 @@ SHARDING = {
 }
 
 
-def customize(pictures: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on pictures of one thing and return the run's numbers, which are also in `out/summary.json`.
+def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
+    """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
-    Takes a `CustomizeConfig`, or the pictures and any of its fields as keywords; then the recipe for the base applies,
+    Takes a `CustomizeConfig`, or the images and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
     into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
     Where the same run was stopped it continues; where it has finished it goes on to more `steps` or `epochs`, or
     returns its numbers if there are no more. Raises `UserError`, and `KeyboardInterrupt` with a sentence that says how
     to continue when Ctrl-C or SIGTERM ended the training after a step, which is saved.
     """
-    config = pictures if isinstance(pictures, CustomizeConfig) else configure(pictures=pictures, **options)
+    config = images if isinstance(images, CustomizeConfig) else configure(images=images, **options)
     try:
         return _customize(config)
     except OSError as error:
@@ -86,20 +68,20 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     accelerator = _accelerator(config)
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
     processes = accelerator.num_processes
-    examples = data.find_examples(config.pictures, config.instance_prompt)
+    examples = data.find_examples(config.images, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
-        finished = _claim(config, steps, processes)
+        finished = claim(config, steps, processes)
     accelerator.wait_for_everyone()  # before the main process writes what the others look at
     pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
     if config.init_adapter is not None:
-        folders.refuse_other_base(pipe, config.init_adapter)
+        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
-    pictures = [data.square(data.read_picture(file), resolution) for file in examples]
-    content = _content(config, pipe, data.digest(pictures, list(examples.values()))) | {"processes": processes}
+    images = [data.square(data.read_image(file), resolution) for file in examples]
+    content = content_of(config, pipe, data.digest(images, list(examples.values()))) | {"processes": processes}
     if not config.overwrite:
-        _refuse_other_content(config, content)
+        refuse_other_content(config, content)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return finished
@@ -114,7 +96,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
-            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+            cache = encoding.encode(pipe, config, resolution, images, list(examples.values()), accelerator)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
@@ -122,112 +104,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
                 manifest.clear(config.out)  # refused options leave nothing behind
             raise
     return trainer.finish()
-
-
-def _claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
-    """See that `out` can be this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is
-    another run's or cannot go on to `steps`."""
-    refuse_output(config.out, config.pictures, *([] if config.base == bases.MOJI else [config.base]))
-    if config.init_adapter is not None:
-        for name in FOLDERS:
-            refuse_output(config.out / name, folders.adapter_folder(config.init_adapter))
-    for folder in (config.out, *(config.out / name for name in FOLDERS)):
-        remove_leftovers(folder)
-    written = config.out / "config.yaml"
-    unlisted = _is_run(written) and not manifest.written(config.out)
-    refusal = f"{config.out} holds a run of an older atomtune, which kept no list of its files, so none is removed "
-    refusal += "or replaced: choose another folder, or remove that one yourself."
-    if config.overwrite and unlisted:
-        raise UserError(refusal)
-    if not unlisted:
-        manifest.refuse_foreign(config.out, *NAMES)
-    if config.overwrite:
-        manifest.refuse_links(config.out)
-    if config.overwrite or not written.is_file():
-        return None
-    record = _record(config.out)
-    defaults = CustomizeConfig(config.pictures, class_name=config.class_name, out=config.out)
-    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # it may be older than an option
-    there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
-    free = {*STARTS, *LENGTH, *WATCHING} | ({"pictures", "base"} & record.keys())
-    if "init_adapter" in record and record["init_adapter"] == _digest(config.init_adapter):
-        free.add("init_adapter")
-    changed = {name: f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in here}
-    changed = {name: text for name, text in changed.items() if here[name] != there.get(name)}
-    if different := [text for name, text in changed.items() if name not in free]:
-        raise _another_run(config, ", ".join(different))
-    finished = _finished(config, steps)
-    if finished is None and unlisted:
-        raise UserError(refusal)
-    if finished is not None and (unused := [text for name, text in changed.items() if name in WATCHING]):
-        logger.warning("%s is finished, so this changes nothing before more steps: %s", config.out, ", ".join(unused))
-    return finished
-
-
-def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
-    """The numbers of the run in `out` if it has finished `steps`, none if there are steps to train."""
-    file, last = config.out / "summary.json", checkpoints.newest_checkpoint(config.out / "checkpoints")
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": 0}
-    if summary["steps"] == steps:
-        return summary
-    trained = max(summary["steps"], checkpoints.step_of(last) if last else 0)
-    if trained > steps:
-        raise UserError(
-            f"{config.out} has trained {trained} steps already, and {steps} are asked for: ask for at least as many, "
-            "or train in another folder."
-        )
-    if summary["steps"] and last is None:
-        raise UserError(
-            f"{config.out} cannot go on from step {trained} to {steps}, its checkpoints are gone: train in another "
-            f"folder, with --init-adapter {config.out} to start from what it has learnt."
-        )
-    return None
-
-
-def _another_run(config: CustomizeConfig, changes: str) -> UserError:
-    last = checkpoints.newest_checkpoint(config.out / "checkpoints")
-    finished = (config.out / "adapter").is_dir()
-    learnt = config.out if finished else last and last / "adapter"
-    further = f", with --init-adapter {learnt} to start from what it has learnt" if learnt else ""
-    return UserError(
-        f"{config.out} holds another run ({changes}): train in another folder{further} (--overwrite starts over here)."
-    )
-
-
-def _is_run(file: Path) -> bool:
-    """Whether this is the config.yaml of a run."""
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(options, dict) and {"pictures", "class_name", "out"} <= options.keys()
-
-
-def _content(config: CustomizeConfig, pipe: Any, pictures: str) -> dict[str, Any]:
-    """What the run learns from, whatever the paths: digests of pictures and first adapter, fingerprint of the base."""
-    base = bases.fingerprint(bases.denoiser(pipe))
-    return {"pictures": pictures, "base": base, "init_adapter": _digest(config.init_adapter)}
-
-
-def _digest(adapter: Path | None) -> str | None:
-    """Of an adapter's weights."""
-    if adapter is None:
-        return None
-    return hashlib.sha256((folders.adapter_folder(adapter) / folders.WEIGHTS).read_bytes()).hexdigest()[:16]
-
-
-def _record(out: Path) -> dict[str, Any]:
-    file = out / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> None:
-    """Raise `UserError` if `out` holds a run that learns from something else."""
-    there = content | _record(config.out)
-    if there["pictures"] != content["pictures"]:
-        raise _another_run(config, f"other pictures or captions there than in {config.pictures} now")
-    if not bases.same_weights(there["base"], content["base"]):
-        raise _another_run(config, f"on a base with other weights than {config.base!r} has")
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:

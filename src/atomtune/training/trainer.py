@@ -1,6 +1,6 @@
 """The training loop, and how it stops and continues.
 
-Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the pictures from (seed,
+Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the images from (seed,
 epoch). So the step is the position in the data, and a run that was killed and started again ends with the same bits.
 """
 
@@ -132,7 +132,7 @@ class Trainer:
     def _loss(self, micro: int) -> Tensor:
         config, cache = self.config, self.cache
         generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
-        index = self._pictures(micro)
+        index = self._images(micro)
         dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
         conditionings = [
             cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
@@ -152,8 +152,8 @@ class Trainer:
         own, prior = losses[: len(index)].mean() + self.penalties.total(), losses[len(index) :]
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
-    def _pictures(self, micro: int) -> list[int]:
-        """Which pictures this process sees now: every picture once an epoch, in an order of its own."""
+    def _images(self, micro: int) -> list[int]:
+        """Which images this process sees now: every image once an epoch, in an order of its own."""
         config, count = self.config, len(self.cache.conditionings)
         batch = (self.step * config.gradient_accumulation_steps + micro) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * config.batch_size
@@ -286,7 +286,7 @@ class Trainer:
             "method": config.method,
             "token": config.token,
             "class_name": config.class_name,
-            "pictures": len(self.cache.conditionings),
+            "images": len(self.cache.conditionings),
             "resolution": self.resolution,
             **bases.precision_and_device(self.pipe),
             "steps": self.step,

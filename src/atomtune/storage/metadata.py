@@ -1,0 +1,79 @@
+"""What an adapter says about itself beside PEFT's configuration: in the header of its weights.
+
+    token, class_name     the words it was trained with
+    license               as hubs spell them
+    base_fingerprint      some of the base's weights, by which it is known again (`bases.fingerprint`)
+    merged_from, combination_type     of a merged adapter: what went in, and how
+
+The header is read without the weights, and PEFT leaves it alone, while it warns of keys in `adapter_config.json` that
+the configuration of a method does not have.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atomtune.bases import base_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+TEXTS = ("token", "class_name", "license", "combination_type")
+LISTS = ("base_fingerprint", "merged_from")  # as JSON: a header holds text alone
+
+
+def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Our fields of the adapter in `folder`, whose `adapter_config.json` says `config`; what is not known is left out.
+
+    Adapters of earlier versions have them in the config, under PEFT's `auto_mapping`. Raises what safetensors and the
+    file system raise for weights that cannot be read: the header knows how long the file is.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        header = file.metadata() or {}
+    if header.get("library") != "atomtune":
+        header = {}
+    earlier = config.get("auto_mapping") or {}
+    found = {key: earlier.get(key) for key in (*TEXTS, *LISTS)} | {key: header[key] for key in TEXTS if key in header}
+    found |= {key: json.loads(header[key]) for key in LISTS if key in header}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write the tensors of the adapter whose `adapter_config.json` is in `folder`, with `metadata` in the header.
+
+    In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
+    """
+    from safetensors.torch import save
+
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    raw = save(tensors)
+    length = int.from_bytes(raw[:8], "little")
+    head = {"__metadata__": _header(config, tensors, metadata)} | json.loads(raw[8 : 8 + length])
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    (folder / WEIGHTS_FILE).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+def _header(config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, str]:
+    """What a hub or a person can tell without loading the weights.
+
+    `base_model` and `base_hash`; `metadata`; of atoms also their number `num_atoms`, over all layers, `density` and
+    `activation`. What is not known is left out.
+    """
+    known = {"peft_type": config.get("peft_type"), "base_model": config.get("base_model_name_or_path")}
+    known |= {key: metadata.get(key) for key in TEXTS}
+    known |= {key: json.dumps(metadata[key]) for key in LISTS if metadata.get(key) is not None}
+    if (values := metadata.get("base_fingerprint")) is not None:
+        known["base_hash"] = base_hash(values)
+    if config.get("peft_type") == "ATOMS":
+        known["num_atoms"] = sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".atoms_id"))
+        known |= {"density": json.dumps(config["density"]), "activation": config["activation"]}
+    return {"format": "pt", "library": "atomtune"} | {
+        key: str(value) for key, value in known.items() if value is not None
+    }
