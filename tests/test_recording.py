@@ -1,5 +1,7 @@
 """From a trace to maps and numbers by address, against the codes; also when the adapter has changed since."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -15,7 +17,7 @@ from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
 from tests.test_tracing import codes_of_calls, sampling
 
-HALF = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
+HALF: Any = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
 
 
 def adapted(**options):

@@ -7,7 +7,6 @@ token of each sample, and `every_token`, with the runs kept apart; of one atom w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -136,13 +135,12 @@ class LayerTrace:
         times = run.timesteps_of(len(codes))
         for t in dict.fromkeys(times):
             if t not in self.by_timestep:
-                nothing = TokenSums.zero(len(self), codes.device)
-                self.by_timestep[t] = (nothing, deepcopy(nothing))
+                unguided, guided = (TokenSums.zero(len(self), codes.device) for _ in (UNGUIDED, GUIDED))
+                self.by_timestep[t] = (unguided, guided)
             for half, rows in ((UNGUIDED, range(first)), (GUIDED, range(first, len(codes)))):
                 if part := [row for row in rows if times[row] == t]:
-                    total = TokenSums(
-                        fired[part].sum(0), magnitude[part].sum(0), peak[part].amax(0), tokens * len(part)
-                    )
+                    at = slice(rows.start, rows.stop) if len(part) == len(rows) else part  # a slice copies nothing
+                    total = TokenSums(fired[at].sum(0), magnitude[at].sum(0), peak[at].amax(0), tokens * len(part))
                     self.by_timestep[t][half].add(total)
         for row in range(first, len(codes)):
             sample = run.first_sample + row - first

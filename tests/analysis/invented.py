@@ -54,7 +54,9 @@ def invented(size: int = 64) -> Inspection:
         AtomView(
             row=row,
             heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:4]],
-            comparisons=[Comparison(prompt, *pictures(4), 0.02) for prompt in PROMPTS[:2]],
+            comparisons=[
+                Comparison(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]
+            ],
             mean_energy_by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
         )
         for row in rows[:24]
