@@ -138,17 +138,15 @@ def top_atoms(model: Any, tokenizer: Any, ids: Int[Tensor, "count length"], coun
     with atomtune.trace(model, codes=True) as seen, torch.no_grad():
         for batch in ids.split(BATCH):
             model(input_ids=batch)
-    energy = torch.stack([layer.energy for layer in seen.layers])
+    strongest = sorted((atom for layer in seen.layers for atom in layer), key=lambda atom: -atom.mean_energy)
     found = []
-    for place in energy.flatten().topk(count).indices.tolist():
-        layer, index = divmod(place, energy.shape[1])
+    for atom in strongest[:count]:
         tokens = []
-        for sample, position, value in seen.top_tokens(layer, index, 8):
+        for sample, position, value in atom.top_tokens(8):
             sequence = seen.input_ids[sample]
             before, here = sequence[max(0, position - 3) : position], sequence[position]
             tokens.append((tokenizer.decode(before), tokenizer.decode(here), value))
-        rate = float(seen.layers[layer].firing_rate[index])
-        found.append({"address": f"L{layer}[{index}]", "firing_rate": rate, "tokens": tokens})
+        found.append({"address": atom.address, "firing_rate": atom.firing_rate, "tokens": tokens})
     return found
 
 

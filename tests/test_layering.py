@@ -20,12 +20,12 @@ LAYERS = [
     {"editing", "lora"},
     {"training", "analysis"},
     {"storage", "metrics", "sampling"},
-    {"moji", "bases", "steering", "tracing"},
+    {"moji", "bases", "recording", "steering", "tracing"},
     {"adapters"},
     {"method"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
-BASEMENT = {"devices", "errors", "files", "manifest"}
+BASEMENT = {"addresses", "devices", "errors", "files", "manifest"}
 
 
 def imports(module: str) -> set[str]:

@@ -38,7 +38,7 @@ def test_statistics_are_those_of_the_codes_that_multiply_D(options):
         D = layer.dictionary.decoder.weight
         assert torch.equal(layer.fired, f)
         assert_close(layer.firing_rate, f / len(S))
-        assert_close(layer.energy, S.abs().mean(0) * D.norm(dim=1))
+        assert_close(layer.mean_energy, S.abs().mean(0) * D.norm(dim=1))
 
 
 def test_with_mix_first_a_token_uses_exactly_k_atoms():
@@ -110,20 +110,20 @@ def test_timesteps_samples_and_the_halves_of_guidance_are_kept_apart(guided):
     layer, D = t.layers[1], adapted_layers(model)[1].dictionary("default").decoder.weight.detach()
     S = torch.stack(seen).unflatten(0, (2, 3))  # [batch of pictures, timestep, rows, tokens, atoms]
     prompt, empty = S[:, :, -2:], S[:, :, :-2]
-    assert_close(layer.energy, prompt.abs().mean((0, 1, 2, 3)) * D.norm(dim=1))
+    assert_close(layer.mean_energy, prompt.abs().mean((0, 1, 2, 3)) * D.norm(dim=1))
     assert torch.equal(layer.peak, prompt.abs().amax((0, 1, 2, 3)))
     assert layer.total(unguided=True).tokens == empty[..., 0].numel()
     assert_close(layer.total(unguided=True).magnitude, empty.abs().sum((0, 1, 2, 3)))
-    assert list(layer.energy_by_timestep) == [900.0, 500.0, 100.0]
-    assert_close(layer.energy_by_timestep[500.0], prompt[:, 1].abs().mean((0, 1, 2)) * D.norm(dim=1))
+    assert list(layer.mean_energy_by_timestep) == [900.0, 500.0, 100.0]
+    assert_close(layer.mean_energy_by_timestep[500.0], prompt[:, 1].abs().mean((0, 1, 2)) * D.norm(dim=1))
     by_sample = prompt.transpose(1, 2).flatten(0, 1)  # [samples, timesteps, tokens, atoms]
     assert len(layer.samples) == 4
-    assert_close(layer.energy_by_sample, by_sample.abs().mean((1, 2)) * D.norm(dim=1))
-    assert_close(layer.maps(5), by_sample[..., 5].mean(1), atol=2e-3, rtol=1e-3)  # kept in half precision
-    assert_close(layer.maps(5, timestep=100.0), by_sample[:, 2, :, 5], atol=2e-3, rtol=1e-3)
+    assert_close(layer.mean_energy_by_sample, by_sample.abs().mean((1, 2)) * D.norm(dim=1))
+    assert_close(t["L1[5]"].maps(), by_sample[..., 5].mean(1), atol=2e-3, rtol=1e-3)  # kept in half precision
+    assert_close(t["L1[5]"].maps(100.0), by_sample[:, 2, :, 5], atol=2e-3, rtol=1e-3)
     for atom in range(18):
         times = [t for i, t in enumerate((900.0, 500.0, 100.0)) if prompt[:, i, ..., atom].any()]
-        assert layer.active_timesteps(atom) == ((times[0], times[-1]) if times else None)
+        assert t[f"L1[{atom}]"].active_timesteps == ((times[0], times[-1]) if times else None)
 
 
 def test_pictures_of_different_timesteps_in_one_batch_as_in_training():
@@ -132,7 +132,7 @@ def test_pictures_of_different_timesteps_in_one_batch_as_in_training():
     with trace(model) as t:
         run(model)  # timesteps 30 and 700
     norms = adapted_layers(model)[0].dictionary("default").decoder.weight.norm(dim=1)
-    energies = t.layers[0].energy_by_timestep
+    energies = t.layers[0].mean_energy_by_timestep
     assert list(energies) == [700.0, 30.0]
     assert_close(energies[30.0], seen[0][0].abs().mean(0) * norms)
 
@@ -142,7 +142,7 @@ def test_a_trace_without_codes_says_how_to_get_maps():
     with trace(model) as t:
         run(model)
     with pytest.raises(UserError, match=r"this trace kept no codes: use trace\(model, codes=True\)"):
-        t.layers[0].maps(0)
+        t["L0[0]"].maps()
 
 
 def test_the_tokens_of_a_text_that_fire_an_atom_most():
@@ -159,7 +159,7 @@ def test_the_tokens_of_a_text_that_fire_an_atom_most():
         model(input_ids=ids)
     assert torch.equal(torch.stack(t.input_ids), ids)
     strongest = seen[0][..., 3].abs().flatten().argmax().item()
-    sample, position, value = t.top_tokens(0, 3, count=2)[0]
+    sample, position, value = t["L0[3]"].top_tokens(2)[0]
     assert (sample, position) == divmod(strongest, 6)
     assert value == pytest.approx(seen[0][sample, position, 3].item(), rel=1e-3)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import atomtune
 from atomtune.analysis.importance import importance
-from atomtune.analysis.influence import additivity_error, influence, influence_picture, influences
-from atomtune.analysis.locality import coverage, magnitude_maps
+from atomtune.analysis.influence import additivity_error, influence, influence_image, influences
+from atomtune.analysis.locality import coverage
 from atomtune.sampling import grid, save_png
 from atomtune.tracing import trace
 from experiments import subjects
@@ -103,7 +103,7 @@ def map_coverage(it: Opened, call: Callable[[], Any]) -> float:
         call()
     covered, weights = [], []
     for layer in seen.layers:
-        maps = magnitude_maps(layer).transpose(1, 2)  # [samples, atoms, tokens]
+        maps = layer.maps(magnitude=True).transpose(1, 2)  # [samples, atoms, tokens]
         covered.append(coverage(maps).nan_to_num().flatten())
         weights.append((maps.mean(-1) * layer.dictionary.decoder.weight.norm(dim=1)).flatten())
     return _weighted(torch.cat(covered), torch.cat(weights))
@@ -136,7 +136,7 @@ def pictures(setup: Setup, where: Place) -> None:
         scores = torch.cat(importance(it.board, traced=seen))
         atoms = list(it.board)
         strongest = [atoms[index].address for index in scores.topk(PICTURES).indices.tolist()]
-        drawn = [influence_picture(it.pipe, address, prompt, steps=setup.steps) for address in strongest]
+        drawn = [influence_image(it.pipe, address, prompt, steps=setup.steps) for address in strongest]
         rows.append([drawn[0][0], *(difference for _, _, difference in drawn)])
         labels.append(f"{name}: {', '.join(strongest)}")
     columns = ("all on", *(f"atom {n + 1} by energy" for n in range(PICTURES)))

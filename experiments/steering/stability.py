@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from atomtune.analysis.examples import Examples
-from atomtune.analysis.matching import dense_codes, likeness, match
+from atomtune.analysis.matching import likeness, match
 from atomtune.tracing import trace
 from experiments.cells import spread
 from experiments.figures import BLUE, GREY, ORANGE, plt, save
@@ -62,7 +62,7 @@ def atoms_of(it: Opened, examples: Examples) -> list[tuple[Tensor, Tensor]]:
     found = []
     for layer in seen.layers:
         fired = layer.fired > 0
-        found.append((dense_codes(layer)[:, fired], layer.dictionary.decoder.weight[fired]))
+        found.append((layer.every_token()[:, fired], layer.dictionary.decoder.weight[fired]))
     return found
 
 

@@ -16,7 +16,6 @@ Two different things: `gain` acts after selection, so an atom of gain 0 is silen
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from atomtune.adapters import AtomLayer, adapted_layers
+from atomtune.addresses import find
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.tracing import bare_model, timesteps
-
-_ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
 
 
 @dataclass(eq=False)
@@ -142,20 +140,9 @@ class AtomBoard:
 
     def __getitem__(self, address: str) -> Any:
         """The `Atom` at "L3[139]", or the `Layer` at "L3". Raises `UserError` when there is none."""
-        match = _ADDRESS.fullmatch(address.strip())
-        if match:
-            number, id = match.groups()
-            for dictionary in self.dictionaries:
-                if int(dictionary.layer) == int(number):
-                    if id is None:
-                        return Layer(dictionary)
-                    for index in (dictionary.id == int(id)).nonzero().flatten().tolist():
-                        return Atom(dictionary, index)
-        first, last = self.dictionaries[0], self.dictionaries[-1]
-        raise UserError(
-            f"there is no {address!r} in this adapter: expected a layer from L{int(first.layer)} to "
-            f"L{int(last.layer)}, or one of its atoms, such as {next(iter(self)).address}."
-        )
+        dictionaries = self.dictionaries
+        place, row = find(address, [(int(d.layer), d.id) for d in dictionaries], "adapter")
+        return Layer(dictionaries[place]) if row is None else Atom(dictionaries[place], row)
 
     # -- dials ------------------------------------------------------------------------------------------------------
 

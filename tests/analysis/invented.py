@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune.analysis.inspection import AtomRow, AtomView, Heat, Inspection, Pair, Step
+from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Step
 from atomtune.analysis.naming import Evidence, Name
 from atomtune.analysis.overlap import LayerOverlap, Overlap
 from atomtune.analysis.prompts import Factor
@@ -42,9 +42,9 @@ def invented(size: int = 64) -> Inspection:
             layer=layer,
             id=id,
             name=names[number % 3],
-            energy=float(energy) if number < 100 else 0.0,
+            mean_energy=float(energy) if number < 100 else 0.0,
             share=float(energy / energies.sum()) if number < 100 else 0.0,
-            rate=0.5 / (number + 1),
+            firing_rate=0.5 / (number + 1),
             peak=float(random.random() * 9),
             active=(999.0, 49.0) if number < 100 else None,
         )
@@ -54,8 +54,10 @@ def invented(size: int = 64) -> Inspection:
         AtomView(
             row=row,
             heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:4]],
-            pairs=[Pair(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]],
-            by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
+            comparisons=[
+                Comparison(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]
+            ],
+            mean_energy_by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
         )
         for row in rows[:24]
     ]

@@ -6,39 +6,13 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.analysis.heatmaps import BLUE, RED, layer_maps, overlay, phases, pooled, token_grid
+from atomtune.analysis.heatmaps import BLUE, RED, overlay, phases, pooled, token_grid
 from atomtune.errors import UserError
-from atomtune.sampling import generate
-from atomtune.tracing import trace
-from tests.analysis.tiny import adapted_pixart
 
 
 def near(pixel, colour) -> bool:
     """The picture shows through a little."""
     return bool(np.abs(pixel.astype(int) - np.array(colour)).max() < 40)
-
-
-def test_all_maps_of_a_layer_are_those_of_each_atom():
-    pipe = adapted_pixart()
-    with trace(pipe.transformer, codes=True) as seen:
-        generate(pipe, ["a red dog", "a cat"], 1, steps=4)
-    for layer in seen.layers:
-        times = list(layer.energy_by_timestep)
-        for chosen in (None, times[:1], times[1:3]):
-            signed, magnitude = layer_maps(layer, chosen)
-            assert signed.shape == (2, 16, 16)  # pictures, tokens, atoms
-            for atom in range(16):
-                each = torch.stack([layer.maps(atom, t) for t in chosen or times])
-                assert_close(signed[:, :, atom], each.mean(0))
-                assert_close(magnitude[:, :, atom], each.abs().mean(0))
-
-
-def test_a_trace_without_codes_has_no_maps():
-    pipe = adapted_pixart()
-    with trace(pipe.transformer) as seen:
-        generate(pipe, "a cat", steps=1)
-    with pytest.raises(UserError, match="codes=True"):
-        layer_maps(seen.layers[0])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_energy_is_what_training_measured_or_a_trace():
     with trace(model) as seen:
         loss()
     for score, layer in zip(importance(model, traced=seen), seen.layers):
-        assert_close(score, layer.energy)
+        assert_close(score, layer.mean_energy)
 
 
 @pytest.mark.parametrize("options", KINDS)

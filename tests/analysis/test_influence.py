@@ -7,7 +7,7 @@ from peft import get_peft_model
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.analysis.influence import additivity_error, change, difference, influence, influence_picture, influences
+from atomtune.analysis.influence import additivity_error, change, difference, influence, influence_image, influences
 from atomtune.steering import board
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 from tests.tiny_pixart import tiny_pixart
@@ -104,8 +104,8 @@ def test_the_picture_with_an_atom_on_and_off_from_the_same_noise():
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer = wake(get_peft_model(pipe.transformer, atom_config(num_atoms=4, density=1.0)))
     options = {"steps": 2, "guidance_scale": 1.0}
-    on, off, shown = influence_picture(pipe, "L0[1]", "a sks dog", **options)
-    again, _, _ = influence_picture(pipe, "L1[1]", "a sks dog", **options)
+    on, off, shown = influence_image(pipe, "L0[1]", "a sks dog", **options)
+    again, _, _ = influence_image(pipe, "L1[1]", "a sks dog", **options)
     assert on.tobytes() == again.tobytes() != off.tobytes()
     assert shown.size == on.size
     assert all(atom.gain == 1 for atom in board(pipe))

@@ -36,18 +36,18 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
     found = inspect(pipe, [*PROMPTS, PROMPTS[0]], **QUICK, tell=lambda stage, *numbers: told.update({stage: numbers}))
     assert found.prompts == PROMPTS  # said twice, drawn once
     assert len(found.rows) == 32
-    assert [row.energy for row in found.rows] == sorted((row.energy for row in found.rows), reverse=True)
+    assert [row.mean_energy for row in found.rows] == sorted((row.mean_energy for row in found.rows), reverse=True)
     assert sum(row.share for row in found.rows) == pytest.approx(1)
     with trace(pipe.transformer) as seen:
         images = [drawing.image for drawing in generate(pipe, PROMPTS, 1, steps=3)]
     first = found.rows[0]
-    assert first.energy == pytest.approx(max(float(layer.energy.max()) for layer in seen.layers), rel=1e-4)
+    assert first.mean_energy == pytest.approx(max(float(layer.mean_energy.max()) for layer in seen.layers), rel=1e-4)
     assert [image.tobytes() for image in found.adapted] == [image.tobytes() for image in images]
     assert [view.row for view in found.views] == found.rows[:3]
     for view in found.views:
-        assert [len(view.heats), len(view.pairs), len(view.by_timestep)] == [4, 2, 3]
+        assert [len(view.heats), len(view.comparisons), len(view.mean_energy_by_timestep)] == [4, 2, 3]
         assert set(view.heats[0].images) == {"all", "early", "middle", "late"}
-        assert any(pair.change > 0 for pair in view.pairs)
+        assert any(comparison.change > 0 for comparison in view.comparisons)
     assert told.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
     assert all(done == total for done, total in told.values())
 

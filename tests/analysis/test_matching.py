@@ -4,13 +4,9 @@ from itertools import permutations
 
 import pytest
 import torch
-from peft import get_peft_model
 from torch.testing import assert_close
 
-from atomtune.analysis.matching import dense_codes, likeness, match
-from atomtune.errors import UserError
-from atomtune.tracing import trace
-from tests.adapters.tiny import atom_config, run, transformer, wake
+from atomtune.analysis.matching import likeness, match
 
 
 @pytest.fixture
@@ -43,16 +39,3 @@ def test_the_assignment_has_the_largest_sum(generator):
     rows, columns = match(found)
     best = max(sum(found[i, p[i]] for i in range(4)) for p in permutations(range(5), 4))
     assert float(found[rows, columns].sum()) == pytest.approx(float(best))
-
-
-def test_dense_codes_are_what_multiplies_D():
-    model = wake(get_peft_model(transformer(), atom_config()))
-    seen = []
-    with trace(model, codes=True) as t:
-        t.layers[0].dictionary.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        run(model)
-    assert_close(dense_codes(t.layers[0]), seen[0].flatten(0, 1).detach(), atol=2e-3, rtol=2e-3)
-    with trace(model) as t:
-        run(model)
-    with pytest.raises(UserError, match="this trace kept no codes"):
-        dense_codes(t.layers[0])

@@ -9,7 +9,7 @@ from atomtune.errors import UserError
 from atomtune.metrics.pixels import as_array
 from atomtune.moji.scenes import BACKGROUNDS
 
-WORDS = [Factor(word, "thing") for word in ("teapot", "cat")] + [Factor(word, "place") for word in ("left", "top")]
+WORDS = [Factor(word, "subject") for word in ("teapot", "cat")] + [Factor(word, "place") for word in ("left", "top")]
 
 
 def draw(rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_crossed_prompts_are_balanced_and_independent():
     assert len({prompt.text for prompt in prompts}) > 100
     factors = sorted({f for p in prompts for f in p.factors}, key=str)
     presence = torch.tensor([[float(f in p.factors) for f in factors] for p in prompts])
-    learnt = [f in {Factor("sks teapot", "thing")} for f in factors].index(True)
+    learnt = [f in {Factor("sks teapot", "subject")} for f in factors].index(True)
     assert float(presence[:, learnt].mean()) == 0.5
     for factor in factors:
         assert factor.kind == "place" or factor.word.split()[0] in " ".join(p.text for p in prompts)

@@ -21,7 +21,7 @@ def test_cosines_of_planes_at_a_known_angle():
     e = torch.eye(5)
     a = torch.stack([e[0], 2 * e[1], 0.01 * e[4]])
     b = torch.stack([3 * e[0], math.cos(θ) * e[1] + math.sin(θ) * e[2], e[0]])
-    cosines, ranks = principal_cosines(a, b, energy=0.999)
+    cosines, ranks = principal_cosines(a, b, held=0.999)
     assert ranks == (2, 2)
     assert_close(cosines, torch.tensor([1.0, math.cos(θ)], dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -31,7 +31,7 @@ def test_random_spans_overlap_as_much_as_chance_says():
     found = []
     for _ in range(50):
         cosines, ranks = principal_cosines(
-            torch.randn(4, 64, generator=generator), torch.randn(9, 64, generator=generator), energy=1.0
+            torch.randn(4, 64, generator=generator), torch.randn(9, 64, generator=generator), held=1.0
         )
         assert ranks == (4, 9)
         found.append(cosines.square().mean())

@@ -11,12 +11,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune.analysis.examples import training_examples
-from atomtune.analysis.heatmaps import layer_maps, overlay
+from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import influence, influences
 from atomtune.analysis.inspection import inspect
-from atomtune.analysis.locality import coverage, magnitude_maps
-from atomtune.analysis.matching import dense_codes, likeness, match
+from atomtune.analysis.locality import coverage
+from atomtune.analysis.matching import likeness, match
 from atomtune.analysis.overlap import overlap
 from atomtune.analysis.watching import watch
 from atomtune.bases import denoiser
@@ -141,12 +141,13 @@ def tracing(device: str, _: Any) -> Any:
     with trace(pipe.transformer, codes=True) as seen:
         images = generate(pipe, PROMPTS, steps=2)
     layer = seen.layers[0]
-    overlay(images[0].image, layer.maps(1)[0])
-    codes, directions = dense_codes(layer), layer.dictionary.decoder.weight.detach()
+    atom = seen["L0[1]"]
+    overlay(images[0].image, atom.maps()[0])
+    codes, directions = layer.every_token(), layer.dictionary.decoder.weight.detach()
     return [
-        layer.maps(1), *layer_maps(layer), coverage(magnitude_maps(layer)).nan_to_num(), seen.top_tokens(0, 1, 1),
-        layer.energy_by_timestep, layer.energy_by_sample, layer.firing_rate, layer.peak, layer.active_timesteps(1),
-        (seen.alive, seen.density), match(likeness(codes, directions, codes, directions)),
+        atom.maps(), layer.maps(), coverage(layer.maps(magnitude=True)).nan_to_num(), atom.top_tokens(1),
+        layer.mean_energy_by_timestep, layer.mean_energy_by_sample, layer.firing_rate, layer.peak,
+        atom.active_timesteps, (seen.alive, seen.density), match(likeness(codes, directions, codes, directions)),
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Noised training pictures that stay the same from call to call: what atoms of an image model are weighed on.
+"""Noised training images that stay the same from call to call: what atoms of an image model are weighed on.
 
     examples = training_examples(pipe, "photos/teapot", "a sks teapot")
     importance(pipe, by="gradient", loss=examples.losses)
@@ -55,21 +55,21 @@ class Examples:
 @torch.no_grad()
 def training_examples(
     pipe: DiffusionPipeline,
-    pictures: str | Path,
+    images: str | Path,
     caption: str,
     draws: int = 4,
     seed: int = 0,
     resolution: int | None = None,
 ) -> Examples:
-    """Every picture of a folder, `draws` times, each with noise and a timestep of its own.
+    """Every image of a folder, `draws` times, each with noise and a timestep of its own.
 
-    `caption` is for pictures that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
-    and its autoencoder. Raises `UserError` for a folder without pictures, and for a pipeline
+    `caption` is for images that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
+    and its autoencoder. Raises `UserError` for a folder without images, and for a pipeline
     that draws otherwise than training would train.
     """
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    found = data.find_examples(Path(pictures), caption)
+    found = data.find_examples(Path(images), caption)
     size = bases.resolution_for(pipe, resolution)
     words = next(iter(found.values()))
     answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from atomtune.errors import UserError
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.steering import AtomBoard, board
+from atomtune.steering import AtomBoard, Layer, board
 from atomtune.tracing import Trace, trace
 
 Losses = Callable[[], Float[Tensor, "*examples"]]
@@ -48,12 +48,25 @@ def importance(
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     by = by or ("energy" if loss is None else "gradient")
     if by == "energy":
-        return atoms.energy() if traced is None else [layer.energy for layer in traced.layers]
+        return atoms.energy() if traced is None else _traced(atoms, traced)
     if by not in ("gradient", "ablation"):
         raise UserError(f"importance is by energy, gradient or ablation, got {by!r}.")
     if loss is None:
         raise UserError(f"importance by {by} needs a loss: give loss=training_examples(...).losses or one of yours.")
     return _gradient(atoms, loss) if by == "gradient" else _ablation(atoms, loss, among)
+
+
+def _traced(atoms: AtomBoard, traced: Trace) -> list[Tensor]:
+    """Energy by address: the trace may have been recorded before pruning, when there were other atoms too."""
+    scores = []
+    for dictionary in atoms.dictionaries:
+        layer = traced[Layer(dictionary).address]
+        rows = {id: row for row, id in enumerate(layer.ids.tolist())}
+        if strangers := dictionary.id.tolist() - rows.keys():
+            address = f"{layer.address}[{min(strangers)}]"
+            raise UserError(f"there is no {address!r} in this trace: give one of the adapter that is to be weighed.")
+        scores.append(layer.mean_energy[[rows[id] for id in dictionary.id.tolist()]])
+    return scores
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Influence: what single atoms do to what the model answers, and to the picture.
+"""Influence: what single atoms do to what the model answers, and to the image.
 
 With every other dial as it is, f(g_m) is the answer as a function of one atom's gain, g its present value:
 
@@ -7,7 +7,7 @@ With every other dial as it is, f(g_m) is the answer as a function of one atom's
     nonlinearity   ‖I_m − J_m‖ / ‖I_m‖                appendix A.1 of the paper: larger in shallow layers?
     additivity     ‖Σ_m I_m − I‖ / ‖I‖                I: all of them off at once
 
-Atoms that never fire in a call have no influence on it and are not run. For the others there are two ways: one call for
+Atoms that never fire have no influence and are not run. For the others there are two ways: one run for
 each, or `torch.func.vmap` over the gains, where everything below their layer runs only once, and `torch.func.jvp` gives
 f(0) and ∂f/∂g together. A later layer's top-k chooses by the primal values, so J is the slope between two choices: the
 jump where the choice changes counts as nonlinearity.
@@ -29,19 +29,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from atomtune.analysis.heatmaps import tint
 from atomtune.analysis.importance import replaced_gains
 from atomtune.sampling import generate
-from atomtune.steering import AtomBoard, board
+from atomtune.steering import AtomBoard, Layer, board
 from atomtune.tracing import trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Call = Callable[[], Tensor]
+Outputs = Callable[[], Tensor]
 """Runs the model on the same input every time it is called; returns what it answers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Influences:
-    """Of the atoms of one layer that fire in a call, whose rows are `rows`; every other atom there does nothing."""
+    """Of the atoms of one layer that fire, whose rows are `rows`; every other atom there does nothing."""
 
     rows: Int[Tensor, " fired"]
     full: Float[Tensor, "fired ..."]
@@ -61,21 +61,21 @@ class Influences:
 
 
 @torch.no_grad()
-def influences(model: Any, address: str, call: Call, adapter: str = "default", chunk: int = 16) -> Influences:
-    """Influence and first-order estimate of every atom of a layer ("L3") on a call, `chunk` atoms in one pass.
+def influences(model: Any, address: str, outputs: Outputs, adapter: str = "default", chunk: int = 16) -> Influences:
+    """Influence and first-order estimate of every atom of a layer ("L3") on the outputs, `chunk` atoms in one pass.
 
     `model` is an adapted model, a pipeline, or a board. Raises `UserError` when there is no such layer.
     """
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     dictionary = atoms[address].dictionary
     with trace(atoms.model, atoms.adapter) as seen:
-        answer = call()
-    rows = next(layer.fired for layer in seen.layers if layer.dictionary is dictionary).nonzero().flatten()
+        answer = outputs()
+    rows = seen[Layer(dictionary).address].fired.nonzero().flatten()
     gain = dictionary.gain
 
     def answer_with(gains: Tensor) -> Tensor:
         with replaced_gains([dictionary], [gains]):
-            return call()
+            return outputs()
 
     def off(row: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.nn.functional.one_hot(row, len(gain)).to(gain)
@@ -87,17 +87,17 @@ def influences(model: Any, address: str, call: Call, adapter: str = "default", c
         return Influences(rows, nothing, nothing)
     with sdpa_kernel(SDPBackend.MATH):  # the flash kernel on CPU has no forward derivative
         without, slope = torch.func.vmap(off, chunk_size=chunk, randomness="same")(rows)
-        answer = call()  # by the same kernel, so that rounding is not taken for an influence
+        answer = outputs()  # by the same kernel, so that rounding is not taken for an influence
     return Influences(rows, answer - without, slope)
 
 
 @torch.no_grad()
-def influence(model: Any, call: Call, *addresses: str, adapter: str = "default") -> Tensor:
+def influence(model: Any, outputs: Outputs, *addresses: str, adapter: str = "default") -> Tensor:
     """The answer less the answer with these atoms or layers silenced together."""
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
-    on = call()
+    on = outputs()
     with atoms.muted(*addresses):
-        return on - call()
+        return on - outputs()
 
 
 def additivity_error(parts: Float[Tensor, "atoms ..."], whole: Float[Tensor, "..."]) -> float:
@@ -105,7 +105,7 @@ def additivity_error(parts: Float[Tensor, "atoms ..."], whole: Float[Tensor, "..
     return float((parts.sum(0) - whole).norm() / whole.norm())
 
 
-def influence_picture(
+def influence_image(
     pipe: DiffusionPipeline, address: str, prompt: str, seed: int = 0, adapter: str = "default", **options: Any
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
     """The prompt drawn with the atom or layer at `address` on and off from the same noise, and their `difference`.
@@ -119,7 +119,7 @@ def influence_picture(
 
 
 def change(on: Image.Image, off: Image.Image) -> float:
-    """Mean absolute difference of two pictures, as a share of the range from black to white."""
+    """Mean absolute difference of two images, as a share of the range from black to white."""
     return float(np.abs(_pixels(on) - _pixels(off)).mean())
 
 
@@ -134,5 +134,5 @@ def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.I
     return tint(on, strength, full)
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB"), np.float32) / 255
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), np.float32) / 255

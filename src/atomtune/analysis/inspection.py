@@ -17,14 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atomtune.analysis import ladders
 from atomtune.analysis.heatmaps import overlay
+from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import change, difference
 from atomtune.analysis.naming import Name, name_atoms
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
 from atomtune.bases import denoiser
-from atomtune.method.dictionary import SparseDictionary
+from atomtune.recording import AtomTrace
 from atomtune.sampling import Drawing, generate
 from atomtune.steering import AtomBoard, board
 from atomtune.tracing import Trace, trace
@@ -32,17 +34,13 @@ from atomtune.tracing import Trace, trace
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-TOP, NAMING, SAMPLES, PAIRS, STEPPED = (
-    24,
-    96,
-    4,
-    2,
-    4,
-)  # atoms shown, prompts for names; pictures each atom and step gets
-LADDER = (4, 12, 40, 120, 400)
-DENSITIES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # of the density it was trained with
+TOP = 24  # atoms shown
+NAMING = 96  # prompts for names
+SAMPLES = 4  # heatmaps of each atom
+COMPARED = 2  # images of each atom, with it and without
+STEPPED = 4  # images of each step of a dial
 BOOST = 20.0
-HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than a picture of 64 × 64 can show
+HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than an image of 64 × 64 can show
 Tell = Callable[[str, int, int], None]
 
 
@@ -54,11 +52,11 @@ class AtomRow:
     layer: int
     id: int
     name: Name
-    energy: float
+    mean_energy: float
     """Mean over tokens of |s_m| · ‖d_m‖."""
     share: float
     """Of the energy of all atoms of all layers."""
-    rate: float
+    firing_rate: float
     """Share of the tokens in which it fired."""
     peak: float
     """Largest |s_m|."""
@@ -68,15 +66,15 @@ class AtomRow:
 
 @dataclass
 class Heat:
-    """Where one atom acts in one picture: on average ("all") and in each phase."""
+    """Where one atom acts in one image: on average ("all") and in each phase."""
 
     prompt: str
     images: dict[str, Image.Image]
 
 
 @dataclass
-class Pair:
-    """One picture with an atom on, off, and turned up."""
+class Comparison:
+    """One image with an atom on, off, and turned up."""
 
     prompt: str
     on: Image.Image
@@ -84,7 +82,7 @@ class Pair:
     boosted: Image.Image
     """With its gain at `BOOST`: one atom of thousands changes little, and this shows which way."""
     difference: Image.Image
-    """on - off, on a scale that all pairs share."""
+    """on - off, on a scale that all comparisons share."""
     change: float
 
 
@@ -94,9 +92,9 @@ class AtomView:
 
     row: AtomRow
     heats: list[Heat]
-    pairs: list[Pair]
-    by_timestep: dict[float, float]
-    """Energy at each timestep, the noisiest first."""
+    comparisons: list[Comparison]
+    mean_energy_by_timestep: dict[float, float]
+    """The noisiest first."""
 
 
 @dataclass
@@ -108,7 +106,7 @@ class Step:
     label: str
     images: list[Image.Image]
     reach: float
-    """How far the pictures are from the base's towards the adapter's: 0 the base, 1 the adapter as trained."""
+    """How far the images are from the base's towards the adapter's: 0 the base, 1 the adapter as trained."""
     trained: bool = False
 
 
@@ -156,8 +154,8 @@ def inspect(
 
     `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
     and prompts of it, with which the overlap is measured.
-    `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the pictures for names take half the
-    steps. `tell(stage, done, total)` is called as pictures are drawn.
+    `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
+    steps. `tell(stage, done, total)` is called as images are drawn.
     """
     model, atoms, prompts = denoiser(pipe), board(pipe, adapter), list(dict.fromkeys(prompts))
     options: dict[str, Any] = {"guidance_scale": guidance_scale, "resolution": resolution}
@@ -180,15 +178,15 @@ def inspect(
     texts = [prompt.text for prompt in crossed]
     watched = watch(pipe, texts, adapter, seed, half, **options, batch_size=2 * batch_size, advance=advance)
     names = name_atoms(watched, crossed, torch.Generator().manual_seed(seed))
-    rows = _rows(atoms, seen, names)
-    strongest = [row for row in rows[:top] if row.energy > 0]
+    rows = _rows(seen, names)
+    strongest = [row for row in rows[:top] if row.mean_energy > 0]
     views = []
     for number, row in enumerate(strongest):
-        views.append(_view(row, atoms, seen, watched, draw, adapted))
+        views.append(_view(row, atoms, seen[row.address], watched, draw, adapted))
         tell("influence", number + 1, len(strongest))
-    full = _one_scale([pair for view in views for pair in view.pairs])
+    full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
-    scores = [layer.energy for layer in seen.layers]
+    scores = importance(atoms, traced=seen)
     stepped = prompts[:STEPPED]
     ladder, densities = _steps(draw, atoms, scores, stepped, _images(base)[:STEPPED], _images(adapted)[:STEPPED])
     return Inspection(
@@ -211,7 +209,7 @@ def inspect(
 
 @dataclass
 class Draw:
-    """Draws prompts, every picture from the noise of the same seed, and tells of it."""
+    """Draws prompts, every image from the noise of the same seed, and tells of it."""
 
     pipe: DiffusionPipeline
     prompts: list[str]
@@ -230,73 +228,70 @@ class Draw:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
 
 
-def _rows(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
-    total = sum(float(layer.energy.sum()) for layer in seen.layers)
+def _rows(seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
+    total = sum(float(layer.mean_energy.sum()) for layer in seen.layers)
     rows = []
     for layer, proposed in zip(seen.layers, names):
-        energy, rate, peak = (values.tolist() for values in (layer.energy, layer.firing_rate, layer.peak))
-        number = int(layer.dictionary.layer)
-        for index, id in enumerate(layer.dictionary.id.tolist()):
+        energy, rate, peak = (values.tolist() for values in (layer.mean_energy, layer.firing_rate, layer.peak))
+        for atom, id in zip(layer, layer.ids.tolist()):
             rows.append(
                 AtomRow(
-                    address=f"L{number}[{id}]",
-                    layer=number,
+                    address=atom.address,
+                    layer=layer.number,
                     id=id,
-                    name=proposed[index],
-                    energy=energy[index],
-                    share=energy[index] / total,
-                    rate=rate[index],
-                    peak=peak[index],
-                    active=layer.active_timesteps(index),
+                    name=proposed[atom.index],
+                    mean_energy=energy[atom.index],
+                    share=energy[atom.index] / total,
+                    firing_rate=rate[atom.index],
+                    peak=peak[atom.index],
+                    active=atom.active_timesteps,
                 )
             )
-    return sorted(rows, key=lambda row: -row.energy)
+    return sorted(rows, key=lambda row: -row.mean_energy)
 
 
 def _view(
-    row: AtomRow, atoms: AtomBoard, seen: Trace, watched: Watched, draw: Draw, adapted: list[Drawing]
+    row: AtomRow, atoms: AtomBoard, seen: AtomTrace, watched: Watched, draw: Draw, adapted: list[Drawing]
 ) -> AtomView:
-    """Its maps in the pictures where it acts most, and two pictures with and without it."""
+    """Its maps in the images where it acts most, and two images with and without it."""
     atom = atoms[row.address]
-    place = next(i for i, layer in enumerate(seen.layers) if layer.dictionary is atom.dictionary)
-    own = seen.layers[place]
-    prompts = [draw.prompts[i] for i in own.energy_by_sample[:, atom.index].topk(min(PAIRS, len(adapted))).indices]
+    prompts = [draw.prompts[i] for i in seen.mean_energy_by_sample.topk(min(COMPARED, len(adapted))).indices]
     with dials_kept(atoms):
         atom.gain = 0.0
         without = draw.quietly(prompts)
         atom.gain = BOOST
         boosted = draw.quietly(prompts)
-    pairs = []
+    comparisons = []
     for prompt, off, more in zip(prompts, without, boosted):
         on = adapted[draw.prompts.index(prompt)].image.convert("RGB")
-        pairs.append(Pair(prompt, on, off, more, difference(on, off), change(on, off)))
-    by_timestep = {t: float(energy[atom.index]) for t, energy in own.energy_by_timestep.items()}
-    return AtomView(row, _heats(watched, place, atom.index), pairs, by_timestep)
+        comparisons.append(Comparison(prompt, on, off, more, difference(on, off), change(on, off)))
+    return AtomView(row, _heats(watched, row.address), comparisons, seen.mean_energy_by_timestep)
 
 
-def _one_scale(pairs: list[Pair]) -> float:
+def _one_scale(comparisons: list[Comparison]) -> float:
     """Draw the differences anew so that the strongest thousandth of all changes is opaque; returns that change."""
-    changes = [np.abs(np.asarray(p.on, np.float32) - np.asarray(p.off, np.float32)).max(2).ravel() for p in pairs]
-    full = max(0.01, float(np.quantile(np.concatenate(changes), 0.999)) / 255) if pairs else 1.0
-    for pair in pairs:
-        pair.difference = difference(pair.on, pair.off, full)
+    changes = [np.abs(np.asarray(c.on, np.float32) - np.asarray(c.off, np.float32)).max(2).ravel() for c in comparisons]
+    full = max(0.01, float(np.quantile(np.concatenate(changes), 0.999)) / 255) if comparisons else 1.0
+    for comparison in comparisons:
+        comparison.difference = difference(comparison.on, comparison.off, full)
     return full
 
 
-def _heats(watched: Watched, place: int, index: int) -> list[Heat]:
-    """The pictures in which it acts most, each with its map; all of them on one scale."""
-    layer = watched.layers[place]
+def _heats(watched: Watched, address: str) -> list[Heat]:
+    """The images in which it acts most, each with its map; all of them on one scale."""
+    atom = watched.trace[address]
+    layer, index = next(layer for layer in watched.layers if layer.trace is atom.layer), atom.index
     if not layer.grid:
         return []
     top = layer.by_phase[:, :, index].mean(1).topk(min(SAMPLES, len(watched.drawings))).indices.tolist()
     full = float(layer.maps[top, :, :, index].abs().amax())
     heats = []
     for sample in top:
-        picture = watched.drawings[sample].image
-        width = max(HEAT_WIDTH, min(picture.width, 2 * HEAT_WIDTH))
-        images = {"all": overlay(picture, layer.heat(index, sample), full, width)}
+        image = watched.drawings[sample].image
+        width = max(HEAT_WIDTH, min(image.width, 2 * HEAT_WIDTH))
+        images = {"all": overlay(image, layer.heat(index, sample), full, width)}
         for number, phase in enumerate(watched.phases):
-            images[phase] = overlay(picture, layer.heat(index, sample, number), full, width)
+            images[phase] = overlay(image, layer.heat(index, sample, number), full, width)
         heats.append(Heat(watched.drawings[sample].settings["prompt"], images))
     return heats
 
@@ -311,7 +306,7 @@ def _steps(
 ) -> tuple[list[Step], list[Step]]:
     """The ladder of kept atoms, and the steps of density."""
     alive = sum(int((score > 0).sum()) for score in scores)
-    counts = [count for count in LADDER if count < alive]
+    counts = ladders.counts(alive)
     ladder, densities = [Step(0.0, "none: the base", base, 0.0)], []
     for number, count in enumerate(counts):
         with dials_kept(atoms):
@@ -322,10 +317,8 @@ def _steps(
     ladder.append(Step(float(len(atoms)), f"all {len(atoms):,}", full, 1.0, trained=True))
 
     dictionaries = atoms.dictionaries
-    if any(dictionary.sigma.dial != "density" for dictionary in dictionaries):
-        return ladder, []
     own = atoms.density
-    wanted = _densities(own, dictionaries)
+    wanted = ladders.densities(atoms)
     for number, density in enumerate(wanted):
         with dials_kept(atoms):
             if density != own:
@@ -339,15 +332,6 @@ def _steps(
     return ladder, densities
 
 
-def _densities(own: float, dictionaries: list[SparseDictionary]) -> list[float]:
-    """Densities around the trained one that give different numbers of atoms a token."""
-    size = max(dictionary.num_atoms for dictionary in dictionaries)
-    by_k = {max(1, round(own * size)): own}
-    for factor in DENSITIES:
-        by_k.setdefault(max(1, round(min(1.0, own * factor) * size)), min(1.0, own * factor))
-    return sorted(by_k.values())
-
-
 @contextmanager
 def dials_kept(atoms: AtomBoard) -> Iterator[None]:
     """Whatever is turned inside the block is as before after it."""
@@ -359,7 +343,7 @@ def dials_kept(atoms: AtomBoard) -> Iterator[None]:
 
 
 def _reach(images: list[Image.Image], base: list[Image.Image], full: list[Image.Image]) -> float:
-    """1 - ‖picture - adapter's‖ / ‖base's - adapter's‖ by mean absolute difference, over all pictures."""
+    """1 - ‖image - adapter's‖ / ‖base's - adapter's‖ by mean absolute difference, over all images."""
     left = sum(change(image, wanted) for image, wanted in zip(images, full))
     whole = sum(change(image, wanted) for image, wanted in zip(base, full))
     return 1 - left / whole if whole else 1.0
@@ -371,7 +355,7 @@ def _images(drawings: Sequence[Drawing]) -> list[Image.Image]:
 
 def _facts(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> dict[str, Any]:
     """Numbers at the head of the page."""
-    energies = np.sort(torch.cat([layer.energy for layer in seen.layers]).cpu().numpy())[::-1]
+    energies = np.sort(torch.cat([layer.mean_energy for layer in seen.layers]).cpu().numpy())[::-1]
     half = int(np.searchsorted(energies.cumsum(), energies.sum() / 2)) + 1
     return {
         "atoms": len(atoms),

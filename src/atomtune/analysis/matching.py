@@ -15,9 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from atomtune.errors import UserError
-from atomtune.tracing import LayerTrace
-
 
 def likeness(
     codes_a: Float[Tensor, "tokens a"],
@@ -26,7 +23,7 @@ def likeness(
     directions_b: Float[Tensor, "b out"],
 ) -> Float[Tensor, "a b"]:
     """cos(s_a, s_b) · cos(d_a, d_b) of every pair, in [-1, 1]; 0 for an atom that never fires. On the codes' device:
-    those of a trace (`dense_codes`) are on the CPU, wherever the model and its directions are."""
+    those of a trace (`LayerTrace.every_token`) are on the CPU, wherever the model and its directions are."""
     places = normalize(codes_a, dim=0).T @ normalize(codes_b, dim=0)
     directions_a, directions_b = directions_a.to(places), directions_b.to(places)
     return places * (normalize(directions_a, dim=1) @ normalize(directions_b, dim=1).T)
@@ -38,15 +35,3 @@ def match(likenesses: Float[Tensor, "a b"]) -> tuple[Int[Tensor, " pairs"], Int[
 
     rows, columns = linear_sum_assignment(likenesses.double().cpu().numpy(), maximize=True)
     return torch.from_numpy(rows), torch.from_numpy(columns)
-
-
-def dense_codes(layer: LayerTrace) -> Float[Tensor, "tokens atoms"]:
-    """The codes a trace kept, every token of every call a row. Raises `UserError` when it kept none."""
-    if not layer.codes:
-        raise UserError("this trace kept no codes: use trace(model, codes=True).")
-    parts = []
-    for call in layer.codes:
-        part = torch.zeros(call.shape)
-        part.view(-1)[call.indices.long().cpu()] = call.values.float().cpu()
-        parts.append(part.flatten(0, -2))
-    return torch.cat(parts)

@@ -1,6 +1,6 @@
 """A name for each atom, proposed, with its evidence; no name where the evidence is weak.
 
-Rows are observations: a picture, or one phase or one region of it. p is what share of everything that fired there was
+Rows are observations: an image, or one phase or one region of it. p is what share of everything that fired there was
 this atom; f is whether a factor (a word of the prompt, a phase, a region) was present. An atom answers to a factor when
 
     lift      = E[p | f present] / E[p | f absent]  how many times as much, measured against all other atoms
@@ -71,7 +71,7 @@ def evidence(
     """For each atom, the factors it answers to, the one that explains most first.
 
     `activity` is how much each atom fired, 0 or more; `presence` is 0 or 1. With `group`, rows come in groups of that
-    many (the regions of one picture) and are shuffled inside their group only. Raises `UserError` for shapes that do
+    many (the regions of one image) and are shuffled inside their group only. Raises `UserError` for shapes that do
     not fit.
     """
     if activity.shape[0] != presence.shape[0] or presence.shape[1] != len(factors):
@@ -112,14 +112,14 @@ def name(items: Sequence[Evidence]) -> Name:
 def name_atoms(
     watched: Watched, prompts: Sequence[CrossedPrompt], generator: torch.Generator | None = None
 ) -> list[list[Name]]:
-    """A name for every atom, by layer, from pictures of prompts whose factors vary independently.
+    """A name for every atom, by layer, from images of prompts whose factors vary independently.
 
-    Looked at are the words of the prompts (shuffled over pictures), the phase of sampling (shuffled within each
-    picture) and the region of the picture (likewise): left, right, top, bottom, and where the background is plain, as
+    Looked at are the words of the prompts (shuffled over images), the phase of sampling (shuffled within each
+    image) and the region of the image (likewise): left, right, top, bottom, and where the background is plain, as
     moji's are, also whether it is on the drawing, on its outline, or around it.
     """
     if len(prompts) != len(watched.drawings):
-        raise UserError(f"{len(watched.drawings)} pictures cannot be named by {len(prompts)} prompts: give one each.")
+        raise UserError(f"{len(watched.drawings)} images cannot be named by {len(prompts)} prompts: give one each.")
     words = sorted({factor for prompt in prompts for factor in prompt.factors}, key=lambda f: (f.kind, f.word))
     said = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
     return [_name_layer(layer, watched, words, said, generator) for layer in watched.layers]
@@ -146,7 +146,7 @@ def _name_layer(
 def region_factors(
     images: Sequence[Image.Image], grid: tuple[int, int]
 ) -> tuple[Float[Tensor, "samples regions factors"], list[Factor]]:
-    """For each region of each picture, which factors it has. Parts of a picture whose background is not plain: none."""
+    """For each region of each image, which factors it has. Parts of an image whose background is not plain: none."""
     rows, columns = grid
     y, x = ((torch.arange(n) + 0.5) / n for n in grid)
     sides = {

@@ -26,20 +26,20 @@ from atomtune import sampling
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.bases import denoiser
 from atomtune.errors import UserError
+from atomtune.recording import LayerTrace
 from atomtune.steering import Layer
-from atomtune.tracing import LayerTrace, Trace, trace
+from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-ENERGY = 0.9  # of the squared energy, that a span holds
+HELD = 0.9  # of Σ‖u_m d_m‖², by a span
 ACTING = 0.5  # of the root mean square on its own prompts
-Pair = tuple[float, float]
 
 
 @dataclass
 class LayerOverlap:
-    """One layer that both adapters adapt. Pairs are (on the prompts of the first, on the prompts of the second)."""
+    """One layer that both adapters adapt. Two numbers are (on the first's prompts, on the second's)."""
 
     address: str
     """In the first adapter."""
@@ -51,17 +51,17 @@ class LayerOverlap:
     """Mean cos²θ over the smaller span."""
     chance: float
     """`span_overlap` of two random spans of these ranks, on average."""
-    both: Pair
+    both: tuple[float, float]
     """Share of tokens at which both act."""
-    independent: Pair
+    independent: tuple[float, float]
     """What that share would be if each acted whatever the other does."""
-    cosine: Pair
+    cosine: tuple[float, float]
     """Cosine between the two ΔO, over all tokens."""
 
 
 @dataclass
 class Overlap:
-    """Two adapters on one model. Pairs are (on the prompts of the first, on the prompts of the second)."""
+    """Two adapters on one model. Two numbers are (on the first's prompts, on the second's), or (first, second)."""
 
     atoms: tuple[int, int]
     """How many each has."""
@@ -69,7 +69,7 @@ class Overlap:
     """For each adapter, how many of its atoms fire on the first's prompts and on the second's."""
     alive_in_both: tuple[int, int]
     """For each adapter, how many of its atoms fire on both."""
-    strength: Pair
+    strength: tuple[float, float]
     """For each adapter, its ΔO on the other's prompts over its ΔO on its own (root mean squares, shared layers)."""
     layers: list[LayerOverlap]
     """The layers that both adapt, in the order of the model."""
@@ -83,7 +83,7 @@ def overlap(
     seed: int = 0,
     steps: int | None = None,
 ) -> Overlap:
-    """Draw `num` pictures of each prompt of each adapter, both at work, and measure how they overlap.
+    """Draw `num` images of each prompt of each adapter, both at work, and measure how they overlap.
 
     Both must be loaded (`load_adapter(pipe, folder, adapter_name)`). Raises `UserError`.
     """
@@ -118,14 +118,14 @@ def measure(model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]],
 
 
 def principal_cosines(
-    a: Float[Tensor, "rows_a width"], b: Float[Tensor, "rows_b width"], energy: float = ENERGY
+    a: Float[Tensor, "rows_a width"], b: Float[Tensor, "rows_b width"], held: float = HELD
 ) -> tuple[Float[Tensor, " angles"], tuple[int, int]]:
-    """cos θ between the spans that hold `energy` of Σ‖row‖² of two matrices, the largest first; and their ranks."""
+    """cos θ between the spans that hold `held` of Σ‖row‖² of two matrices, the largest first; and their ranks."""
     spans = []
     for matrix in (a, b):
         _, values, directions = torch.linalg.svd(matrix.double(), full_matrices=False)
-        held = values.square().cumsum(0) / values.square().sum()
-        spans.append(directions[: 1 + int((held < energy - 1e-12).sum())])
+        shares = values.square().cumsum(0) / values.square().sum()
+        spans.append(directions[: 1 + int((shares < held - 1e-12).sum())])
     cosines = torch.linalg.svdvals(spans[0] @ spans[1].T).clamp(max=1)
     return cosines, (len(spans[0]), len(spans[1]))
 
@@ -153,7 +153,7 @@ class _Products:
 
     trace: Trace
     outputs: list[Tensor] = field(default_factory=list)
-    calls: list[Tensor] = field(default_factory=list)
+    runs: list[Tensor] = field(default_factory=list)
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """A forward hook of both dictionaries; of the two, the first comes first."""
@@ -161,7 +161,7 @@ class _Products:
         self.outputs.append(output[len(output) // 2 :] if self.trace.guided else output)
         if len(self.outputs) == 2:
             a, b = self.outputs
-            self.calls.append(torch.stack([(x * y).sum(-1).flatten() for x, y in ((a, a), (b, b), (a, b))]).cpu())
+            self.runs.append(torch.stack([(x * y).sum(-1).flatten() for x, y in ((a, a), (b, b), (a, b))]).cpu())
             self.outputs = []
 
 
@@ -176,7 +176,7 @@ def _watch(
             for name in adapters:
                 stack.enter_context(layer.dictionary(name).decoder.register_forward_hook(watch))
         run()
-    return [torch.cat(watch.calls, dim=1) for watch in watches]
+    return [torch.cat(watch.runs, dim=1) for watch in watches]
 
 
 def _layer(
@@ -205,7 +205,7 @@ def _layer(
 
 
 def _own(traced: Trace, layer: AtomLayer, adapter: str) -> LayerTrace:
-    return next(each for each in traced.layers if each.dictionary is layer.dictionary(adapter))
+    return traced[Layer(layer.dictionary(adapter)).address]
 
 
 def _cosine(products: Float[Tensor, "3 tokens"]) -> float:

@@ -1,9 +1,9 @@
 """Prompts in which everything varies independently, so that what an atom answers to can be told apart.
 
-    "a small sks teapot on the left on a green background"     thing, size, place and background are shuffled separately
+    "a small sks teapot on the left on a green background"   subject, size, place and background are shuffled separately
 
-Each kind of word is balanced over the set and shuffled with its own draw. Half of the things are the one that was
-learnt, under its token; the others are its class without the token, and things every base knows.
+Each kind of word is balanced over the set and shuffled with its own draw. Half of the subjects are the one that was
+learnt, under its token; the others are its class without the token, and subjects every base knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACES = ("", "on the left", "on the right", "at the top", "at the bottom")
 
 @dataclass(frozen=True)
 class Factor:
-    """Something that may be present: `word` as it is shown, and the `kind` of thing it is."""
+    """Something that may be present: `word` as it is shown, and what `kind` of factor it is."""
 
     word: str
     kind: str
@@ -40,8 +40,8 @@ def crossed_prompts(
 ) -> list[CrossedPrompt]:
     """`num` prompts. `subject` is what was learnt, with its token ("sks teapot"); None for an adapter without one."""
     others = [*OTHERS] + ([class_name] if class_name and class_name != subject else [])
-    things = others if subject is None else [thing for other in others for thing in (subject, other)]
-    shuffled = [_balanced(words, num, generator) for words in (things, BACKGROUNDS, SIZES, PLACES)]
+    subjects = others if subject is None else [each for other in others for each in (subject, other)]
+    shuffled = [_balanced(words, num, generator) for words in (subjects, BACKGROUNDS, SIZES, PLACES)]
     return [_prompt(*words) for words in zip(*shuffled)]
 
 
@@ -51,10 +51,10 @@ def _balanced(words: Sequence[str], num: int, generator: torch.Generator | None)
     return [words[place % len(words)] for place in order]
 
 
-def _prompt(thing: str, background: str, size: str, place: str) -> CrossedPrompt:
+def _prompt(subject: str, background: str, size: str, place: str) -> CrossedPrompt:
     article = "an" if background[0] in "aeiou" else "a"
-    words = ["a", size, thing, place, f"on {article} {background} background"]
-    factors = {Factor(thing, "thing"), Factor(f"{background} background", "background")}
+    words = ["a", size, subject, place, f"on {article} {background} background"]
+    factors = {Factor(subject, "subject"), Factor(f"{background} background", "background")}
     if size:
         factors.add(Factor(size, "size"))
     if place:

@@ -1,6 +1,6 @@
-"""The report: an `Inspection` as one HTML page that fetches nothing, with its pictures inside it.
+"""The report: an `Inspection` as one HTML page that fetches nothing, with its images inside it.
 
-The page is `templates/report.html.j2` with its style and script; here pictures become data URIs, and numbers the rows
+The page is `templates/report.html.j2` with its style and script; here images become data URIs, and numbers the rows
 and curves the template lays out.
 """
 
@@ -48,7 +48,7 @@ def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | No
 def render(
     inspection: Inspection, made_by: dict[str, Any] | None = None, width: int = QUALITIES[0][0], quality: int = 90
 ) -> str:
-    """The page as text. Pictures are at most `width` pixels wide."""
+    """The page as text. Images are at most `width` pixels wide."""
     environment = Environment(
         loader=PackageLoader("atomtune.analysis"),
         autoescape=True,
@@ -56,7 +56,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"picture": _pictures(width, quality), "anchor": _anchor, "spark": _spark}
+    environment.filters |= {"data_uri": _data_uris(width, quality), "anchor": _anchor, "spark": _spark}
     return environment.get_template("report.html.j2").render(
         it=inspection,
         made_by=made_by or {},
@@ -66,16 +66,16 @@ def render(
     )
 
 
-def _pictures(width: int, quality: int) -> Callable[[Image.Image], str]:
-    """A filter from pictures to data URIs; a picture used twice is encoded once."""
+def _data_uris(width: int, quality: int) -> Callable[[Image.Image], str]:
+    """A filter from images to data URIs; an image used twice is encoded once."""
     known: dict[int, str] = {}
 
-    def picture(image: Image.Image) -> str:
+    def encoded(image: Image.Image) -> str:
         if id(image) not in known:
             known[id(image)] = _webp(image, width, quality)
         return known[id(image)]
 
-    return picture
+    return encoded
 
 
 def _webp(image: Image.Image, width: int, quality: int) -> str:
@@ -98,16 +98,16 @@ def _anchor(address: str) -> str:
 
 
 def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
-    """For each layer a picture one pixel high: an atom a pixel, by id, opaque by the square root of its energy."""
+    """For each layer an image one pixel high: an atom a pixel, by id, opaque by the square root of its energy."""
     columns = max(row.id for row in rows) + 1
-    most = max(row.energy for row in rows) or 1.0
+    most = max(row.mean_energy for row in rows) or 1.0
     layers = {}
     for number in sorted({row.layer for row in rows}):
         pixels = np.zeros((1, columns, 4), np.uint8)
         pixels[..., :3] = ENERGY_COLOUR
         own = [row for row in rows if row.layer == number]
         for row in own:
-            pixels[0, row.id, 3] = round(255 * (row.energy / most) ** 0.5)
+            pixels[0, row.id, 3] = round(255 * (row.mean_energy / most) ** 0.5)
         share = sum(row.share for row in own)
         layers[number] = {"src": _png(pixels), "share": share, "atoms": len(own)}
     return {"columns": columns, "most": most, "layers": layers}
@@ -117,13 +117,13 @@ def _table_row(rank: int, row: AtomRow) -> list[Any]:
     """What the script needs of an atom; short numbers, so that thousands of them stay small."""
     first, last = row.active or (None, None)
     evidence = "; ".join(str(item) for item in row.name.evidence)
-    numbers = [float(f"{value:.4g}") for value in (row.share, row.energy, row.rate, row.peak)]
+    numbers = [float(f"{value:.4g}") for value in (row.share, row.mean_energy, row.firing_rate, row.peak)]
     return [rank, row.address, str(row.name), *numbers, first, last, evidence]
 
 
 def _spark(view: AtomView) -> str:
     """The energy at each timestep as an SVG path of bars, sampling from left to right."""
-    values = list(view.by_timestep.values())
+    values = list(view.mean_energy_by_timestep.values())
     most, step = max(values) or 1.0, SPARK[0] / len(values)
     bars = []
     for place, value in enumerate(values):

@@ -1,7 +1,7 @@
-"""Draw a set of prompts and keep, for every atom, how much it acted: in which picture, when, and where.
+"""Draw a set of prompts and keep, for every atom, how much it acted: in which image, when, and where.
 
 Codes are reduced batch by batch, so memory does not grow with the number of steps: a thousand-pixel base with 7,168
-atoms takes about 10 MB a picture.
+atoms takes about 10 MB an image.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atomtune.analysis.heatmaps import layer_maps, phases, pooled, token_grid
+from atomtune.analysis.heatmaps import phases, pooled, token_grid
 from atomtune.bases import denoiser
 from atomtune.errors import UserError
+from atomtune.recording import LayerTrace
 from atomtune.sampling import Drawing, generate
-from atomtune.tracing import LayerTrace, Trace, trace
+from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,10 +29,10 @@ CELLS, REGIONS = 16, 8  # rows and columns, at most: of the maps that are shown,
 
 @dataclass(eq=False)
 class LayerActivity:
-    """What the atoms of one layer did in each picture. `grid` is None where tokens are not patches of the picture."""
+    """What the atoms of one layer did in each image. `grid` is None where tokens are not patches of the image."""
 
     trace: LayerTrace
-    """Sums over all pictures; its codes have been used up."""
+    """Sums over all images; its codes have been used up."""
     grid: tuple[int, int] | None = None
     region_grid: tuple[int, int] | None = None
     _phase: list[Tensor] = field(default_factory=list)
@@ -45,7 +46,7 @@ class LayerActivity:
 
     @property
     def by_region(self) -> Float[Tensor, "samples regions atoms"]:
-        """Mean of |s_m| over the timesteps and the tokens of a region of the picture."""
+        """Mean of |s_m| over the timesteps and the tokens of a region of the image."""
         return torch.cat(self._region)
 
     @property
@@ -54,14 +55,14 @@ class LayerActivity:
         return torch.cat(self._map)
 
     def heat(self, index: int, sample: int, phase: int | None = None) -> Float[Tensor, " cells"]:
-        """The map of one atom in one picture, in one phase or as the mean over them."""
+        """The map of one atom in one image, in one phase or as the mean over them."""
         maps = self.maps[sample, :, :, index].float()
         return maps.mean(0) if phase is None else maps[phase]
 
 
 @dataclass(eq=False)
 class Watched:
-    """The pictures that were drawn and what every layer did in them."""
+    """The images that were drawn and what every layer did in them."""
 
     drawings: list[Drawing]
     layers: list[LayerActivity]
@@ -83,7 +84,7 @@ def watch(
 ) -> Watched:
     """Draw each prompt once; every batch has a seed of its own, so that no atom is judged by one noise alone.
 
-    `advance` is told how many pictures each batch added.
+    `advance` is told how many images each batch added.
     """
     drawings: list[Drawing] = []
     names: list[str] = []
@@ -101,21 +102,21 @@ def watch(
 
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
     """Turn the codes of one batch into activity, and forget them."""
-    codes = layer.trace.codes
-    times = phases({call.timestep for call in codes if call.timestep is not None})
+    kept = layer.trace.codes
+    times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0
-    tokens = codes[0].shape[1]
+    tokens = kept[0].shape[1]
     try:
         layer.grid = token_grid(tokens, aspect)
     except UserError:
         layer.grid = None
     maps = []
     for steps in times.values():
-        signed, magnitude = layer_maps(layer.trace, steps)
+        magnitude = layer.trace.maps(steps, magnitude=True)
         magnitudes.append(magnitude.mean(1))
         total = total + magnitude * len(steps)
         if layer.grid:
-            maps.append(pooled(signed, layer.grid, CELLS).half())
+            maps.append(pooled(layer.trace.maps(steps), layer.grid, CELLS).half())
     layer._phase.append(torch.stack(magnitudes, 1))
     if layer.grid and isinstance(total, Tensor):
         total = total / sum(map(len, times.values()))

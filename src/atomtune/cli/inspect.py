@@ -40,20 +40,20 @@ def inspect(
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
     The page is a single HTML file that fetches nothing. Energies are measured on the prompts; names are proposed from
-    other prompts, in which things, sizes, places and backgrounds vary independently.
+    other prompts, in which subjects, sizes, places and backgrounds vary independently.
 
     Args:
         adapter: Folder of a run or of an adapter.
-        prompts: Text file with one prompt a line; by default eight about the thing that was learnt.
+        prompts: Text file with one prompt a line; by default eight about the subject that was learnt.
         out: The page (report.html in the run by default).
         against: Another adapter of the same base, to compare with.
         top: How many of the strongest atoms are shown closely.
-        seed: Seed of all pictures.
+        seed: Seed of all images.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        naming_prompts: Pictures from which names are proposed.
-        batch_size: Pictures drawn at once.
+        naming_prompts: Images from which names are proposed.
+        batch_size: Images drawn at once.
     """
     from rich.console import Console
     from rich.progress import Progress

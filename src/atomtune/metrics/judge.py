@@ -1,7 +1,7 @@
-"""The judge: how well a picture shows what was asked for, and whether it is the same subject.
+"""The judge: how well an image shows what was asked for, and whether it is the same subject.
 
-It was trained on real drawings alone, never on generated pictures (`python -m pretraining.judge`), for moji's 64 × 64
-scenes; pictures of other sizes are resized. How often it is right itself is in `Judge.accuracy`; `print(judge)` says
+It was trained on real drawings alone, never on generated images (`python -m pretraining.judge`), for moji's 64 × 64
+scenes; images of other sizes are resized. How often it is right itself is in `Judge.accuracy`; `print(judge)` says
 it in one sentence, which belongs beside its numbers.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from atomtune.errors import UserError
 from atomtune.metrics.network import JudgeNetwork
-from atomtune.metrics.pixels import Picture, as_array
+from atomtune.metrics.pixels import ImageLike, as_array
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES, spoken
 from atomtune.moji.pipeline import text_encoder
 from atomtune.moji.scenes import STYLES
@@ -52,7 +52,7 @@ def embed_sentences(sentences: Sequence[str]) -> Float[Tensor, "batch 384"]:
 
 
 class Judge:
-    """Scores pictures (PIL, or uint8 [height, width, 3]); one number for each picture, as a numpy array."""
+    """Scores images (PIL, or uint8 [height, width, 3]); one number for each image, as a numpy array."""
 
     def __init__(self, network: JudgeNetwork, accuracy: dict[str, float | int]) -> None:
         self.network = network.eval()
@@ -66,31 +66,31 @@ class Judge:
             f"The judge itself, on real drawings it had not seen: names {of['name_top1']:.1%} and styles "
             f"{of['style']:.1%} right (names in a style it was not taught {of['without_fluent_name_top1']:.1%}); "
             f"alignment {of['alignment_real']:.3f} with a drawing's own prompt, {of['alignment_wrong_name']:.3f} "
-            f"with another thing's; fidelity {of['fidelity_same_drawing']:.3f} to the same drawing elsewhere, "
-            f"{of['fidelity_other_name']:.3f} to another thing."
+            f"with another subject's; fidelity {of['fidelity_same_drawing']:.3f} to the same drawing elsewhere, "
+            f"{of['fidelity_other_name']:.3f} to another subject."
         )
 
-    def features(self, images: Sequence[Picture]) -> Float[np.ndarray, "images 320"]:
+    def features(self, images: Sequence[ImageLike]) -> Float[np.ndarray, "images 320"]:
         """The image tower's features: of subject, style, background, size and place. For `diversity`."""
         return self._features(images).numpy()
 
-    def alignment(self, images: Sequence[Picture], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
-        """Cosine in [-1, 1] between each picture and its prompt: what it shows, in which style, on what.
+    def alignment(self, images: Sequence[ImageLike], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
+        """Cosine in [-1, 1] between each image and its prompt: what it shows, in which style, on what.
 
         A prompt is a sentence ("a teapot on a blue background") or one of moji's names ("red-apple"). A word the judge
         was not taught ("sks") is better left out. Places are not heard (top and bottom score alike): `place_and_size`
-        reads them exactly. Raises ValueError when there is not one prompt for each picture.
+        reads them exactly. Raises ValueError when there is not one prompt for each image.
         """
         _one_each(images, prompts, "prompts")
         different = list(dict.fromkeys(prompts))
         sentences = [name_prompt(prompt) if prompt in NAMES else prompt for prompt in different]
         with torch.no_grad():
             words = self.network.words(embed_sentences(sentences))
-            pictures = self.network.joint(self._features(images))
-        return (pictures * words[[different.index(prompt) for prompt in prompts]]).sum(-1).numpy()
+            shown = self.network.joint(self._features(images))
+        return (shown * words[[different.index(prompt) for prompt in prompts]]).sum(-1).numpy()
 
-    def rank(self, images: Sequence[Picture], names: Sequence[str]) -> np.ndarray:
-        """How many of the 534 names fit each picture better than its own: 0 is a picture recognised at once.
+    def rank(self, images: Sequence[ImageLike], names: Sequence[str]) -> np.ndarray:
+        """How many of the 534 names fit each image better than its own: 0 is an image recognised at once.
 
         Raises UserError for a name that is not one of `atomtune.moji.names`.
         """
@@ -102,37 +102,37 @@ class Judge:
         own = scores.gather(1, torch.tensor([[NAMES.index(name)] for name in names]))
         return (scores > own).sum(1).numpy()
 
-    def style(self, images: Sequence[Picture]) -> list[str]:
-        """The most likely of the five drawing styles, for each picture."""
+    def style(self, images: Sequence[ImageLike]) -> list[str]:
+        """The most likely of the five drawing styles, for each image."""
         with torch.no_grad():
             best = self.network.style(self._features(images)).argmax(1)
         words = list(STYLES)
         return [words[i] for i in best.tolist()]
 
-    def fidelity(self, images: Sequence[Picture], references: Sequence[Picture]) -> Float[np.ndarray, " images"]:
-        """For each picture, the mean over `references` of the cosine in [-1, 1] between their subjects.
+    def fidelity(self, images: Sequence[ImageLike], references: Sequence[ImageLike]) -> Float[np.ndarray, " images"]:
+        """For each image, the mean over `references` of the cosine in [-1, 1] between their subjects.
 
-        Background, size and place do not count: two scenes of one drawing are near 1, of one thing in two styles
-        between, of two things near 0.
+        Background, size and place do not count: two scenes of one drawing are near 1, of one subject in two styles
+        between, of two subjects near 0.
         """
         with torch.no_grad():
             ours, theirs = (self.network.subject(self._features(group)) for group in (images, references))
         return (ours @ theirs.T).mean(1).numpy()
 
     @torch.no_grad()
-    def _features(self, images: Sequence[Picture]) -> Tensor:
+    def _features(self, images: Sequence[ImageLike]) -> Tensor:
         return torch.cat([self.network(part) for part in _batches(images)])
 
 
-def _batches(images: Sequence[Picture]) -> Iterator[Tensor]:
+def _batches(images: Sequence[ImageLike]) -> Iterator[Tensor]:
     for start in range(0, len(images), _BATCH):
         pixels = torch.from_numpy(np.stack([as_array(image) for image in images[start : start + _BATCH]]))
         yield pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _one_each(images: Sequence[Picture], others: Sequence[str], what: str) -> None:
+def _one_each(images: Sequence[ImageLike], others: Sequence[str], what: str) -> None:
     if len(images) != len(others):
-        raise ValueError(f"{what} must be one for each picture, got {len(others)} for {len(images)} pictures.")
+        raise ValueError(f"{what} must be one for each image, got {len(others)} for {len(images)} images.")
 
 
 @cache
@@ -144,7 +144,7 @@ def load_judge() -> Judge:
 
 
 def diversity(features: Float[np.ndarray, "images width"]) -> float:
-    """How many different pictures there are in effect, from 1 (all the same) to their number: the Vendi score.
+    """How many different images there are in effect, from 1 (all the same) to their number: the Vendi score.
 
     The exponential of the entropy of the eigenvalues of K / n, with K the cosines between the features.
     """

@@ -1,11 +1,11 @@
-"""The judge's two towers: a small CNN for pictures and a head on MiniLM for words.
+"""The judge's two towers: a small CNN for images and a head on MiniLM for words.
 
-A picture is taken apart before it is looked at. Its background and the box around what lies on it are found by their
+An image is taken apart before it is looked at. Its background and the box around what lies on it are found by their
 pixels (`locate`), and the CNN sees only the box, enlarged, with the background removed (`crop`). So what it says of the
 subject cannot depend on background, size and place; those enter beside it as seven numbers, the layout.
 
     f = CNN(crop), l = MLP(layout)                         features [256] and [64]
-    alignment = cos(P [f, l], text tower(prompt))          does the picture show what the prompt says?
+    alignment = cos(P [f, l], text tower(prompt))          does the image show what the prompt says?
     fidelity = mean over references of cos(Q f, Q f')      is it the same subject?
     style = argmax MLP(f)
 """
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 SUBJECT, LAYOUT, JOINT, MINILM = 256, 64, 128, 384
 BOX = 48  # pixels of the enlarged box
-BORDER = 2  # pixels of a picture's border by which the background is known; no drawing of a scene reaches them
+BORDER = 2  # pixels of an image's border by which the background is known; no drawing of a scene reaches them
 DIFFERENT = 0.25  # RGB distance from the background, of [-1, 1], above which a pixel belongs to the subject
 WIDTHS = (32, 64, 96, 128)  # channels at 24 × 24, 12 × 12, 6 × 6 and 3 × 3
 
 
-def locate(pictures: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is on the background of pictures in [-1, 1], and where.
+def locate(images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is on the background of images in [-1, 1], and where.
 
     Returns the background's colour [batch, 3], how much each pixel differs from it [batch, height, width], and the box
-    around those that do: its center and half its sides [batch, 2], x before y, where the picture reaches from -1 to 1.
-    A picture with nothing on it is all box.
+    around those that do: its center and half its sides [batch, 2], x before y, where the image reaches from -1 to 1.
+    An image with nothing on it is all box.
     """
-    inside = torch.zeros(pictures.shape[-2:], dtype=torch.bool)
+    inside = torch.zeros(images.shape[-2:], dtype=torch.bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
-    colour = pictures[:, :, ~inside].median(-1).values
-    smooth = F.avg_pool2d(pictures - colour[:, :, None, None], 3, 1, 1)  # a little noise is no subject
+    colour = images[:, :, ~inside].median(-1).values
+    smooth = F.avg_pool2d(images - colour[:, :, None, None], 3, 1, 1)  # a little noise is no subject
     difference = smooth.square().sum(1).sqrt()
     low, high = [], []
     for axis in (1, 2):  # over rows leaves columns, that is x
@@ -46,7 +46,7 @@ def locate(pictures: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Ten
 
 
 def crop(
-    pictures: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch 3 height width"],
     difference: Float[Tensor, "batch height width"],
     center: Float[Tensor, "batch 2"],
     half: Float[Tensor, "batch 2"],
@@ -56,8 +56,8 @@ def crop(
     side = 1.1 * half.amax(1)
     zero = torch.zeros_like(side)
     rows = (torch.stack((side, zero, center[:, 0]), -1), torch.stack((zero, side, center[:, 1]), -1))
-    grid = F.affine_grid(torch.stack(rows, 1), [len(pictures), 4, BOX, BOX], align_corners=False)
-    return F.grid_sample(torch.cat((pictures * mask, mask), 1), grid, align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1), [len(images), 4, BOX, BOX], align_corners=False)
+    return F.grid_sample(torch.cat((images * mask, mask), 1), grid, align_corners=False)
 
 
 class Residual(nn.Module):
@@ -103,10 +103,10 @@ class JudgeNetwork(nn.Module):
             "name_embeddings", torch.zeros(num_names, JOINT)
         )  # `words` of "a {name}": ranks need no MiniLM
 
-    def forward(self, pictures: Float[Tensor, "batch 3 64 64"]) -> Float[Tensor, "batch 320"]:
-        """Features of pictures in [-1, 1], subject before layout; zero mean and unit variance over its training."""
-        colour, difference, center, half = locate(pictures)
-        return self.features(crop(pictures, difference, center, half), colour, center, half)
+    def forward(self, images: Float[Tensor, "batch 3 64 64"]) -> Float[Tensor, "batch 320"]:
+        """Features of images in [-1, 1], subject before layout; zero mean and unit variance over its training."""
+        colour, difference, center, half = locate(images)
+        return self.features(crop(images, difference, center, half), colour, center, half)
 
     def features(
         self,
@@ -120,11 +120,11 @@ class JudgeNetwork(nn.Module):
         return torch.cat((self.trunk(crops.contiguous(memory_format=torch.channels_last)), layout), 1)
 
     def joint(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch 128"]:
-        """Where a picture lies in the space it shares with words."""
+        """Where an image lies in the space it shares with words."""
         return F.normalize(self.to_joint(features), dim=-1)
 
     def subject(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch 128"]:
-        """Which drawing a picture shows, whatever the background, size and place."""
+        """Which drawing an image shows, whatever the background, size and place."""
         return F.normalize(self.to_subject(features[:, :SUBJECT]), dim=-1)
 
     def style(self, features: Float[Tensor, "batch 320"]) -> Float[Tensor, "batch styles"]:

@@ -5,15 +5,14 @@ from PIL import Image
 
 from atomtune.moji.scenes import BACKGROUNDS, MARGIN, PLACES, RESOLUTION, SIZES
 
-Picture = Image.Image | np.ndarray
+ImageLike = Image.Image | np.ndarray
 BORDER = 2  # pixels; no drawing of a scene reaches them
 SAME, NEAR = 36, 60  # largest RGB distance within a plain background, and to a colour it may be called by
 
 
-def as_array(picture: Picture) -> np.ndarray:
-    """A picture (PIL, or uint8 [height, width, 3]) as uint8 [64, 64, 3]."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image = image.convert("RGB")
+def as_array(image: ImageLike) -> np.ndarray:
+    """An image (PIL, or uint8 [height, width, 3]) as uint8 [64, 64, 3]."""
+    image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     if image.size != (RESOLUTION, RESOLUTION):
         image = image.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
     return np.asarray(image)
@@ -29,9 +28,9 @@ def _background(pixels: np.ndarray) -> np.ndarray | None:
     return colour if plain else None
 
 
-def background_colour(picture: Picture) -> str | None:
+def background_colour(image: ImageLike) -> str | None:
     """The name of the plain background, one of moji's ten colours; None when it is not plain or is none of them."""
-    colour = _background(as_array(picture))
+    colour = _background(as_array(image))
     if colour is None:
         return None
     distances = {name: float(np.linalg.norm(colour - rgb)) for name, rgb in BACKGROUNDS.items()}
@@ -39,28 +38,28 @@ def background_colour(picture: Picture) -> str | None:
     return name if distances[name] < NEAR else None
 
 
-def drawn_pixels(picture: Picture) -> np.ndarray | None:
+def drawn_pixels(image: ImageLike) -> np.ndarray | None:
     """Which of the 64 × 64 pixels differ from the background; None when it is not plain."""
-    pixels = as_array(picture)
+    pixels = as_array(image)
     colour = _background(pixels)
     return None if colour is None else np.linalg.norm(pixels - colour, axis=2) > SAME
 
 
-def place_and_size(picture: Picture) -> tuple[str, str] | None:
+def place_and_size(image: ImageLike) -> tuple[str, str] | None:
     """Where the drawing is ("center", "left", "right", "top", "bottom") and how large ("small", "normal", "large").
 
     By the box around all pixels that differ from the background; None when it is not plain or nothing is on it. A
     drawing that leaves much of its own canvas empty (a pen, a worm) may count as smaller or lower than it was asked
     for: of 2,000 random scenes 98 % of the sizes and 97 % of the places are read as asked.
     """
-    different = drawn_pixels(picture)
+    different = drawn_pixels(image)
     if different is None or not different.any():
         return None
     (top, bottom), (left, right) = (np.flatnonzero(different.any(axis))[[0, -1]] for axis in (1, 0))
     extent = max(bottom - top, right - left) + 1
     size = min(SIZES, key=lambda word: abs(SIZES[word] - extent))
     center = np.array([left + right, top + bottom]) / 2 - (RESOLUTION - 1) / 2
-    if size == "large":  # fills the picture: there is no other place for it
+    if size == "large":  # fills the image: there is no other place for it
         return "center", size
     reach = (RESOLUTION - SIZES[size]) // 2 - MARGIN  # how far `compose` moves it
     if np.abs(center).max() < 0.7 * reach:  # more than half: many drawings sit a little low in their own canvas

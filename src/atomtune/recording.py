@@ -1,0 +1,330 @@
+"""What a trace holds: running sums and kept codes of each layer, and the numbers and maps that they give.
+
+`tracing.trace` records them. The one form in which codes leave here is dense: `maps`, the mean over timesteps at every
+token of each sample, and `every_token`, with the runs kept apart; of one atom without the others' being laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from atomtune.errors import UserError
+from atomtune.method.dictionary import SparseDictionary
+
+UNGUIDED, GUIDED = 0, 1
+
+
+@dataclass
+class ModelRun:
+    """One run of the model: the timesteps of its rows, whether they are two halves, the samples in it."""
+
+    timesteps: Tensor | None = None
+    guided: bool = False
+    first_sample: int = 0
+    samples: int = 0
+
+    def timesteps_of(self, batch: int) -> list[float | None]:
+        """The timestep of each row of a layer's batch; None where it cannot be told."""
+        times: list[float] = [] if self.timesteps is None else self.timesteps.tolist()
+        if len(set(times)) == 1:
+            return [times[0]] * batch
+        return [*times] if len(times) == batch else [None] * batch
+
+
+@dataclass
+class TokenSums:
+    """Sums over tokens: how many there were, in how many each atom fired, Σ|s_m| and max|s_m|."""
+
+    fired: Int[Tensor, " atoms"]
+    magnitude: Float[Tensor, " atoms"]
+    peak: Float[Tensor, " atoms"]
+    tokens: int = 0
+
+    @classmethod
+    def zero(cls, atoms: int, device: torch.device) -> TokenSums:
+        nothing = torch.zeros(atoms, device=device)
+        return cls(nothing.long(), nothing, nothing.clone())
+
+    def add(self, other: TokenSums) -> TokenSums:
+        self.tokens += other.tokens
+        self.fired += other.fired
+        self.magnitude += other.magnitude
+        self.peak = torch.maximum(self.peak, other.peak)
+        return self
+
+
+@dataclass
+class KeptCodes:
+    """The nonzero codes of one layer in one run of the model: `values` at flat indices into `shape` [samples, tokens,
+    atoms]."""
+
+    timestep: float | None
+    first_sample: int
+    shape: tuple[int, ...]
+    indices: Int[Tensor, " nonzero"]
+    values: Float[Tensor, " nonzero"]
+
+    @classmethod
+    def of(cls, codes: Float[Tensor, "samples tokens atoms"], timestep: float | None, first_sample: int) -> KeptCodes:
+        indices = codes.flatten().nonzero().flatten()
+        values = codes.flatten()[indices].half()
+        small = codes.numel() < 2**31
+        return cls(timestep, first_sample, tuple(codes.shape), indices.int() if small else indices, values)
+
+    def add_to(self, dense: Float[Tensor, "samples tokens atoms"], row: int | None, magnitude: bool = False) -> None:
+        """Add s, or |s|, to dense float32 codes on the CPU: of all atoms, or of the one in `row` to [.., .., 1]."""
+        indices, values, atoms = self.indices, self.values, self.shape[2]
+        if row is not None:
+            own = indices % atoms == row
+            indices, values = indices[own] // atoms, values[own]
+        values = values.float().cpu()
+        dense.view(-1).index_add_(0, indices.long().cpu(), values.abs() if magnitude else values)
+
+
+@dataclass(eq=False)
+class LayerTrace:
+    """What one layer did. Its rows are the atoms that the layer had when it was recorded, `ids` are theirs.
+
+    Rates and energies are of the guided half, `total(unguided=True)` has the other one. Iterating gives each
+    `AtomTrace`.
+    """
+
+    dictionary: SparseDictionary
+    keep_codes: bool = False
+    by_timestep: dict[float | None, tuple[TokenSums, TokenSums]] = field(default_factory=dict)
+    """For each timestep, the sums of the unguided and of the guided half."""
+    samples: list[TokenSums] = field(default_factory=list)
+    """For each sample, the sums of its guided half over all its timesteps."""
+    codes: list[KeptCodes] = field(default_factory=list)
+    """Of the guided half, when the trace was asked to keep them."""
+    number: int = field(init=False)
+    """Of the layer, as in its address."""
+    ids: Int[Tensor, " atoms"] = field(init=False)
+    """The number for life of the atom in each row, on the CPU."""
+    _norms: Float[Tensor, " atoms"] | None = None
+
+    def __post_init__(self) -> None:
+        # Of its own: pruning changes the dictionary's.
+        self.number, self.ids = int(self.dictionary.layer), self.dictionary.id.cpu().clone()
+
+    @property
+    def address(self) -> str:
+        return f"L{self.number}"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[AtomTrace]:
+        return (AtomTrace(self, row) for row in range(len(self)))
+
+    @torch.no_grad()
+    def record(self, codes: Tensor, run: ModelRun) -> None:
+        codes = codes.detach()
+        codes = codes.reshape(codes.shape[0], -1, codes.shape[-1]) if codes.ndim > 2 else codes[None]
+        if codes.shape[2] != len(self):
+            raise UserError(f"the atoms of {self.address} were pruned while they were traced: prune outside the block.")
+        magnitudes = codes.abs()
+        fired, magnitude = (codes != 0).sum(1), magnitudes.sum(1, dtype=torch.float32)  # [batch, atoms]
+        peak, tokens = magnitudes.amax(1).float(), codes.shape[1]
+        first = len(codes) // 2 if run.guided else 0
+        times = run.timesteps_of(len(codes))
+        for t in dict.fromkeys(times):
+            if t not in self.by_timestep:
+                unguided, guided = (TokenSums.zero(len(self), codes.device) for _ in (UNGUIDED, GUIDED))
+                self.by_timestep[t] = (unguided, guided)
+            for half, rows in ((UNGUIDED, range(first)), (GUIDED, range(first, len(codes)))):
+                if part := [row for row in rows if times[row] == t]:
+                    at = slice(rows.start, rows.stop) if len(part) == len(rows) else part  # a slice copies nothing
+                    total = TokenSums(fired[at].sum(0), magnitude[at].sum(0), peak[at].amax(0), tokens * len(part))
+                    self.by_timestep[t][half].add(total)
+        for row in range(first, len(codes)):
+            sample = run.first_sample + row - first
+            if sample == len(self.samples):
+                self.samples.append(TokenSums.zero(len(self), codes.device))
+            self.samples[sample].add(TokenSums(fired[row], magnitude[row], peak[row], tokens))
+        if self.keep_codes:
+            guided, times = codes[first:], times[first:]
+            together = len(set(times)) == 1
+            for row, part in enumerate([guided] if together else guided.split(1)):
+                self.codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
+
+    def close(self) -> None:
+        """Keep what the numbers need of D, as it is now."""
+        self._norms = self._direction_norms()
+
+    def _direction_norms(self) -> Float[Tensor, " atoms"]:
+        return self.dictionary.atoms().norm(dim=1) if self._norms is None else self._norms
+
+    def total(self, unguided: bool = False) -> TokenSums:
+        """Over all timesteps."""
+        sums = [halves[UNGUIDED if unguided else GUIDED] for halves in self.by_timestep.values()]
+        total = TokenSums.zero(len(self), sums[0].fired.device if sums else self.dictionary.gain.device)
+        for part in sums:
+            total.add(part)
+        return total
+
+    @property
+    def tokens(self) -> int:
+        return self.total().tokens
+
+    @property
+    def fired(self) -> Int[Tensor, " atoms"]:
+        """In how many of `tokens` each atom fired."""
+        return self.total().fired
+
+    @property
+    def firing_rate(self) -> Float[Tensor, " atoms"]:
+        """Share of the tokens in which each atom fired, 0 to 1."""
+        return self.fired / max(1, self.tokens)
+
+    @property
+    def usage(self) -> Float[Tensor, " atoms"]:
+        """Mean of |s_m| over tokens."""
+        total = self.total()
+        return total.magnitude / max(1, total.tokens)
+
+    @property
+    def peak(self) -> Float[Tensor, " atoms"]:
+        """Largest |s_m|."""
+        return self.total().peak
+
+    @property
+    def mean_energy(self) -> Float[Tensor, " atoms"]:
+        """Mean over tokens of |s_m| · ‖d_m‖: how much each atom adds to the layer's output."""
+        return self.usage * self._direction_norms()
+
+    @property
+    def mean_energy_by_timestep(self) -> dict[float, Float[Tensor, " atoms"]]:
+        """`mean_energy` at each timestep, the noisiest first."""
+        times = sorted((t for t in self.by_timestep if t is not None), reverse=True)
+        sums, norms = {t: self.by_timestep[t][GUIDED] for t in times}, self._direction_norms()
+        return {t: s.magnitude / max(1, s.tokens) * norms for t, s in sums.items()}
+
+    @property
+    def mean_energy_by_sample(self) -> Float[Tensor, "samples atoms"]:
+        """`mean_energy` in each sample: in which images an atom acts most."""
+        return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * self._direction_norms()
+
+    def maps(
+        self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
+    ) -> Float[Tensor, "samples tokens atoms"]:
+        """s_m at every token of each sample, or |s_m| with `magnitude`, for all atoms: the mean over the timesteps.
+
+        `timestep` is one of them, or several; by default all count. A sample that was not run at any of these is not a
+        number. Raises `UserError` when the trace kept no codes of them, or for samples of different sizes.
+        """
+        return self._maps(timestep, magnitude)
+
+    def _maps(
+        self, timestep: int | float | Collection[int | float] | None, magnitude: bool, row: int | None = None
+    ) -> Float[Tensor, "samples tokens atoms"]:
+        """`maps`, for one atom [samples, tokens, 1] without the others' being laid out."""
+        kept = self._kept_codes()
+        wanted = {timestep} if isinstance(timestep, int | float) else timestep
+        chosen = [codes for codes in kept if wanted is None or codes.timestep in wanted]
+        if not chosen:
+            times = ", ".join(f"{t:g}" for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None)
+            raise UserError(f"this trace kept no codes at timestep {timestep}: it has those at {times or 'none'}.")
+        if len(sizes := sorted({codes.shape[1] for codes in kept})) > 1:
+            raise UserError(f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them apart.")
+        first = min(codes.first_sample for codes in kept)
+        samples = max(codes.first_sample + codes.shape[0] for codes in kept) - first
+        summed = torch.zeros(samples, sizes[0], len(self) if row is None else 1)
+        count = torch.zeros(samples, 1, 1)
+        for codes in chosen:
+            rows = slice(codes.first_sample - first, codes.first_sample - first + codes.shape[0])
+            codes.add_to(summed[rows], row, magnitude)
+            count[rows] += 1
+        return summed / count
+
+    def every_token(self) -> Float[Tensor, "tokens atoms"]:
+        """s_m at every token of every sample and timestep, a row each, in the order of the runs: what `likeness` takes.
+
+        Raises `UserError` when the trace kept no codes.
+        """
+        parts = []
+        for codes in self._kept_codes():
+            codes.add_to(part := torch.zeros(codes.shape), None)
+            parts.append(part.flatten(0, 1))
+        return torch.cat(parts)
+
+    def _kept_codes(self) -> list[KeptCodes]:
+        if not self.keep_codes:
+            raise UserError("this trace kept no codes: use trace(model, codes=True).")
+        if not self.codes:
+            raise UserError(f"this trace has no codes of {self.address}: run the model inside the block.")
+        return self.codes
+
+
+@dataclass(eq=False)
+class AtomTrace:
+    """What one atom did: row `index` of a layer's trace."""
+
+    layer: LayerTrace
+    index: int
+
+    @property
+    def address(self) -> str:
+        return f"{self.layer.address}[{int(self.layer.ids[self.index])}]"
+
+    @property
+    def mean_energy(self) -> float:
+        """Mean over tokens of |s_m| · ‖d_m‖: how much it adds to the layer's output."""
+        return float(self.layer.mean_energy[self.index])
+
+    @property
+    def mean_energy_by_timestep(self) -> dict[float, float]:
+        """`mean_energy` at each timestep, the noisiest first."""
+        return {t: float(energy[self.index]) for t, energy in self.layer.mean_energy_by_timestep.items()}
+
+    @property
+    def mean_energy_by_sample(self) -> Float[Tensor, " samples"]:
+        """`mean_energy` in each sample: in which images it acts most."""
+        return self.layer.mean_energy_by_sample[:, self.index]
+
+    @property
+    def firing_rate(self) -> float:
+        """Share of the tokens in which it fired, 0 to 1."""
+        return float(self.layer.firing_rate[self.index])
+
+    @property
+    def usage(self) -> float:
+        """Mean of |s_m| over tokens."""
+        return float(self.layer.usage[self.index])
+
+    @property
+    def peak(self) -> float:
+        """Largest |s_m|."""
+        return float(self.layer.peak[self.index])
+
+    @property
+    def active_timesteps(self) -> tuple[float, float] | None:
+        """The first (noisiest) and last timestep at which it fired; None if it never did."""
+        halves = self.layer.by_timestep.items()
+        times = [t for t, sums in halves if t is not None and sums[GUIDED].fired[self.index]]
+        return (max(times), min(times)) if times else None
+
+    def maps(
+        self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
+    ) -> Float[Tensor, "samples tokens"]:
+        """s_m over the tokens of each sample, as `LayerTrace.maps` has it for all atoms. Raises `UserError`."""
+        return self.layer._maps(timestep, magnitude, self.index)[..., 0]
+
+    def top_tokens(self, count: int = 10) -> list[tuple[int, int, float]]:
+        """For text models: (sample, position, s_m) where it fires most strongly, at most `count` of them.
+
+        Raises `UserError` when the trace kept no codes. `Trace.input_ids` has each sample's tokens.
+        """
+        found: list[tuple[int, int, float]] = []
+        for codes in self.layer._kept_codes():
+            codes.add_to(map := torch.zeros(*codes.shape[:2], 1), self.index)
+            for place in map.abs().flatten().topk(min(count, map.numel())).indices.tolist():
+                sample, position = divmod(place, map.shape[1])
+                if value := float(map[sample, position]):
+                    found.append((codes.first_sample + sample, position, value))
+        return sorted(found, key=lambda item: -abs(item[2]))[:count]
