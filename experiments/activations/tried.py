@@ -46,7 +46,8 @@ class NormalisedHeads(nn.Module):
 
     def forward(self, coefficients: Tensor) -> Tensor:
         square = coefficients.detach().square().flatten(0, -2).mean(0)
-        size = torch.zeros(self.heads).index_reduce_(0, self.head, square, "mean", include_self=False).sqrt()
+        sums, counts = torch.zeros(self.heads).index_add_(0, self.head, square), torch.bincount(self.head)
+        size = (sums / counts).sqrt()
         return top_k(coefficients / size[self.head].clamp_min(1e-6), self.k)
 
     def share(self, mean: Any) -> None:

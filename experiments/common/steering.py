@@ -43,7 +43,7 @@ class Setup:
 
 
 FULL = Setup()
-QUICK = Setup(("teapot",), 1, 2, 1, (4,), 1, 2, (("steps", 3), ("num_atoms", 32), ("rank", 2)))
+QUICK = Setup(("teapot",), 1, 3, 1, (4,), 1, 2, (("steps", 3), ("num_atoms", 32), ("rank", 2)))
 
 
 def setup_of(quick: bool) -> Setup:

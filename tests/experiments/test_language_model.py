@@ -1,5 +1,6 @@
-"""The example's own functions on a tiny Llama; the real model is opened by the command alone."""
+"""The language model's experiment on a tiny Llama; the real model is opened by the command alone."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from examples.language_model import METHODS, PAGE, mean_loss, page, sequences, split, top_atoms, train, unrelated
+from experiments.language_model.run import METHODS, grid, mean_loss, sequences, split, top_atoms, train, unrelated
 
 
 @pytest.fixture
@@ -62,6 +63,9 @@ def test_the_tokens_that_fire_an_atom_come_with_those_before(model, tokenizer):
             assert len(here) == 1 and len(before) <= 3 and value
 
 
-def test_the_page_is_that_of_the_results_that_are_there():
-    if PAGE.is_file():
-        assert PAGE.read_text(encoding="utf-8") == page()
+def test_the_learning_rate_that_wins_with_the_first_seed_gets_the_others(tmp_path):
+    losses = {"atoms-0.001-0": 3.0, "atoms-0.0003-0": 2.0, "atoms-0.003-0": 4.0}
+    lines = [json.dumps({"name": name, "values": {"held_out": loss}}) + "\n" for name, loss in losses.items()]
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    added = grid(out=tmp_path).keys() - grid(out=tmp_path / "nothing").keys()
+    assert added == {"atoms-0.0003-1", "atoms-0.0003-2"}
