@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atomtune.analysis.examples import Examples
 from atomtune.analysis.influence import additivity_error, influence, influences
 from atomtune.analysis.locality import coverage, magnitude_maps
 from atomtune.tracing import trace
@@ -35,15 +36,16 @@ def grid(quick: bool = False) -> dict[str, Config]:
     return {f"{cell.name}-{cell.method}": cell for cell in cells}
 
 
-@torch.no_grad()
 def measure(config: Config) -> dict[str, Any]:
-    return measure_alone(config) if config.method == "alone" else measure_all(config)
-
-
-def measure_all(config: Config) -> dict[str, Any]:
-    """By block: how many units fire, their nonlinearity and additivity. Over all blocks: how much units cover."""
-    it = opened(config.setup, config.name, config.method)
+    alone = config.method == "alone"
+    it = opened(config.setup, config.name, "atoms" if alone else config.method)
     examples = it.one_picture(config.setup.timesteps)
+    return measure_alone(it, examples) if alone else measure_all(it, examples)
+
+
+@torch.no_grad()
+def measure_all(it: Opened, examples: Examples) -> dict[str, Any]:
+    """By block: how many units fire, their nonlinearity and additivity. Over all blocks: how much units cover."""
     values: dict[str, Any] = {"units": [], "nonlinearity": [], "additivity": [], "size": []}
     sizes, covered, singles = [], [], torch.zeros(())
     for addresses in blocks(it):
@@ -66,10 +68,9 @@ def measure_all(config: Config) -> dict[str, Any]:
     return values
 
 
-def measure_alone(config: Config) -> dict[str, Any]:
+@torch.no_grad()
+def measure_alone(it: Opened, examples: Examples) -> dict[str, Any]:
     """Nonlinearity and additivity of each layer's atoms with all other layers silent, so that none chooses anew."""
-    it = opened(config.setup, config.name)
-    examples = it.one_picture(config.setup.timesteps)
     values: dict[str, Any] = {"nonlinearity": [], "additivity": []}
     layers = [address for block in blocks(it) for address in block]
     for address in layers:
