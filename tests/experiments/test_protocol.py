@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
 
 from experiments.__main__ import NAMES, SMALL
-from experiments.common.cells import FILE, records
+from experiments.common.cells import FILE, records, settings_of
 from experiments.common.report import ROOT
 
 HOME = ROOT / "experiments"
@@ -33,11 +33,14 @@ def test_an_experiment_offers_what_the_command_asks_for(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if (HOME / name / FILE).is_file()])
-def test_cells_have_plain_names_that_the_grid_knows(name):
-    cells = records(HOME / name)
+def test_cells_have_plain_names_and_the_settings_of_the_grid(name):
+    """But for the weights of the base, which may have been others when they were measured."""
+    cells, grid = records(HOME / name), import_module(f"experiments.{name}.run").grid()
     assert list(cells) == sorted(cells)
-    assert all(re.fullmatch(r"[a-z0-9.-]+", cell) for cell in cells)
-    assert cells.keys() <= import_module(f"experiments.{name}.run").grid().keys()
+    for key, record in cells.items():
+        assert re.fullmatch(r"[a-z0-9.-]+", key)
+        now = settings_of(grid[key])
+        assert record["settings"] | {"base": now.get("base")} == now | {"base": now.get("base")}
 
 
 def test_only_the_small_experiments_have_a_slice_of_every_kind():
