@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import atomtune
 
 torch.manual_seed(0)
-size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-base = LlamaForCausalLM(LlamaConfig(vocab_size=128, **size))
+shape = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+base = LlamaForCausalLM(shape)
 
 letters = torch.tensor([ord(letter) for letter in "in the beginning was the word, and the word was there. " * 40])
 data = [{"input_ids": piece, "labels": piece} for piece in letters.unfold(0, 64, 16)]
