@@ -41,7 +41,7 @@ readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid and 
 models: .venv/installed  ## write docs/reference/models.md from the families that the tests run through
 	$(BIN)/python -m tests.adapters.models_page
 
-experiments: .venv/installed  ## the paper's small experiments: what is missing is run, then figures and pages
+experiments: .venv/installed  ## run what is missing of the paper's small experiments, then make all figures and pages
 	$(BIN)/python -m experiments
 
 experiments-quick: .venv/installed  ## a small slice of them, into runs/experiments-quick

@@ -4,15 +4,15 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.a1.run import DEPTHS, by_layer
-from experiments.cells import read
-from experiments.figures import BLUE, GREEN, ORANGE, plt, save
-from experiments.report import FIGURES
+from experiments.common.cells import read
+from experiments.common.figures import BLUE, GREEN, ORANGE, plt, save
+from experiments.common.report import DOCS
 
 HERE = Path(__file__).parent
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "a1.png") -> None:
-    cells = read(out / "results")
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
+    cells = read(out)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, sharey=True)
     for axis, what, title in zip(
         axes, ("atom", "layer"), ("one atom (mean of the 6 largest)", "all atoms of the layer")
@@ -27,8 +27,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "a1.png") -> None:
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("‖full − first-order‖ / ‖full‖")
     axes[0].legend(title="decoder of")
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "a1.png")

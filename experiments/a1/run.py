@@ -1,7 +1,7 @@
 """Appendix A.1: is an atom's effect on the output more nonlinear the shallower its layer?
 
-Run `python -m experiments.a1.run`. A cell is one decoder depth on one seed. For an atom with gain g in the fine-tuned
-decoder f, all other atoms on:
+Run `python -m experiments --only a1`. A cell is one decoder depth on one seed. For an atom with gain g in the
+fine-tuned decoder f, all other atoms on:
 
     full = f(g=1) − f(g=0)        first-order = ∂f/∂g at g=0        nonlinearity = ‖full − first-order‖ / ‖full‖
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.cells import read, run_cells, spread
-from experiments.digits import digits
+from experiments.common.cells import read, spread
+from experiments.common.digits import digits
+from experiments.common.report import Claim, everywhere_less, grade, table
+from experiments.common.vae import VAE, Adapter, VAEConfig, adapt, dictionaries, energies, pretrained
 from experiments.fig1.run import QUICK, encode
-from experiments.report import Claim, everywhere_less, grade, table
-from experiments.vae import VAE, Adapter, VAEConfig, adapt, dictionaries, energies, pretrained
 
 HERE = Path(__file__).parent
 DEPTHS, SEEDS = (2, 4, 8), (0, 1, 2)
@@ -83,7 +83,7 @@ def by_layer(cells: dict, layers: int, what: str) -> list[list[float]]:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    cells, rows = read(out / "results"), []
+    cells, rows = read(out), []
     for layers in DEPTHS:
         found = by_layer(cells, layers, "atom")
         if not found:
@@ -103,7 +103,7 @@ def claims(out: Path = HERE) -> list[Claim]:
 
 
 def results(out: Path = HERE) -> str:
-    cells, rows = read(out / "results"), []
+    cells, rows = read(out), []
     for layers in DEPTHS:
         columns = [by_layer(cells, layers, what) for what in ("atom", "layer", "size")]
         for layer, (atom, whole, size) in enumerate(zip(*columns)):
@@ -116,7 +116,3 @@ def results(out: Path = HERE) -> str:
         "one atom: size of its effect",
     )
     return table(head, rows)
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)

@@ -5,10 +5,10 @@ from statistics import fmean
 
 import torch
 
-from experiments.cells import read
+from experiments.common.cells import read
+from experiments.common.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY, SMALL, plt, save
+from experiments.common.report import DOCS
 from experiments.fig1.run import SHOWN, scores
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, RED, SKY, SMALL, plt, save
-from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 BARS = (
@@ -23,8 +23,8 @@ BARS = (
 )
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "fig1.png") -> None:
-    cells = read(out / "results")
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
+    cells = read(out)
     figure = plt.figure(figsize=(11, 13))
     pictures, rates, maps = figure.subfigures(3, 1, height_ratios=(1.1, 1.5, 1.75))  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -69,8 +69,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "fig1.png") -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set(visible=True, color=GREY, linewidth=0.5)
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "fig1.png")

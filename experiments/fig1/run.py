@@ -1,6 +1,6 @@
 """Figure 1: a VAE that knows digits 5 to 9 learns to draw 3s with a few atoms.
 
-Run `python -m experiments.fig1.run`. A cell is one adapter on the autoencoder of one seed.
+Run `python -m experiments --only fig1`. A cell is one adapter on the autoencoder of one seed.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,10 +10,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from experiments.cells import read, run_cells, spread
-from experiments.digits import Classifier, classifier, digits
-from experiments.report import Claim, everywhere_less, grade, table
-from experiments.vae import (
+from experiments.common.cells import read, spread
+from experiments.common.digits import Classifier, classifier, digits
+from experiments.common.report import Claim, everywhere_less, grade, table
+from experiments.common.vae import (
     VAE,
     Adapter,
     VAEConfig,
@@ -205,7 +205,7 @@ def scores(cells: dict, adapter: str, when: str, what: str) -> list[float]:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    cells = read(out / "results")
+    cells = read(out)
 
     def of(when: str, what: str, adapter: str = "k2") -> list[float]:
         return scores(cells, adapter, when, what)
@@ -302,7 +302,7 @@ STAGES = (
 
 
 def results(out: Path = HERE) -> str:
-    cells = read(out / "results")
+    cells = read(out)
     stages = [("k2", "before", "before")]
     stages += [(a, when, f"top-{a[1]}, {when.replace('all', 'all atoms')}") for a in ATOMS for when in STAGES]
     for adapter, label in (
@@ -364,7 +364,3 @@ def results(out: Path = HERE) -> str:
             table(("‖sum of maps − change‖ / ‖change‖, top-2", "pixels", "logits"), misses),
         )
     )
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)

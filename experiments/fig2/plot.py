@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from experiments.cells import read
-from experiments.figures import BLUE, GREY, RED, SMALL, plt, save
-from experiments.report import FIGURES
+from experiments.common.cells import read
+from experiments.common.figures import BLUE, GREY, RED, SMALL, plt, save
+from experiments.common.report import DOCS
 
 HERE = Path(__file__).parent
 PANELS = (
@@ -18,8 +18,8 @@ PANELS = (
 )
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "fig2.png") -> None:
-    values = read(out / "results")["dense"]
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
+    values = read(out)["dense"]
     figure = plt.figure(figsize=(11, 10))
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1, 1, 0.9))  # pyright: ignore[reportGeneralTypeIssues]
     axes = top.subplots(1, 2, sharey=True)
@@ -56,8 +56,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "fig2.png") -> None:
         axis.set_xlabel("low | high frequency (1/64)")
     panels[0].set_ylabel("40 largest atoms")
     bottom.colorbar(picture, ax=panels, label="amplitude", shrink=0.9)
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "fig2.png")

@@ -1,7 +1,7 @@
 """Figure 2: does a task live in the atoms or in the coefficients? Pretrain on low frequencies, fine-tune one on high.
 
-Run `python -m experiments.fig2.run`. A cell is one setting, all seeds together: pretraining, then "coefficients only"
-(W_s, and W_q and W_k when attention is trained) and "atoms only" (D) from the same pretrained weights.
+Run `python -m experiments --only fig2`. A cell is one setting, all seeds together: pretraining, then "coefficients
+only" (W_s, and W_q and W_k when attention is trained) and "atoms only" (D) from the same pretrained weights.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from experiments.cells import number, read, run_cells
-from experiments.report import Claim, grade, table
-from experiments.signals import HIGH, LOW, Layer, Replicas, Signals, fourier_bases
+from experiments.common.cells import number, read
+from experiments.common.report import Claim, grade, table
+from experiments.common.signals import HIGH, LOW, Layer, Replicas, Signals, fourier_bases
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ SETTINGS = {
     "top32": ("32 atoms a token", Config(Layer(density=0.32))),
     "top9": ("9 atoms a token", Config(Layer(density=0.09))),
     "width128": ("128 wide: the mask beside the 64 times", Config(replace(DENSE, layout="flagged"))),
-    "randomD": ("control: D starts random", Config(replace(DENSE, start="random"))),
+    "random-start": ("control: D starts random", Config(replace(DENSE, start="random"))),
     "adam": ("control: ordinary Adam on D", Config(replace(DENSE, optimizer="adam"))),
     "attention": ("control: attention trained", Config(replace(DENSE, attention="trained"))),
     "all25": ("control: all 25 low and all 8 high frequencies", Config(DENSE, 25, 8)),
@@ -110,7 +110,7 @@ RULE = "coefficients only ≥ 0.95 and atoms only ≤ 0.01, on every seed"
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    cells = read(out / "results")
+    cells = read(out)
 
     def told(name: str) -> str:
         both = [number(cells[name][part]) for part in ("coefficients only", "atoms only")]
@@ -133,7 +133,7 @@ def claims(out: Path = HERE) -> list[Claim]:
 
 
 def results(out: Path = HERE) -> str:
-    cells = read(out / "results")
+    cells = read(out)
     rows = []
     for name, (told, _) in SETTINGS.items():
         if v := cells.get(name):
@@ -149,7 +149,3 @@ def results(out: Path = HERE) -> str:
         "rule met",
     )
     return table(head, rows)
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)

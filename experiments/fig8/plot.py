@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from experiments.figures import BLUE, RED, SMALL, plt, save
-from experiments.report import FIGURES
-from experiments.signals import HIGH, LENGTH, fourier_bases
+from experiments.common.figures import BLUE, RED, SMALL, plt, save
+from experiments.common.report import DOCS
+from experiments.common.signals import HIGH, LENGTH, fourier_bases
 
 HERE = Path(__file__).parent
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "fig8.png") -> None:
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     figure, axes = plt.subplots(3, 11, figsize=(11, 4), sharex=True, sharey=True)
     for f, (axis, basis) in enumerate(zip(axes.flat, fourier_bases())):
         axis.plot(basis, color=RED if f in HIGH else BLUE, linewidth=0.9)
@@ -19,8 +19,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "fig8.png") -> None:
         axis.tick_params(labelsize=SMALL)
     figure.supxlabel("time (samples)")
     figure.suptitle("Fourier bases: low frequencies (blue) to pretrain on, high ones (orange) to fine-tune on")
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "fig8.png")

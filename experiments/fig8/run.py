@@ -1,14 +1,14 @@
 """Figure 8: the Fourier bases of 64 points that the signals of figures 2 and 9 are made of. Nothing is trained.
 
-Run `python -m experiments.fig8.run`.
+Run `python -m experiments --only fig8`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cells import read, run_cells
-from experiments.report import Claim, grade, table
-from experiments.signals import HIGH, LENGTH, LOW, fourier_bases
+from experiments.common.cells import read
+from experiments.common.report import Claim, grade, table
+from experiments.common.signals import HIGH, LENGTH, LOW, fourier_bases
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def measure(config: Config) -> dict:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    values = read(out / "results")["bases"]
+    values = read(out)["bases"]
     product = values["largest product between low and high"]
     return [
         Claim(
@@ -50,10 +50,4 @@ def claims(out: Path = HERE) -> list[Claim]:
 
 
 def results(out: Path = HERE) -> str:
-    return table(
-        ("quantity", "value"), [(name, f"{value:.2g}") for name, value in read(out / "results")["bases"].items()]
-    )
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)
+    return table(("quantity", "value"), [(name, f"{value:.2g}") for name, value in read(out)["bases"].items()])

@@ -5,18 +5,18 @@ from statistics import fmean
 
 import torch
 
-from experiments.cells import read
+from experiments.common.cells import read
+from experiments.common.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SMALL, plt, save
+from experiments.common.report import DOCS
 from experiments.fig9.run import GROUNDS, KINDS, of
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SMALL, plt, save
-from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 COLOURS = dict(zip(KINDS, (GREY, BLUE, GREEN, ORANGE, RED, PURPLE)))
 MARKS = dict(zip(KINDS, "sovD^P"))
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "fig9.png") -> None:
-    cells = read(out / "results")
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
+    cells = read(out)
     figure = plt.figure(figsize=(11, 9))
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.2, 1))  # pyright: ignore[reportGeneralTypeIssues]
     panels = {"5": "5 fixed frequencies", "5of25": "5 of 25 frequencies, anew each signal"}
@@ -59,8 +59,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "fig9.png") -> None:
         f"{fmean(values['similarity']):.2f}\n(random vectors in the span of the signals: "
         f"{fmean(values['similarity of random']):.2f})"
     )
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "fig9.png")

@@ -1,6 +1,6 @@
 """Figure 9: how many of 100 atoms a signal needs, for each σ, and what the atoms look like.
 
-Run `python -m experiments.fig9.run`. A cell is one σ at one setting of its dial, all seeds together.
+Run `python -m experiments --only fig9`. A cell is one σ at one setting of its dial, all seeds together.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from experiments.cells import number, read, run_cells, spread
-from experiments.report import Claim, everywhere_less, grade, table
-from experiments.signals import LOW, Layer, Replicas, Signals, fourier_bases
+from experiments.common.cells import number, read, spread
+from experiments.common.report import Claim, everywhere_less, grade, table
+from experiments.common.signals import LOW, Layer, Replicas, Signals, fourier_bases
 
 HERE = Path(__file__).parent
 KS, THRESHOLDS = (3, 5, 9, 16, 32), (0.3, 0.6, 0.9, 1.2, 1.5, 2.4)
@@ -117,7 +117,7 @@ def of(cells: dict, ground: str, kind: str) -> list[dict]:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    cells = read(out / "results")
+    cells = read(out)
     grounds = [ground for ground in GROUNDS if f"{ground}-topk-9" in cells]
     top = {ground: cells[f"{ground}-topk-9"] for ground in grounds}
     dense = {ground: cells[f"{ground}-dense-100"] for ground in grounds}
@@ -169,7 +169,7 @@ def count(found: list[float]) -> str:
 
 
 def results(out: Path = HERE) -> str:
-    cells = read(out / "results")
+    cells = read(out)
 
     def order(name: str) -> tuple:
         bases, kind, dial = name.split("-")
@@ -212,7 +212,3 @@ def results(out: Path = HERE) -> str:
     ]
     told = table(("atoms a signal at the error of top-9", *(GROUNDS[ground] for ground in grounds)), matched)
     return f"{told}\n\n{table(head, rows)}"
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)

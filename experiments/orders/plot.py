@@ -3,16 +3,16 @@
 from pathlib import Path
 from statistics import fmean
 
-from experiments.cells import read
-from experiments.figures import BLUE, GREEN, ORANGE, SMALL, plt, save
+from experiments.common.cells import read
+from experiments.common.figures import BLUE, GREEN, ORANGE, SMALL, plt, save
+from experiments.common.report import DOCS
 from experiments.orders.run import label, on_digits
-from experiments.report import FIGURES
 
 HERE = Path(__file__).parent
 
 
-def plot(out: Path = HERE, file: Path = FIGURES / "orders.png") -> None:
-    cells, digits = read(out / "results"), on_digits(out)
+def plot(out: Path = HERE, docs: Path = DOCS) -> None:
+    cells, digits = read(out), on_digits(out)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), width_ratios=(1.5, 1))
     axis = axes[0]
     for ground, colour, mark in (("noisy", ORANGE, "o"), ("clean", GREEN, "D")):
@@ -41,8 +41,4 @@ def plot(out: Path = HERE, file: Path = FIGURES / "orders.png") -> None:
     axis.set_xticks(range(len(digits)), [label(order).replace(" the map, ", "\n") for order in digits])
     axis.set(xlabel="σ before or after the map", ylabel="atoms a token uses, of 100", title="digits")
     axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
-    save(figure, file)
-
-
-if __name__ == "__main__":
-    plot()
+    save(figure, docs / "results" / "figures" / "orders.png")

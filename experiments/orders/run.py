@@ -1,18 +1,18 @@
 """σ after the attention map, σ(A X W_s) D, or before it, A σ(X W_s) D: is the sparsity kept, and at what error?
 
-Run `python -m experiments.orders.run`, after fig1, whose cells are the other half of the comparison on digits.
+Run `python -m experiments --only orders`, after fig1, whose cells are the other half of the comparison on digits.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.cells import read, run_cells, spread
+from experiments.common.cells import read, spread
+from experiments.common.report import Claim, grade, table
+from experiments.common.signals import Layer
+from experiments.common.vae import Adapter
 from experiments.fig1 import run as digits_run
 from experiments.fig9 import run as signals_run
 from experiments.fig9.run import at_error, count
-from experiments.report import Claim, grade, table
-from experiments.signals import Layer
-from experiments.vae import Adapter
 
 HERE = Path(__file__).parent
 CHANNELS, KS = 16, (1, 2, 3, 4, 6, 9, 12)
@@ -46,12 +46,10 @@ def measure(config: signals_run.Config | digits_run.Config) -> dict:
 
 def on_digits(out: Path) -> dict[str, list[dict]]:
     """The cells of both orders, seed by seed: "after-2" (figure 1's), "before-1", "before-2"."""
-    before = {name: values for name, values in read(out / "results").items() if name.startswith("digits")}
+    before = {name: values for name, values in read(out).items() if name.startswith("digits")}
     if not before:
         return {}
-    after = {
-        f"digits-{name[:2]}-after-2": v for name, v in read(out.parent / "fig1" / "results").items() if "-k2" in name
-    }
+    after = {f"digits-{name[:2]}-after-2": v for name, v in read(out.parent / "fig1").items() if "-k2" in name}
     cells = after | before
     return {
         order: [values for name, values in cells.items() if name.endswith(order)]
@@ -66,7 +64,7 @@ def matched(cells: dict, ground: str) -> tuple[list[float], list[float]]:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    cells, digits = read(out / "results"), on_digits(out)
+    cells, digits = read(out), on_digits(out)
     claim = "codes are as sparse when σ comes before the attention map"
     rows = []
     for ground, told in (("noisy", "have noise of their own"), ("clean", "are multiples of one another")):
@@ -115,7 +113,7 @@ def label(order: str) -> str:
 
 def results(out: Path = HERE) -> str:
     rows = []
-    cells = read(out / "results")
+    cells = read(out)
     for name in sorted(cells, key=lambda name: (name.rsplit("-", 1)[0], int(name.rsplit("-", 1)[1]))):
         if name.startswith("signals"):
             _, ground, order = name.split("-", 2)
@@ -126,7 +124,3 @@ def results(out: Path = HERE) -> str:
         told = f"read as 3: {reached}"
         rows.append(("digits", f"σ {label(order)}", spread(used(found), 1), told))
     return table(("ground", "order", "atoms a token where they multiply D", "result"), rows)
-
-
-if __name__ == "__main__":
-    run_cells(HERE / "results", grid(), measure)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from atomtune.analysis.inspection import LADDER, inspect
+from atomtune.analysis.inspection import inspect
+from atomtune.analysis.ladders import counts
 from atomtune.analysis.watching import watch
 from atomtune.sampling import generate
 from atomtune.steering import board
@@ -54,7 +55,7 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
 
 def test_the_ladder_goes_from_the_base_to_the_adapter(pipe):
     found = inspect(pipe, PROMPTS, **QUICK)
-    assert [step.value for step in found.ladder] == [0, *LADDER[:2], 32]
+    assert [step.value for step in found.ladder] == [0, *counts(32), 32]
     assert [found.ladder[0].reach, found.ladder[-1].reach] == [0, 1]
     trained = [step for step in found.densities if step.trained]
     assert [step.value for step in trained] == [0.25]

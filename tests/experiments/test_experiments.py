@@ -1,11 +1,7 @@
 """The experiments: their pieces against plain formulas, and the quick slice of all of them from run to page."""
 
-import importlib
-import json
-import re
 import shutil
-from dataclasses import asdict
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,36 +9,12 @@ from torch.testing import assert_close
 
 pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib, of the extra `dev`")
 
-from experiments.__main__ import NAMES, main
-from experiments.cells import cell, plain, spread
+from atomtune.method.sigma import SigmaConfig
+from experiments.__main__ import SMALL, main
+from experiments.common.cells import read, records, settings_of
+from experiments.common.report import CONDITIONS, HOLDS, NOT_HERE, ROOT, everywhere_less, fill, grade
+from experiments.common.signals import LOW, LargestOfBatch, Layer, Replicas, Signals, build, fourier_bases
 from experiments.fig9.run import at_error
-from experiments.report import CONDITIONS, HOLDS, NOT_HERE, ROOT, Claim, everywhere_less, fill, grade, write_page
-from experiments.signals import LOW, BatchTopK, Layer, Replicas, Signals, build, fourier_bases
-
-
-def test_a_cell_is_computed_once_and_again_when_its_settings_change(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return {"nmse": torch.tensor([0.123456789, 1.0])}
-
-    file = tmp_path / "results" / "one.json"
-    for settings in ({"k": (9,)}, {"k": (9,)}, {"k": (5,)}):
-        assert cell(file, settings, compute) == {"nmse": [0.12346, 1.0]}
-    assert len(calls) == 2
-    assert json.loads(file.read_text())["settings"] == {"k": [5]}
-
-
-def test_a_cell_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        cell(tmp_path / "one.json", {}, lambda: {"x": 1 / 0})
-    assert not list(tmp_path.iterdir())
-
-
-def test_numbers_are_short_and_spread_is_the_deviation_over_seeds():
-    assert plain({"a": torch.tensor(1 / 3), "b": (1, 2.0)}) == {"a": 0.33333, "b": [1, 2.0]}
-    assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00"
 
 
 def test_pages_are_filled_in_place(tmp_path):
@@ -51,12 +23,6 @@ def test_pages_are_filled_in_place(tmp_path):
     for _ in range(2):
         fill(readme, "| new |")
     assert readme.read_text() == "before\n<!-- results -->\n\n| new |\n\n<!-- /results -->\nafter\n"
-    write_page(
-        tmp_path / "paper.md", {"fig2": [Claim("atoms carry it", "0.1 ± 0.0", "< 1", "holds")]}, {"fig2": "Figure 2"}
-    )
-    page = (tmp_path / "paper.md").read_text()
-    assert "| atoms carry it | – | 0.1 ± 0.0 | < 1 | **holds** | `python -m experiments.fig2.run` |" in page
-    assert "## Figure 2\n" in page
 
 
 def test_a_verdict_is_what_the_settings_say():
@@ -106,7 +72,7 @@ def test_every_seed_is_the_layer_by_itself(activation, layout):
 
 def test_batch_top_k_keeps_the_largest_of_the_whole_batch():
     c = torch.tensor([[5.0, -4.0, 3.0, 0.5], [0.1, 0.2, -0.3, 0.4]])
-    kept = BatchTopK(2, 4, 2, density=0.5).activate(c)
+    kept = LargestOfBatch(4, SigmaConfig(density=0.5))(c)
     assert_close(kept, torch.tensor([[5.0, -4.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.0]]))
 
 
@@ -138,7 +104,7 @@ def test_training_one_part_leaves_the_other():
     ],
 )
 def test_the_quick_slice_writes_results_figures_and_pages(tmp_path, only, monkeypatch):
-    from experiments import digits, vae
+    from experiments.common import digits, vae
 
     if "fig1" in only:
         package = digits.archive()  # from the shared cache; what is trained goes to a cache of the test
@@ -147,30 +113,18 @@ def test_the_quick_slice_writes_results_figures_and_pages(tmp_path, only, monkey
             monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
     main(quick=True, only=only, out=tmp_path)
     for name in only:
-        assert list((tmp_path / name / "results").glob("*.json"))
-        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert read(tmp_path / name)
+        assert (tmp_path / "docs" / "results" / "figures" / f"{name}.png").stat().st_size > 10_000
         assert "\n| --- |" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
-    page = (tmp_path / "paper.md").read_text(encoding="utf-8")
-    assert all(f"experiments.{name}.run" in page for name in only)
+    page = (tmp_path / "docs" / "results" / "paper.md").read_text(encoding="utf-8")
+    assert all(f"--only {name}`" in page for name in only)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMALL)
 def test_the_committed_results_are_those_of_the_settings(name):
     """No cell is missing, left over, or of settings that have changed since."""
-    grid = importlib.import_module(f"experiments.{name}.run").grid()
-    stored = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments" / name / "results").iterdir()}
+    grid = import_module(f"experiments.{name}.run").grid()
+    stored = records(ROOT / "experiments" / name)
     assert {cell: record["settings"] for cell, record in stored.items()} == {
-        cell: json.loads(json.dumps(asdict(config))) for cell, config in grid.items()
+        cell: settings_of(config) for cell, config in grid.items()
     }
-
-
-def test_the_committed_pages_are_those_of_the_committed_results(tmp_path):
-    """`docs/results/paper.md` and the tables say what the JSON says."""
-    for name in NAMES:
-        shutil.copytree(ROOT / "experiments" / name, tmp_path / name)
-    main(only=(), train=False, out=tmp_path, page=tmp_path / "paper.md")
-    for page in ("paper.md", *(f"{name}/README.md" for name in NAMES)):
-        committed = Path("docs/results/paper.md") if page == "paper.md" else Path("experiments") / page
-        assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / committed).read_text(encoding="utf-8")
-        for figure in re.findall(r"!\[.*]\((.*)\)", (ROOT / committed).read_text(encoding="utf-8")):
-            assert ((ROOT / committed).parent / figure).is_file()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from experiments.row_adam import RowAdam
+from experiments.common.row_adam import RowAdam
 
 
 def test_steps_follow_the_formula():

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, PixArtTransformer2DModel
 pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
 
 from atomtune.moji.pipeline import SCHEDULER, TRANSFORMER
-from experiments.moji.trials import GAMMA, Alignment, weights
+from experiments.moji_trials.run import GAMMA, Alignment, weights
 
 
 def test_min_snr_weights_of_v_prediction():

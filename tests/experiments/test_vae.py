@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from atomtune import AtomConfig, adapted_layers
 from experiments.a1.run import nonlinearity
-from experiments.vae import VAE, VAEConfig, best, codes, dictionaries, energies, keep
+from experiments.common.vae import VAE, VAEConfig, best, codes, dictionaries, energies, keep
 
 SMALL = VAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=2, latents=4)
 

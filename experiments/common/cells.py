@@ -1,0 +1,107 @@
+"""Results on disk: results.jsonl, one line per cell, sorted by name; a cell that is there is not run again.
+
+{"name": "s0-k2", "settings": {...}, "cpu_seconds": 12.3, "values": {"nmse": [0.002, ...], ...}}
+
+Lists run over the seeds. A cell is added when it is done, by a new file in the place of the old one, under a lock: so
+a run that is stopped loses the cell it was at alone, and two that run beside each other lose none.
+"""
+
+import fcntl
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomtune.files import write_text
+
+FILE = "results.jsonl"
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is stored of every cell in a folder, by name."""
+    file = folder / FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {record.pop("name"): record for record in map(json.loads, lines)}
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The values of every cell in a folder, by name."""
+    return {name: record["values"] for name, record in records(folder).items()}
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a cell is stored with and run again for when it changes: `config.settings`, or all fields of a dataclass."""
+    settings = config.settings if hasattr(config, "settings") else asdict(config)
+    return json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
+
+
+def cell(folder: Path, name: str, config: Any, measure: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of one cell: read when they are there for these settings, otherwise measured and written."""
+    settings = settings_of(config)
+    if (stored := records(folder).get(name)) and stored["settings"] == settings:
+        return stored["values"]
+    start = time.process_time()
+    values = plain(measure(config))
+    record = {"settings": settings, "cpu_seconds": round(time.process_time() - start, 1), "values": values}
+    with _locked(folder):
+        cells = records(folder) | {name: record}
+        lines = [json.dumps({"name": key} | cells[key], ensure_ascii=False) + "\n" for key in sorted(cells)]
+        write_text(folder / FILE, "".join(lines))
+    print(f"{folder.name}/{name}: {record['cpu_seconds']:.0f} s", flush=True)
+    return values
+
+
+def run_cells(
+    folder: Path, grid: Mapping[str, Any], measure: Callable[[Any], Mapping[str, Any]], threads: int | None = None
+) -> None:
+    """Run the cells of a grid of configurations that are not in `folder` yet, on so many threads (None: as it is)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for name, config in grid.items():
+            cell(folder, name, config, measure)
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other process adds a cell to this folder meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """Tensors as lists, numbers at five significant digits: what JSON holds and a diff can show."""
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean ± standard deviation over the seeds."""
+    values = list(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def number(values: Sequence[float]) -> str:
+    """As `spread`; of an error that three digits would show as zero, its order of magnitude."""
+    return f"{statistics.fmean(values):.0e}" if statistics.fmean(values) < 5e-4 else spread(values)

@@ -1,0 +1,42 @@
+"""The pages in docs/ that are made from results: which experiments are on each, and what writes it."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from atomtune.files import write_text
+from experiments.common import subjects
+from experiments.common.report import fill
+from experiments.pages import moji, paper, steering
+
+
+def _own(name: str, out: Path) -> str:
+    """The page that is one experiment's alone."""
+    return import_module(f"experiments.{name}.run").page(out / name)
+
+
+def _table(name: str, out: Path) -> str:
+    """The generated part of a how-to page."""
+    return f"{import_module(f'experiments.{name}.run').results(out / name)}\n\n{subjects.measured()}"
+
+
+PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
+    "results/paper.md": (paper.EXPERIMENTS, paper.page),
+    "results/steering.md": (steering.EXPERIMENTS, steering.page),
+    "results/moji.md": (moji.EXPERIMENTS, moji.page),
+    "results/activations.md": (("activations",), partial(_own, "activations")),
+    "results/distill.md": (("distill",), partial(_own, "distill")),
+    "results/language-model.md": (("language_model",), partial(_own, "language_model")),
+    "how-to/merge.md": (("merge",), partial(_table, "merge")),
+    "how-to/edit.md": (("edit",), partial(_table, "edit")),
+}
+"""File in docs/ → the experiments on it, and its text from the folder of all experiments. Of a page in how-to/ the text
+is the generated part."""
+
+
+def write(names: set[str], out: Path, docs: Path) -> None:
+    """The pages that one of these experiments is on, from the results in the folders of `out`."""
+    for file, (experiments, text) in PAGES.items():
+        if names.intersection(experiments):
+            (fill if file.startswith("how-to/") else write_text)(docs / file, text(out))

@@ -1,0 +1,76 @@
+"""Results on disk: a line a cell, whatever happens to the process that measures."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from experiments.common.cells import cell, plain, read, records, run_cells, spread
+
+
+@dataclass(frozen=True)
+class Config:
+    k: tuple[int, ...] = (9,)
+
+
+def test_a_cell_is_measured_once_and_again_when_its_settings_change(tmp_path):
+    calls = []
+
+    def measure(config):
+        calls.append(config)
+        return {"nmse": torch.tensor([0.123456789, 1.0])}
+
+    for config in (Config(), Config(), Config((5,))):
+        assert cell(tmp_path, "one", config, measure) == {"nmse": [0.12346, 1.0]}
+    assert len(calls) == 2
+    assert records(tmp_path)["one"]["settings"] == {"k": [5]}
+
+
+def test_the_settings_of_a_cell_may_be_others_than_its_fields(tmp_path):
+    @dataclass(frozen=True)
+    class Own(Config):
+        @property
+        def settings(self):
+            return {"base": "bb19f04b"}
+
+    cell(tmp_path, "one", Own(), lambda config: {})
+    assert records(tmp_path)["one"]["settings"] == {"base": "bb19f04b"}
+
+
+def test_results_are_lines_sorted_by_name(tmp_path):
+    for name in ("s1-b", "s0-b", "s1-a"):
+        cell(tmp_path, name, Config(), lambda _: {"name": name})  # noqa: B023
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["s0-b", "s1-a", "s1-b"]
+    assert [list(line) for line in lines] == [["name", "settings", "cpu_seconds", "values"]] * 3
+
+
+def test_a_cell_that_fails_leaves_the_others(tmp_path):
+    grid = {"good": Config((1,)), "bad": Config((0,)), "later": Config((2,))}
+    with pytest.raises(ZeroDivisionError):
+        run_cells(tmp_path, grid, lambda config: {"x": 1 / config.k[0]})
+    assert read(tmp_path) == {"good": {"x": 1.0}}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_two_processes_beside_each_other_lose_no_cell(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from experiments.common.cells import cell
+class Config: settings = {}
+for number in range(40):
+    cell(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", Config(), lambda _: {"number": number})
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name], stdout=subprocess.DEVNULL) for name in ("a", "b")]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(read(tmp_path)) == 80
+
+
+def test_numbers_are_short_and_spread_is_the_deviation_over_seeds():
+    assert plain({"a": torch.tensor(1 / 3), "b": (1, 2.0)}) == {"a": 0.33333, "b": [1, 2.0]}
+    assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00"
