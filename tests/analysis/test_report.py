@@ -40,5 +40,5 @@ def test_large_pictures_are_made_small_until_the_page_fits(tmp_path, monkeypatch
     found.views = found.views[:3]
     large = len(render(found).encode())
     monkeypatch.setattr(report, "LARGEST", large - 1)
-    size = report.write(found, tmp_path / "page.html")
+    size = report.write_report(found, tmp_path / "page.html")
     assert size == (tmp_path / "page.html").stat().st_size < large

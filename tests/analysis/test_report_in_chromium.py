@@ -2,7 +2,7 @@
 
 import pytest
 
-from atomtune.analysis.report import write
+from atomtune.analysis.report import write_report
 from tests.analysis.invented import invented
 from tests.browser import browser_paths, chromium, set_width
 
@@ -13,7 +13,7 @@ WIDTHS = (1280, 400)
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     page = tmp_path_factory.mktemp("report") / "report.html"
-    write(invented(), page)
+    write_report(invented(), page)
     with chromium(tmp_path_factory.mktemp("profile")) as browser:
         browser.get(page.as_uri())
         yield browser

@@ -34,7 +34,7 @@ def refuse_other_file(file: Path) -> None:
         raise UserError(f"{file} is there already and is not a report of atomtune inspect: choose another name.")
 
 
-def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
+def write_report(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
     """Write the page, whole or not at all, under 8 MB; returns its size in bytes. `made_by` is shown at its foot."""
     page = ""
     for width, quality in QUALITIES:

@@ -109,7 +109,7 @@ def inspect(
         )
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
-    size = report.write(found, out, made_by | bases.precision_and_device(pipe))
+    size = report.write_report(found, out, made_by | bases.precision_and_device(pipe))
     print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
 
 

@@ -1,0 +1,1 @@
+"""LoRAs: open one, convert it into atoms, distill it into sparse ones."""

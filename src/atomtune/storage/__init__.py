@@ -1,0 +1,1 @@
+"""Adapters on disk: folders, their cards, several merged into one."""
