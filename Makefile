@@ -1,4 +1,5 @@
-# Every target makes .venv first when it is missing or older than what it is made from.
+# Every target makes .venv first when it is missing or older than what it is made from. pip would try every version of the
+# lock again, so it installs the lock as it stands, and then only what torch needs beside it.
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
@@ -9,14 +10,19 @@ help:  ## list the targets
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
+	if command -v uv > /dev/null; then \
+	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,eval]'; \
+	else grep -vE '^(cuda|nvidia|triton)' constraints.txt > .venv/pinned.txt && \
+	  $(BIN)/pip install --quiet --no-compile --no-deps --requirement .venv/pinned.txt && \
+	  $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,eval]'; \
+	fi
 	touch $@
 
 demo: .venv/installed  ## learn a teapot from five images and draw it elsewhere (runs/demo)
 	$(BIN)/atomtune demo
 
-test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/installed  ## the whole test suite, in two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-latest:  ## the test suite with the newest PEFT instead of the pinned one
 	$(PYTHON) -m venv .venv-latest
