@@ -1,7 +1,24 @@
 """Settings that every test shares."""
 
+import pytest
 from hypothesis import settings
 
 # A busy machine is not a failure, and a suite that passed should pass again.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> str:
+    """The folder of a PixArt-Σ in miniature."""
+    from tests.tiny_pixart import save_tiny_pixart
+
+    return str(save_tiny_pixart(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="session")
+def other_base(tmp_path_factory) -> str:
+    """The same model with other weights."""
+    from tests.tiny_pixart import save_tiny_pixart
+
+    return str(save_tiny_pixart(tmp_path_factory.mktemp("other"), seed=1))

@@ -9,7 +9,6 @@ from PIL import Image
 
 from atomtune.editing import Rung, edit
 from atomtune.errors import UserError
-from tests.tiny_pixart import save_tiny_pixart
 
 TRAINING = {"steps": 2, "num_atoms": 16, "density": 0.5, "report_to": "none", "learning_rate": 0.01}
 
@@ -28,11 +27,6 @@ class Scores:
         return np.full(len(images), 0.5)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_pixart(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def image(tmp_path):
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "it.png")
@@ -41,7 +35,7 @@ def image(tmp_path):
 
 def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_path):
     out = tmp_path / "run"
-    result = edit(image, "a red dog", out, "a blue dog", ["L0[3]"], num=1, scorer=Scores(), base=str(base), **TRAINING)
+    result = edit(image, "a red dog", out, "a blue dog", ["L0[3]"], num=1, scorer=Scores(), base=base, **TRAINING)
     labels = [rung["label"] for rung in result["rungs"]]
     fewer = ["4 a token", "2 a token", "1 a token", "12 atoms", "4 atoms"]
     assert labels == ["all atoms", *fewer, "4 atoms without L0[3]"]
@@ -52,7 +46,7 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
     with Image.open(out / "edit.png") as strip:
         assert strip.width > 9 * 128
-    again = edit(image, "a green dog", out, "a blue dog", num=1, base=str(base), **TRAINING)  # trains no second time
+    again = edit(image, "a green dog", out, "a blue dog", num=1, base=base, **TRAINING)  # trains no second time
     kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
     assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
@@ -60,7 +54,7 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
 
 def test_a_sigma_without_a_density_is_edited_by_numbers_of_atoms_alone(base, image, tmp_path):
     options = TRAINING | {"activation": "soft", "threshold": 0.0}
-    result = edit(image, "a red dog", tmp_path / "run", "a blue dog", num=1, base=str(base), **options)
+    result = edit(image, "a red dog", tmp_path / "run", "a blue dog", num=1, base=base, **options)
     assert [rung["label"] for rung in result["rungs"]] == ["all atoms", "12 atoms", "4 atoms"]
 
 
@@ -71,6 +65,6 @@ def test_a_trade_off_is_the_harmonic_mean_and_nothing_below_zero():
 
 def test_atoms_and_images_that_are_not_there_are_sentences(base, image, tmp_path):
     with pytest.raises(UserError, match="edit takes one image"):
-        edit(tmp_path, "a dog", tmp_path / "run", base=str(base))
+        edit(tmp_path, "a dog", tmp_path / "run", base=base)
     with pytest.raises(UserError, match=r"there is no 'L7\[3\]' in this adapter"):
-        edit(image, "a dog", tmp_path / "run", "a cat", ["L7[3]"], num=1, base=str(base), **TRAINING)
+        edit(image, "a dog", tmp_path / "run", "a cat", ["L7[3]"], num=1, base=base, **TRAINING)

@@ -23,11 +23,6 @@ from tests.tiny_pixart import save_tiny_pixart
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_pixart(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
@@ -48,7 +43,7 @@ def run(base, images, tmp_path_factory):
         "density": 0.5,
         "optimizer_options": {"weight_decay": 0.1},
     }
-    config.write_text(yaml.safe_dump({**options, "base": str(base), "target_modules": ["attn1"], "seed": 3}))
+    config.write_text(yaml.safe_dump({**options, "base": base, "target_modules": ["attn1"], "seed": 3}))
     main(["customize", str(images), "--config", str(config), "--class-name", "dog", "--steps", "2", "--out", str(out)])
     return out
 
@@ -392,7 +387,7 @@ def test_an_adapter_of_another_base_names_both(run, capsys, tmp_path):
 
 
 def test_density_is_refused_for_other_methods(base, images, lora, tmp_path, capsys):
-    common = ["--base", str(base), "--class-name", "dog", "--steps", "1", "--method", "oft"]
+    common = ["--base", base, "--class-name", "dog", "--steps", "1", "--method", "oft"]
     main(["customize", str(images), *common, "--out", str(tmp_path / "oft")])
     draw = ("--prompt", "x", "--steps", "1")
     unopened = (*draw, "--base", "no such base")

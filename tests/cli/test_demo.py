@@ -37,7 +37,9 @@ def installed(tmp_path_factory) -> Path:
 def test_demo(tmp_path, installed):
     """From the wheel alone, in an empty folder."""
     demo = [str(installed), "demo", "--out", str(tmp_path)]
-    environment = {"COLUMNS": "120"} | ({"OMP_NUM_THREADS": threads} if (threads := os.getenv("OMP_NUM_THREADS")) else {})
+    environment = {"COLUMNS": "120"} | (
+        {"OMP_NUM_THREADS": threads} if (threads := os.getenv("OMP_NUM_THREADS")) else {}
+    )
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout

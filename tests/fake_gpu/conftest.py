@@ -8,18 +8,12 @@ import pytest
 from PIL import Image
 
 from tests.fake_gpu.card import Card
-from tests.tiny_pixart import save_tiny_pixart
 
 
 @pytest.fixture
 def card() -> Iterator[Card]:
     with Card() as card:
         yield card
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    return save_tiny_pixart(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_a_run_trains_on_the_card(options, base, images, tmp_path, monkeypatch, 
     monkeypatch.setattr(Trainer, "_sample", lambda self: [])
     waits = waits_of(card, Trainer, "_advance", monkeypatch)
     run: dict[str, Any] = QUICK | {"mixed_precision": "no"} | options
-    atomtune.customize(images, base=str(base), out=tmp_path / "run", **run)
+    atomtune.customize(images, base=base, out=tmp_path / "run", **run)
     pipe = load_base(base)
     pipe.to("gpu")
     assert next(load_adapter(pipe, tmp_path / "run").parameters()).device == GPU

@@ -7,14 +7,7 @@ import pytest
 from PIL import Image
 
 import atomtune
-from tests.tiny_pixart import save_tiny_pixart
 from tests.training.quick import QUICK
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> str:
-    """A saved miniature PixArt-Σ."""
-    return str(save_tiny_pixart(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture

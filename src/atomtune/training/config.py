@@ -16,12 +16,14 @@ from cyclopts import Parameter
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
-from atomtune.method.sigma import SigmaConfig
+from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 LENGTH = ("steps", "epochs")
 """The options that say how long a run is, of which one is enough."""
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words of the user's own, which may begin with a dash on the command line."""
+
+Activation = Literal[tuple(SIGMAS)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclasses.dataclass
@@ -64,7 +66,7 @@ class CustomizeConfig:
     """Atoms over the whole model, shared out evenly among its adapted layers, in place of num_atoms in each: 40 are a
     small adapter whose every atom can be looked at. The recipe for few atoms, with a larger learning rate, then
     applies."""
-    activation: Literal["topk", "batch_topk", "soft", "relu", "jumprelu"] = "topk"
+    activation: Activation = "topk"
     """σ: the k largest coefficients of a token by magnitude, or k a token on average over the batch, a soft threshold,
     ReLU(x - threshold), or x where it is above a threshold that is learned."""
     density: float = 0.04
