@@ -164,7 +164,7 @@ class AtomBoard:
         """
         if count < 1:
             raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
-        scores = self.energy() if by is None else [score.float() for score in by]
+        scores = self.mean_energy() if by is None else [score.float() for score in by]
         present = [d.gain.new_ones(d.num_atoms) if d.kept is None else d.kept for d in self.dictionaries]
         scores = [score.cpu().masked_fill(there.cpu() == 0, -torch.inf) for score, there in zip(scores, present)]
         if per_layer:
@@ -174,9 +174,9 @@ class AtomBoard:
         for dictionary, mask in zip(self.dictionaries, chosen):
             dictionary.keep_only(mask)
 
-    def energy(self) -> list[Float[Tensor, " atoms"]]:
+    def mean_energy(self) -> list[Float[Tensor, " atoms"]]:
         """mean |s_m| · ‖d_m‖ of every atom as measured in training, one tensor a layer. Raises `UserError`."""
-        energies = [dictionary.energy for dictionary in self.dictionaries]
+        energies = [dictionary.mean_energy for dictionary in self.dictionaries]
         if not any(energy.any() for energy in energies):
             raise UserError(
                 "this adapter does not say how much its atoms were used in training: trace it on some prompts and "

@@ -67,8 +67,8 @@ class Trace:
         self.input_ids = []
         adapted = adapted_layers(self._model, self._adapter)
         self.layers = [LayerTrace(layer.dictionary(self._adapter), self._codes) for layer in adapted]
-        self._hooks = [self._model.register_forward_pre_hook(self._called, prepend=True, with_kwargs=True)]
-        self._hooks.append(self._model.register_forward_hook(self._answered, with_kwargs=True))
+        self._hooks = [self._model.register_forward_pre_hook(self._before_run, prepend=True, with_kwargs=True)]
+        self._hooks.append(self._model.register_forward_hook(self._after_run, with_kwargs=True))
         for layer in self.layers:
 
             def record(_module: nn.Module, inputs: tuple[Tensor, ...], layer: LayerTrace = layer) -> None:
@@ -90,7 +90,7 @@ class Trace:
         place, row = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
         return self.layers[place] if row is None else AtomTrace(self.layers[place], row)
 
-    def _called(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """The model starts a run: is it the next step of the same samples, or are these new ones?"""
         times = timesteps(model, args, kwargs)
         states = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
@@ -104,7 +104,7 @@ class Trace:
         goes_on = later and samples == before.samples
         self._run = ModelRun(times, guided, before.first_sample + (0 if goes_on else before.samples), samples)
 
-    def _answered(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
+    def _after_run(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
         """A run that was broken off (to catch its arguments, as `training.encoding` does) does not count."""
         self._before = self._run
         if self._codes and isinstance(ids := _argument(model, args, kwargs, "input_ids"), Tensor):

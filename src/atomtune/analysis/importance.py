@@ -48,7 +48,7 @@ def importance(
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     by = by or ("energy" if loss is None else "gradient")
     if by == "energy":
-        return atoms.energy() if traced is None else _traced(atoms, traced)
+        return atoms.mean_energy() if traced is None else _traced(atoms, traced)
     if by not in ("gradient", "ablation"):
         raise UserError(f"importance is by energy, gradient or ablation, got {by!r}.")
     if loss is None:

@@ -93,9 +93,9 @@ def evidence(
             beaten += best[:, None] >= correlation
     chance = (beaten + 1) / (shuffles + 1)
     explained = correlation.square()
-    told = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
+    passing = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
     found: list[list[Evidence]] = [[] for _ in range(activity.shape[1])]
-    for atom, factor in told.nonzero().tolist():
+    for atom, factor in passing.nonzero().tolist():
         numbers = (float(value[atom, factor]) for value in (lift, explained, chance))
         found[atom].append(Evidence(factors[factor], *numbers))
     return [sorted(items, key=lambda item: -item.explained) for items in found]
@@ -121,16 +121,20 @@ def name_atoms(
     if len(prompts) != len(watched.drawings):
         raise UserError(f"{len(watched.drawings)} images cannot be named by {len(prompts)} prompts: give one each.")
     words = sorted({factor for prompt in prompts for factor in prompt.factors}, key=lambda f: (f.kind, f.word))
-    said = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
-    return [_name_layer(layer, watched, words, said, generator) for layer in watched.layers]
+    word_presence = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
+    return [_name_layer(layer, watched, words, word_presence, generator) for layer in watched.layers]
 
 
 def _name_layer(
-    layer: LayerActivity, watched: Watched, words: list[Factor], said: Tensor, generator: torch.Generator | None
+    layer: LayerActivity,
+    watched: Watched,
+    words: list[Factor],
+    word_presence: Tensor,
+    generator: torch.Generator | None,
 ) -> list[Name]:
     by_phase = layer.by_phase
     samples, phases, _ = by_phase.shape
-    found = [evidence(by_phase.mean(1), said, words, generator)]
+    found = [evidence(by_phase.mean(1), word_presence, words, generator)]
     if phases > 1:
         when = [Factor(phase, "phase") for phase in watched.phases]
         found.append(evidence(by_phase.flatten(0, 1), torch.eye(phases).repeat(samples, 1), when, generator, phases))

@@ -111,7 +111,13 @@ def measure(model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]],
         alive_in_both=_sums(fired[0][0] & fired[1][0], fired[0][1] & fired[1][1]),
         strength=(float((power[1, 0] / power[0, 0]).sqrt()), float((power[0, 1] / power[1, 1]).sqrt())),
         layers=[
-            _layer(layer, _own(traces[0][0], layer, adapters[0]), _own(traces[1][1], layer, adapters[1]), on_a, on_b)
+            _layer(
+                layer,
+                _layer_trace(traces[0][0], layer, adapters[0]),
+                _layer_trace(traces[1][1], layer, adapters[1]),
+                on_a,
+                on_b,
+            )
             for layer, on_a, on_b in zip(shared, *products)
         ],
     )
@@ -204,7 +210,7 @@ def _layer(
     )
 
 
-def _own(traced: Trace, layer: AtomLayer, adapter: str) -> LayerTrace:
+def _layer_trace(traced: Trace, layer: AtomLayer, adapter: str) -> LayerTrace:
     return traced[Layer(layer.dictionary(adapter)).address]
 
 

@@ -58,7 +58,7 @@ def render(
     )
     environment.filters |= {"data_uri": _data_uris(width, quality), "anchor": _anchor, "spark": _spark}
     return environment.get_template("report.html.j2").render(
-        it=inspection,
+        inspection=inspection,
         made_by=made_by or {},
         map=_energy_map(inspection.rows),
         table=[_table_row(rank, row) for rank, row in enumerate(inspection.rows, 1)],

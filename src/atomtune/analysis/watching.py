@@ -80,11 +80,11 @@ def watch(
     guidance_scale: float | None = None,
     resolution: int | None = None,
     batch_size: int = 8,
-    advance: Callable[[int], None] = lambda drawn: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Watched:
     """Draw each prompt once; every batch has a seed of its own, so that no atom is judged by one noise alone.
 
-    `advance` is told how many images each batch added.
+    `on_progress(done, total)` is called after each batch of images.
     """
     drawings: list[Drawing] = []
     names: list[str] = []
@@ -96,7 +96,7 @@ def watch(
             seed += 1
             for layer in layers:
                 names = _reduce(layer, drawings[-1].image.width / drawings[-1].image.height)
-            advance(len(batch))
+            on_progress(len(drawings), len(prompts))
     return Watched(drawings, layers, names, watched)
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import DEFAULT_HARDWARE, Hardware
 from atomtune.errors import check_seed
 
 UNSEEN = (
@@ -42,7 +42,7 @@ def demo(
     out: Path = Path("runs/demo"),
     seed: int = 0,
     steps: int | None = None,
-    hardware: Hardware = AUTO,
+    hardware: Hardware = DEFAULT_HARDWARE,
 ) -> None:
     """Learn a teapot from five bundled images and draw it elsewhere.
 

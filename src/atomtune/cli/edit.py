@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
@@ -22,7 +22,7 @@ def edit(
     seed: int = 0,
     steps: int | None = None,
     epochs: int | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Learn one image, then draw what it should become over a ladder of densities and of numbers of atoms.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output, remove_leftovers
 
@@ -31,7 +31,7 @@ def generate(
     resolution: int | None = None,
     batch_size: int = 8,
     out: Path | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Draw images, with or without an adapter.
 

@@ -49,5 +49,5 @@ class Base(Hardware):
         return bases.load_base(self.name(adapter), self.dtype, self.device)
 
 
-AUTO = Hardware()
-OWN = Base()
+DEFAULT_HARDWARE = Hardware()
+DEFAULT_BASE = Base()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def inspect(
     resolution: int | None = None,
     naming_prompts: int = 96,
     batch_size: int = 8,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
@@ -78,7 +78,7 @@ def inspect(
     wanted = read_prompts(prompts) if prompts else []
     if prompts is not None and not wanted:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
-    wanted = wanted or _about(subject, class_name, 8)
+    wanted = wanted or _prompts_about(subject, class_name, 8)
     pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)
     if against:
@@ -87,7 +87,7 @@ def inspect(
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(STAGES[stage], total=total)
             bars.update(tasks[stage], completed=done)
@@ -97,7 +97,7 @@ def inspect(
             wanted,
             subject=subject,
             class_name=class_name,
-            against=("against", _about(*_subject(other), 4)) if against else None,
+            against=("against", _prompts_about(*_subject(other), 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,
@@ -105,7 +105,7 @@ def inspect(
             guidance_scale=guidance_scale,
             resolution=resolution,
             batch_size=batch_size,
-            tell=tell,
+            on_progress=on_progress,
         )
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
@@ -119,7 +119,7 @@ def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
     return f"{token} {class_name}" if token and class_name else token, class_name
 
 
-def _about(subject: str | None, class_name: str | None, count: int) -> list[str]:
+def _prompts_about(subject: str | None, class_name: str | None, count: int) -> list[str]:
     """Prompts with it in different sizes, places and backgrounds."""
     import torch
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def merge(
     num: int = 4,
     seed: int = 0,
     steps: int | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Make one adapter out of several, or say how far two of them overlap.
 
@@ -92,7 +92,7 @@ def _report(
     for info in infos:
         info.refuse_other_than("ATOMS", "only atoms can be compared one by one")
     folders.refuse_different_bases(infos)
-    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_own_words, infos))
+    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_trained_prompts, infos))
     pipe = base.open(infos[0])
     for name, path in zip(("first", "second"), adapters):
         folders.load_adapter(pipe, path, name)
@@ -105,7 +105,7 @@ def _report(
         console.print(table)
 
 
-def _own_words(info: "AdapterInfo") -> list[str]:
+def _trained_prompts(info: "AdapterInfo") -> list[str]:
     """What an adapter was trained to be called; of a merged one, what each that went in was."""
     sources = info.metadata.get("merged_from") or [info.metadata]
     words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]

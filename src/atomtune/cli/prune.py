@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError
 from atomtune.files import refuse_output
 
@@ -23,7 +23,7 @@ def prune(
     by: Literal["energy", "gradient"] | None = None,
     finetune_steps: int = 0,
     learning_rate: float | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Keep the atoms that matter most and throw the others away.
 
@@ -65,7 +65,7 @@ def prune(
     name, pipe = base.name(info), base.open(info)
     model = folders.load_adapter(pipe, adapter)
     board = steering.board(model)
-    scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
+    scores = board.mean_energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = model.prune()  # pyright: ignore[reportCallIssue]  AtomModel's
     pruned = folders.save_adapter(

@@ -14,14 +14,14 @@ REPEAT = 1.0
 
 
 class Interruption:
-    """While this is open, the first signal sets `asked` and calls `heard`; a later one raises `KeyboardInterrupt`.
+    """While this is open, the first signal sets `asked` and calls `on_first_signal`; a later one raises `KeyboardInterrupt`.
 
     Python lets only the main thread handle signals; in any other nothing changes. A signal that whoever started the
     process has switched off (as `nohup` and `&` do) stays off. The handlers from before come back at the end.
     """
 
-    def __init__(self, heard: Callable[[], None]):
-        self.heard = heard
+    def __init__(self, on_first_signal: Callable[[], None]):
+        self.on_first_signal = on_first_signal
         self.asked = False
         self._since = 0.0
         self._before: dict[int, Any] = {}
@@ -41,6 +41,6 @@ class Interruption:
         now = time.monotonic()
         if not self.asked:
             self.asked, self._since = True, now
-            self.heard()
+            self.on_first_signal()
         elif now - self._since > REPEAT:
             raise KeyboardInterrupt
