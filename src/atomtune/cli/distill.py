@@ -36,8 +36,8 @@ def distill(
             write it.
         out: Folder for the adapter of atoms.
         num_atoms: Number of atoms in each layer that the LoRA adapts.
-        density: Share of these atoms that one token may use. With 1 the atoms are the LoRA's own components, and
-            exactly as good as the LoRA.
+        density: Share of these atoms that one token may use. With 1 the atoms are the LoRA's own components,
+            which add exactly what the LoRA adds.
         prompt: A prompt of the kind that the LoRA was trained for; may be repeated. By default "a TOKEN CLASS", if the
             adapter names both.
         prompts_file: Text file with one prompt a line.

@@ -36,23 +36,23 @@ def generate(
     """Draw images, with or without an adapter.
 
     Every image is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
-    each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
-    command draws what is missing.
+    each prompt. Other settings give other file names, so no earlier image is overwritten. After an interruption the
+    same command draws the missing images.
 
     Args:
         adapter: Folder of a run or of an adapter. Without one the base alone draws.
-        prompt: What to draw. Give it again for another.
+        prompt: What to draw; may be repeated.
         prompts_file: Text file with one prompt a line.
-        negative_prompt: What no image should show, one for all prompts. It acts through guidance.
+        negative_prompt: What no image should show, for all prompts. Works only with guidance.
         num: Images of each prompt.
-        seed: Seed of the first image of each prompt; the next has seed + 1. The noise depends on it alone.
-        density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
+        seed: Seed of the first image of each prompt; the next image has seed + 1. The noise depends on the seed alone.
+        density: Share of the atoms that one token may use, in (0, 1] (by default the density in training).
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        batch_size: Images drawn at once.
+        batch_size: Images drawn in one batch.
         out: Folder for the images ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 STAGES = {
     "base": "drawing without the adapter",
-    "adapter": "drawing with it",
+    "adapter": "drawing with the adapter",
     "names": "looking for names",
-    "influence": "silencing atom by atom",
-    "ladder": "keeping only the best",
-    "density": "turning the density",
+    "influence": "silencing one atom at a time",
+    "ladder": "keeping only the best atoms",
+    "density": "changing the density",
 }
 
 
@@ -39,21 +39,21 @@ def inspect(
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
-    The page is a single HTML file that fetches nothing. Energies are measured on the prompts; names are proposed from
+    The page is a single HTML file that loads nothing from the network. Energies are measured on the prompts; names are proposed from
     other prompts, in which subjects, sizes, places and backgrounds vary independently.
 
     Args:
         adapter: Folder of a run or of an adapter.
-        prompts: Text file with one prompt a line; by default eight about the subject that was learnt.
+        prompts: Text file with one prompt a line (by default eight prompts with the learnt subject).
         out: The page (report.html in the run by default).
         against: Another adapter of the same base, to compare with.
-        top: How many of the strongest atoms are shown closely.
+        top: Number of the strongest atoms that are shown in detail.
         seed: Seed of all images.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        naming_prompts: Images from which names are proposed.
-        batch_size: Images drawn at once.
+        naming_prompts: Number of images from which names of atoms are proposed.
+        batch_size: Images drawn in one batch.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -75,10 +75,10 @@ def inspect(
     other.refuse_other_than("ATOMS", "only atoms can be compared one by one")
     folders.refuse_different_bases([info, other])
     subject, class_name = _subject(info)
-    wanted = read_prompts(prompts) if prompts else []
-    if prompts is not None and not wanted:
+    texts = read_prompts(prompts) if prompts else []
+    if prompts is not None and not texts:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
-    wanted = wanted or _prompts_about(subject, class_name, 8)
+    texts = texts or _prompts_about(subject, class_name, 8)
     pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)
     if against:
@@ -94,7 +94,7 @@ def inspect(
 
         found = inspection.inspect(
             pipe,
-            wanted,
+            texts,
             subject=subject,
             class_name=class_name,
             against=("against", _prompts_about(*_subject(other), 4)) if against else None,
@@ -114,13 +114,13 @@ def inspect(
 
 
 def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
-    """What was learnt, with its token, and its class."""
+    """The learnt subject with its token, and its class."""
     token, class_name = info.metadata.get("token"), info.metadata.get("class_name")
     return f"{token} {class_name}" if token and class_name else token, class_name
 
 
 def _prompts_about(subject: str | None, class_name: str | None, count: int) -> list[str]:
-    """Prompts with it in different sizes, places and backgrounds."""
+    """Prompts with the subject in different sizes, places and backgrounds."""
     import torch
 
     from atomtune.analysis.prompts import crossed_prompts
