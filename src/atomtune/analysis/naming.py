@@ -1,14 +1,14 @@
 """A name for each atom, proposed, with its evidence; no name where the evidence is weak.
 
-Rows are observations: an image, or one phase or one region of it. p is what share of everything that fired there was
-this atom; f is whether a factor (a word of the prompt, a phase, a region) was present. An atom answers to a factor when
+Rows are observations: an image, or one phase or one region of an image. p is the share of this atom in all that fired
+there; f is 1 if a factor (a word of the prompt, a phase, a region) was present, else 0. An atom answers to a factor when
 
-    lift      = E[p | f present] / E[p | f absent]  how many times as much, measured against all other atoms
-    explained = corr(p, f)²                         the share of the ups and downs of p that the factor accounts for
-    chance    = share of shuffles of the rows whose best factor does as well as this one
+    lift      = E[p | f present] / E[p | f absent]  how many times as much of all that fires is this atom's
+    explained = corr(p, f)²                         the share of the variance of p that the factor explains
+    chance    = share of shuffles of the rows whose best factor explains as much
 
-are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. A shuffle compares with the best of all factors, so testing
-many of them does not make names easier to get; about one unnameable atom in 500 gets a name by accident.
+are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. Each shuffle counts with the best of all its factors, so
+testing many factors does not make names easier to get. About one atom in 500 gets a name by accident.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Name:
-    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty where the
+    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty if the
     evidence is weak."""
 
     evidence: tuple[Evidence, ...] = ()
@@ -114,9 +114,9 @@ def name_atoms(
 ) -> list[list[Name]]:
     """A name for every atom, by layer, from images of prompts whose factors vary independently.
 
-    Looked at are the words of the prompts (shuffled over images), the phase of sampling (shuffled within each
-    image) and the region of the image (likewise): left, right, top, bottom, and where the background is plain, as
-    moji's are, also whether it is on the drawing, on its outline, or around it.
+    The factors are the words of the prompts (shuffled over images), the phase of sampling (shuffled within each image)
+    and the region of the image (shuffled within each image): left, right, top, bottom, and, if the background is
+    plain, as moji's are, whether the region is on the drawing, on its outline, or around it.
     """
     if len(prompts) != len(watched.drawings):
         raise UserError(f"{len(watched.drawings)} images cannot be named by {len(prompts)} prompts: give one each.")
@@ -142,7 +142,7 @@ def _name_layer(
         images = [drawing.image for drawing in watched.drawings]
         presence, where = region_factors(images, layer.region_grid)
         size = presence.shape[1]
-        # Thousands of rows: chance is not what decides here, so fewer shuffles than would show 0.002.
+        # Thousands of rows: `chance` hardly ever decides here, so fewer shuffles are enough.
         found.append(evidence(layer.by_region.flatten(0, 1), presence.flatten(0, 1), where, generator, size, 500))
     return [name([item for items in atom for item in items]) for atom in zip(*found)]
 

@@ -77,7 +77,7 @@ def generate(
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)
-        _turn(model, density, scale, preset)
+        _set_dials(model, density, scale, preset)
         made_by |= {"density": density, "scale": scale, "preset": preset and str(preset)}
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
@@ -100,7 +100,7 @@ def generate(
     grid = out / f"grid-{sampling.digest(settings)}.png"
     sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
     before = len(files) - len(missing)
-    already = f"; {before} were there already, drawn with the same settings" if before else ""
+    already = f"; {before} of them had been drawn before with the same settings" if before else ""
     print(f"{len(files)} images and {grid.name} are in {out}{already}")
 
 
@@ -127,8 +127,8 @@ def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float
         raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
 
 
-def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
-    """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
+def _set_dials(model, density: float | None, scale: float, preset: Path | None) -> None:
+    """Set the dials of the adapter, for sampling only. `density` wins over the density in the preset."""
     from atomtune.steering import board
     from atomtune.storage import folders
 
