@@ -29,8 +29,8 @@ class CustomizeConfig:
     """All options of a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
     images: Path
-    """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
-    name.caption beside name.png."""
+    """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or from
+    name.txt or name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: Text
     """The class of the subject, in one or two words that the base knows: "teapot"."""
@@ -115,7 +115,7 @@ class CustomizeConfig:
     l1: float = 0.0
     """Weight in the loss of |s|₁ (eq. 5), the mean over tokens and layers."""
     orthogonality: float = 0.0
-    """Weight in the loss of Σ_{i≠j} cos²(d_i, d_j) / M, the mean over layers, which makes atoms more orthogonal (A.1)."""
+    """Weight in the loss of Σ_{i≠j} cos²(d_i, d_j) / M, the mean over layers: makes atoms more orthogonal (A.1)."""
     density_penalty: float = 0.1
     """Weight in the loss of (measured density / density - 1)², the mean over layers. For jumprelu only: it trains λ."""
     prior_preservation: bool = False
