@@ -33,7 +33,7 @@ board.keep(40)  # the 40 atoms of the most energy, over all layers
 draw("best-40")
 board.reset()
 atoms = list(board)
-strongest = atoms[int(torch.cat(board.energy()).argmax())].address
+strongest = atoms[int(torch.cat(board.mean_energy()).argmax())].address
 with board.muted(strongest):  # what it alone brings is missing
     draw("without-the-strongest")
 print(f"the strongest atom is {strongest}, of {len(board)}")

@@ -4,7 +4,7 @@ import json
 
 from atomtune.metrics import load_judge
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES
-from atomtune.moji.pipeline import WEIGHTS, load
+from atomtune.moji.pipeline import WEIGHTS_FOLDER, load
 from pretraining.drawings import VERSIONS
 
 CARD = """---
@@ -78,7 +78,7 @@ def main() -> None:
     """Write `README.md` beside the weights."""
     from atomtune.moji.scenes import STYLES
 
-    numbers = json.loads((WEIGHTS / "evaluation.json").read_text())
+    numbers = json.loads((WEIGHTS_FOLDER / "evaluation.json").read_text())
     columns = [numbers["base"], numbers["real_drawings"], numbers["kept_out_compositions"]]
     rows = [f"| {words} | " + " | ".join(f"{c[key]:.1%}" for c in columns) + " |" for key, words in WORDS.items()]
     sources = [
@@ -99,7 +99,7 @@ def main() -> None:
         judge=load_judge().accuracy["name_top1"],
         sources="\n".join(sources),
     )
-    (WEIGHTS / "README.md").write_text(card)
+    (WEIGHTS_FOLDER / "README.md").write_text(card)
 
 
 if __name__ == "__main__":

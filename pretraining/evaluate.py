@@ -22,7 +22,7 @@ from atomtune.files import atomic_file
 from atomtune.metrics import background_colour, load_judge, place_and_size
 from atomtune.moji import load
 from atomtune.moji.names import SEEN_NAMES
-from atomtune.moji.pipeline import WEIGHTS
+from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, Scene, caption
 from atomtune.sampling import grid, save_png
 from pretraining.autoencoder import held_out_pictures, psnr
@@ -104,7 +104,7 @@ def beside(pictures: list[Image.Image], found: list[Nearest], drawings: Drawings
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=WEIGHTS / "evaluation.json")
+    parser.add_argument("--json", type=Path, default=WEIGHTS_FOLDER / "evaluation.json")
     parser.add_argument("--samples", type=Path, default=Path("docs/results/moji-samples.png"))
     parser.add_argument("--nearest", type=Path, default=Path("docs/results/moji-nearest.png"))
     parser.add_argument("--prompts", type=int, default=400)
@@ -115,7 +115,7 @@ def main() -> None:
     drawn_seen, drawn_kept = draw(pipe, seen), draw(pipe, kept)
     near = nearest(drawn_seen, seen, drawings)
     result = {
-        "images_seen": json.loads((WEIGHTS / "training.json").read_text())["images"],
+        "images_seen": json.loads((WEIGHTS_FOLDER / "training.json").read_text())["images"],
         "prompts": len(seen),
         "base": score(drawn_seen, seen),
         "real_drawings": score([drawings.picture(scene) for scene in seen], seen),

@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from atomtune.files import atomic_file
-from atomtune.metrics.judge import NAMES, WEIGHTS, Judge, embed_sentences, name_prompt
+from atomtune.metrics.judge import NAMES, WEIGHTS_FOLDER, Judge, embed_sentences, name_prompt
 from atomtune.metrics.network import JOINT, SUBJECT, JudgeNetwork, crop, locate
 from atomtune.moji.names import spoken
 from atomtune.moji.scenes import (
@@ -414,7 +414,7 @@ def compose_turned(drawings: Drawings, scene: Scene) -> Image.Image:
 def main(steps: int, without: str | None) -> None:
     """Train, measure and write `judge.safetensors` and `judge.json` (or add one unknown style's part to the latter)."""
     drawings = Drawings()
-    report = WEIGHTS / "judge.json"
+    report = WEIGHTS_FOLDER / "judge.json"
     network = train(drawings, steps // 3 if without else steps, without)
     if without:
         part = measure(Judge(network, {}), drawings, [without])
@@ -427,7 +427,7 @@ def main(steps: int, without: str | None) -> None:
             name: tensor.half() if tensor.is_floating_point() else tensor
             for name, tensor in network.state_dict().items()
         }
-        with atomic_file(WEIGHTS / "judge.safetensors") as temporary:
+        with atomic_file(WEIGHTS_FOLDER / "judge.safetensors") as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     with atomic_file(report) as temporary:
         temporary.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atomtune.moji.names import SEEN_NAMES
-from atomtune.moji.pipeline import AUTOENCODER, TRANSFORMER, WEIGHTS, assemble
+from atomtune.moji.pipeline import AUTOENCODER, TRANSFORMER, WEIGHTS_FOLDER, assemble
 from atomtune.moji.scenes import Mix
 from atomtune.sampling import grid
 from pretraining import CACHE, autocast, autoencoder, state
@@ -98,7 +98,7 @@ def optimizer(model: PixArtTransformer2DModel, learning_rate: float = LEARNING_R
 def trained_autoencoder() -> AutoencoderTiny:
     """The autoencoder of the stage before, with latents scaled to unit variance; or the committed one."""
     if (last := state.load(autoencoder.CHECKPOINT)) is None:
-        return AutoencoderTiny.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32, variant="fp16")
+        return AutoencoderTiny.from_pretrained(WEIGHTS_FOLDER / "vae", torch_dtype=torch.float32, variant="fp16")
     vae = AutoencoderTiny(**AUTOENCODER)
     vae.load_state_dict(last["model"])
     vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -122,7 +122,12 @@ class Pretraining:
     """
 
     def __init__(
-        self, last: int, device: str = "cpu", start: Path = WEIGHTS, bundle: Path | None = None, out: Path = CACHE
+        self,
+        last: int,
+        device: str = "cpu",
+        start: Path = WEIGHTS_FOLDER,
+        bundle: Path | None = None,
+        out: Path = CACHE,
     ) -> None:
         torch.manual_seed(0)
         self.vae, self.images, self.restarted_at, self.last = trained_autoencoder(), 0, 0, last
@@ -187,7 +192,7 @@ class Pretraining:
         average.train()
         grid([drawn[:8], drawn[8:]], ["", ""]).save(self.out / f"samples-{self.images:07d}.png")
 
-    def export(self, folder: Path = WEIGHTS, shard: str = "10GB") -> None:
+    def export(self, folder: Path = WEIGHTS_FOLDER, shard: str = "10GB") -> None:
         """Write the averaged weights and the autoencoder, as fp16 safetensors, and how many images they have seen."""
         average: Any = copy.deepcopy(self.average.module)
         average.half().save_pretrained(folder / "transformer", variant="fp16", max_shard_size=shard)
@@ -234,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5_000_000, help="images it is to have seen in all")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--start", type=Path, default=WEIGHTS, help="folder of weights to go on from")
+    parser.add_argument("--start", type=Path, default=WEIGHTS_FOLDER, help="folder of weights to go on from")
     parser.add_argument("--bundle", type=Path, help="folder of pretraining.bundle; needed on a card")
     parser.add_argument("--out", type=Path, default=CACHE, help="folder for weights, log and samples")
     parser.add_argument("--batch", type=int, help="32 on a CPU; on a card 512, or the largest below that fits")

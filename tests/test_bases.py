@@ -53,7 +53,7 @@ def test_films_are_refused(base):
     class Films(type(load_base(base))):
         def __call__(self, prompt: str, num_frames: int = 16): ...
 
-    with pytest.raises(UserError, match="Films draws films and not images"):
+    with pytest.raises(UserError, match="Films draws videos, not images"):
         call_options(Films(**load_base(base).components))
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import atomtune
 from atomtune import metrics
-from atomtune.moji.pipeline import WEIGHTS
+from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from atomtune.moji.scenes import BACKGROUNDS, Scene
 from pretraining.drawings import Drawings
 
@@ -86,7 +86,7 @@ def pictures(name: str, folder: Path) -> dict[str, Image.Image]:
 
 def weights_digest() -> str:
     """Eight letters that stand for the base's weights as they are now."""
-    file = next((WEIGHTS / "transformer").glob("*.safetensors"))
+    file = next((WEIGHTS_FOLDER / "transformer").glob("*.safetensors"))
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 

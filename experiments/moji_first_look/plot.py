@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from atomtune import sampling
-from atomtune.moji.pipeline import WEIGHTS
+from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from experiments.common import subjects
 from experiments.common.figures import BLUE, GREEN, GREY, ORANGE, plt, save
 from experiments.common.report import DOCS
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     """How good the base is, against the images that it has seen: from the weights' own evaluation."""
-    history = json.loads((WEIGHTS / "evaluation.json").read_text(encoding="utf-8"))["history"]
+    history = json.loads((WEIGHTS_FOLDER / "evaluation.json").read_text(encoding="utf-8"))["history"]
     figure, axis = plt.subplots(figsize=(6, 3.4))
     images = [point["images_seen"] / 1e6 for point in history]
     keys = ("name_first", "name_in_first_five", "style", "background")

@@ -19,7 +19,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from atomtune.moji.pipeline import WEIGHTS, assemble
+from atomtune.moji.pipeline import WEIGHTS_FOLDER, assemble
 from atomtune.moji.scenes import Mix
 from experiments.common.cells import read
 from experiments.common.processes import as_in_pretraining
@@ -81,7 +81,9 @@ def measure(idea: Idea) -> dict[str, Any]:
     torch.manual_seed(0)
     vae = transformer.trained_autoencoder()
     batches, asked = Batches(vae, idea.mix), Batches(vae, EVERYTHING_SAID)
-    model = PixArtTransformer2DModel.from_pretrained(WEIGHTS / "transformer", torch_dtype=torch.float32, variant="fp16")
+    model = PixArtTransformer2DModel.from_pretrained(
+        WEIGHTS_FOLDER / "transformer", torch_dtype=torch.float32, variant="fp16"
+    )
     averages = {key: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) for key, decay in AVERAGES.items()}
     optimizer, file, start = transformer.optimizer(model), CACHE / f"onward-{name}.pt", 0
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, **averages}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from atomtune.metrics import load_judge
-from atomtune.moji.pipeline import WEIGHTS
+from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from experiments.common.report import table
 from experiments.moji_first_look import run as first_look
 from experiments.moji_trials import run as trials
@@ -50,7 +50,7 @@ def judge_accuracy(accuracy: dict[str, Any]) -> str:
 
 def page(out: Path) -> str:
     """From the results in the folders of `out`, and what the weights' and the judge's own evaluations say."""
-    numbers, accuracy = json.loads((WEIGHTS / "evaluation.json").read_text()), load_judge().accuracy
+    numbers, accuracy = json.loads((WEIGHTS_FOLDER / "evaluation.json").read_text()), load_judge().accuracy
     looks, tried = out / "moji_first_look", out / "moji_trials"
     rms = numbers["rms_to_nearest_training_drawing"]
     return f"""# moji: how good the base is, and its judge

@@ -111,13 +111,13 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
     """Height and width, in pixels, that the base draws by default. Raises `UserError` if it does not say."""
-    size = _own_resolution(pipe)
+    size = _default_resolution(pipe)
     if size is None:
         raise UserError(f"{type(pipe).__name__} does not say what size it draws: give a resolution in pixels.")
     return size
 
 
-def _own_resolution(pipe: Any) -> int | None:
+def _default_resolution(pipe: Any) -> int | None:
     size = denoiser(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if size is None or factor is None:
@@ -125,9 +125,9 @@ def _own_resolution(pipe: Any) -> int | None:
     return (size if isinstance(size, int) else size[0]) * factor
 
 
-def _refuse_films(pipe: DiffusionPipeline) -> None:
+def _refuse_video(pipe: DiffusionPipeline) -> None:
     if "num_frames" in inspect.signature(type(pipe).__call__).parameters:
-        raise UserError(f"{type(pipe).__name__} draws films and not images: choose another base.")
+        raise UserError(f"{type(pipe).__name__} draws videos, not images: choose another base.")
 
 
 def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
@@ -136,7 +136,7 @@ def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
     A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
     two, say so by the factor of their image processor.)
     """
-    _refuse_films(pipe)
+    _refuse_video(pipe)
     if resolution is None:
         return native_resolution(pipe)
     patch = getattr(denoiser(pipe).config, "patch_size", None)
@@ -156,9 +156,9 @@ def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict
 
     Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw images.
     """
-    _refuse_films(pipe)
+    _refuse_video(pipe)
     options: dict[str, Any] = {}
-    if resolution is not None or _own_resolution(pipe) is not None:
+    if resolution is not None or _default_resolution(pipe) is not None:
         size = resolution_for(pipe, resolution)
         options |= {"height": size, "width": size}
     accepted = inspect.signature(type(pipe).__call__).parameters

@@ -1,8 +1,8 @@
-"""Edit one image: learn it, then draw what it should become with fewer and fewer atoms (Fig. 6).
+"""Edit one image: learn it, then draw a new prompt with fewer and fewer atoms (Fig. 6).
 
-With all its atoms an adapter that learnt one image draws that image, whatever the prompt asks for. The fewer atoms
-act, the freer the prompt. Two ladders are drawn, densities (a token uses fewer atoms) and numbers of atoms kept, and
-every rung is scored by alignment a to the edit prompt and fidelity f to the image. The best trade-off is the largest
+With all its atoms an adapter that learnt one image draws that image, whatever the prompt is. With fewer atoms the
+prompt has more effect. Images are drawn over two ladders, densities (a token uses fewer atoms) and numbers of atoms, and
+every rung is scored by alignment a to the edit prompt and fidelity f to the image. The best rung has the largest
 
     2 a f / (a + f)      with a and f below 0 taken as 0
 """
@@ -34,7 +34,7 @@ RESULTS = ("edit.png", "edit.json", "preset.json")
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What scores images: `atomtune.metrics.Judge`, or anything with its two methods."""
+    """An object that scores images: `atomtune.metrics.Judge`, or any other with these two methods."""
 
     def alignment(self, images: Sequence[Any], prompts: Sequence[str]) -> np.ndarray: ...
 
@@ -43,7 +43,7 @@ class Scorer(Protocol):
 
 @dataclass
 class Rung:
-    """One step of a ladder: its label, the dials that make it, and how its images score (None: no scorer)."""
+    """One step of a ladder: its label, its dials, and the scores of its images (None without a scorer)."""
 
     label: str
     preset: dict[str, Any]
@@ -52,7 +52,7 @@ class Rung:
 
     @property
     def trade_off(self) -> float:
-        """Harmonic mean of alignment and fidelity, both taken as 0 where they are below."""
+        """Harmonic mean of alignment and fidelity, negative values taken as 0."""
         a, f = max(self.alignment or 0.0, 0.0), max(self.fidelity or 0.0, 0.0)
         return 2 * a * f / (a + f) if a + f else 0.0
 
@@ -73,11 +73,11 @@ def edit(
     """Learn `image`, draw `prompt` over two ladders of atoms, and return the rungs with their scores.
 
     Writes the run into `out` (see `customize`), a strip of the images as `out/edit.png`, the scores as
-    `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three are those of
-    the latest edit; each edit keeps its own, and every image, in a folder of `out/edit/`. `source_prompt` says what
-    the image shows now. `remove` names atoms without which the best rung is drawn once more. On moji the judge
-    scores; on another base a `scorer` must be given, or nothing is marked. `dtype` and `device` are those of
-    `load_base`, for training too. Further options are those of `customize`. Raises `UserError`.
+    `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three files are of
+    the latest edit; copies for each edit, with all its images, are in a folder of `out/edit/`. `source_prompt` is what
+    the image shows now. `remove` are addresses of atoms without which the best rung is drawn once more. On moji the
+    judge scores; for another base give a `scorer`, or there are no scores and no best rung. `dtype` and `device` are those of
+    `load_base`, for training too. Further options are passed to `customize`. Raises `UserError`.
     """
     image, out = expanded(image), expanded(out)
     check_seed(seed, num)
@@ -154,7 +154,7 @@ def edit(
 
 
 def _ladder(atoms: AtomBoard) -> list[Rung]:
-    """All atoms; then lower densities of all atoms; then fewer atoms, by the energy they had in training."""
+    """All atoms; then lower densities of all atoms; then fewer atoms, by their energy in training."""
     atoms.reset()
     rungs = [Rung("all atoms", {})]
     trained = atoms.density

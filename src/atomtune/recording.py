@@ -1,7 +1,7 @@
-"""What a trace holds: running sums and kept codes of each layer, and the numbers and maps that they give.
+"""The contents of a trace: running sums and kept codes of each layer, and the numbers and maps made from them.
 
-`tracing.trace` records them. The one form in which codes leave here is dense: `maps`, the mean over timesteps at every
-token of each sample, and `every_token`, with the runs kept apart; of one atom without the others' being laid out.
+`tracing.trace` records them. Codes are stored sparse and returned dense: by `maps`, the mean over timesteps at every
+token of each sample, and by `every_token`, one row for each token of each run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNGUIDED, GUIDED = 0, 1
 
 @dataclass
 class ModelRun:
-    """One run of the model: the timesteps of its rows, whether they are two halves, the samples in it."""
+    """One run of the model: the timesteps of its rows, whether the batch has two halves, and its samples."""
 
     timesteps: Tensor | None = None
     guided: bool = False
@@ -29,7 +29,7 @@ class ModelRun:
     samples: int = 0
 
     def timesteps_of(self, batch: int) -> list[float | None]:
-        """The timestep of each row of a layer's batch; None where it cannot be told."""
+        """The timestep of each row of a layer's batch; None if it is not known."""
         times: list[float] = [] if self.timesteps is None else self.timesteps.tolist()
         if len(set(times)) == 1:
             return [times[0]] * batch
@@ -38,7 +38,7 @@ class ModelRun:
 
 @dataclass
 class TokenSums:
-    """Sums over tokens: how many there were, in how many each atom fired, Σ|s_m| and max|s_m|."""
+    """Sums over tokens: their number, the number in which each atom fired, Σ|s_m| and max|s_m|."""
 
     fired: Int[Tensor, " atoms"]
     magnitude: Float[Tensor, " atoms"]
@@ -88,9 +88,9 @@ class KeptCodes:
 
 @dataclass(eq=False)
 class LayerTrace:
-    """What one layer did. Its rows are the atoms that the layer had when it was recorded, `ids` are theirs.
+    """The record of one layer. Its rows are the atoms that the layer had at the time; `ids` are their ids.
 
-    Rates and energies are of the guided half, `total(unguided=True)` has the other one. Iterating gives each
+    Rates and energies are of the guided half, `total(unguided=True)` has those of the other half. Iterating gives each
     `AtomTrace`.
     """
 
@@ -101,15 +101,15 @@ class LayerTrace:
     samples: list[TokenSums] = field(default_factory=list)
     """For each sample, the sums of its guided half over all its timesteps."""
     codes: list[KeptCodes] = field(default_factory=list)
-    """Of the guided half, when the trace was asked to keep them."""
+    """Codes of the guided half, if the trace was made with `codes=True`."""
     number: int = field(init=False)
-    """Of the layer, as in its address."""
+    """Number of the layer, as in its address."""
     ids: Int[Tensor, " atoms"] = field(init=False)
-    """The number for life of the atom in each row, on the CPU."""
+    """The id of the atom in each row, on the CPU."""
     _norms: Float[Tensor, " atoms"] | None = None
 
     def __post_init__(self) -> None:
-        # Of its own: pruning changes the dictionary's.
+        # A copy, because pruning changes the dictionary's ids.
         self.number, self.ids = int(self.dictionary.layer), self.dictionary.id.cpu().clone()
 
     @property
@@ -154,14 +154,14 @@ class LayerTrace:
                 self.codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
 
     def close(self) -> None:
-        """Keep what the numbers need of D, as it is now."""
+        """Store the norms of the present atoms, which the energies need."""
         self._norms = self._direction_norms()
 
     def _direction_norms(self) -> Float[Tensor, " atoms"]:
         return self.dictionary.atoms().norm(dim=1) if self._norms is None else self._norms
 
     def total(self, unguided: bool = False) -> TokenSums:
-        """Over all timesteps."""
+        """Sums over all timesteps."""
         sums = [halves[UNGUIDED if unguided else GUIDED] for halves in self.by_timestep.values()]
         total = TokenSums.zero(len(self), sums[0].fired.device if sums else self.dictionary.gain.device)
         for part in sums:
@@ -174,7 +174,7 @@ class LayerTrace:
 
     @property
     def fired(self) -> Int[Tensor, " atoms"]:
-        """In how many of `tokens` each atom fired."""
+        """The number of tokens in which each atom fired."""
         return self.total().fired
 
     @property
@@ -215,15 +215,15 @@ class LayerTrace:
     ) -> Float[Tensor, "samples tokens atoms"]:
         """s_m at every token of each sample, or |s_m| with `magnitude`, for all atoms: the mean over the timesteps.
 
-        `timestep` is one of them, or several; by default all count. A sample that was not run at any of these is not a
-        number. Raises `UserError` when the trace kept no codes of them, or for samples of different sizes.
+        `timestep` is one timestep, or several; by default all count. The map of a sample that was not run at any of
+        these is NaN. Raises `UserError` when the trace kept no codes of them, or for samples of different sizes.
         """
         return self._maps(timestep, magnitude)
 
     def _maps(
         self, timestep: int | float | Collection[int | float] | None, magnitude: bool, row: int | None = None
     ) -> Float[Tensor, "samples tokens atoms"]:
-        """`maps`, for one atom [samples, tokens, 1] without the others' being laid out."""
+        """`maps`, or for one atom its map alone, [samples, tokens, 1]."""
         kept = self._kept_codes()
         wanted = {timestep} if isinstance(timestep, int | float) else timestep
         chosen = [codes for codes in kept if wanted is None or codes.timestep in wanted]
@@ -231,7 +231,7 @@ class LayerTrace:
             times = ", ".join(f"{t:g}" for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None)
             raise UserError(f"this trace kept no codes at timestep {timestep}: it has those at {times or 'none'}.")
         if len(sizes := sorted({codes.shape[1] for codes in kept})) > 1:
-            raise UserError(f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them apart.")
+            raise UserError(f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them separately.")
         first = min(codes.first_sample for codes in kept)
         samples = max(codes.first_sample + codes.shape[0] for codes in kept) - first
         summed = torch.zeros(samples, sizes[0], len(self) if row is None else 1)
@@ -243,7 +243,7 @@ class LayerTrace:
         return summed / count
 
     def every_token(self) -> Float[Tensor, "tokens atoms"]:
-        """s_m at every token of every sample and timestep, a row each, in the order of the runs: what `likeness` takes.
+        """s_m at every token of every sample and timestep, a row each, in the order of the runs: the input of `likeness`.
 
         Raises `UserError` when the trace kept no codes.
         """
@@ -263,7 +263,7 @@ class LayerTrace:
 
 @dataclass(eq=False)
 class AtomTrace:
-    """What one atom did: row `index` of a layer's trace."""
+    """The record of one atom: row `index` of a layer's trace."""
 
     layer: LayerTrace
     index: int
@@ -274,7 +274,7 @@ class AtomTrace:
 
     @property
     def mean_energy(self) -> float:
-        """Mean over tokens of |s_m| · ‖d_m‖: how much it adds to the layer's output."""
+        """Mean over tokens of |s_m| · ‖d_m‖: how much the atom adds to the layer's output."""
         return float(self.layer.mean_energy[self.index])
 
     @property
@@ -284,12 +284,12 @@ class AtomTrace:
 
     @property
     def mean_energy_by_sample(self) -> Float[Tensor, " samples"]:
-        """`mean_energy` in each sample: in which images it acts most."""
+        """`mean_energy` in each sample: in which images the atom acts most."""
         return self.layer.mean_energy_by_sample[:, self.index]
 
     @property
     def firing_rate(self) -> float:
-        """Share of the tokens in which it fired, 0 to 1."""
+        """Share of the tokens in which the atom fired, 0 to 1."""
         return float(self.layer.firing_rate[self.index])
 
     @property
@@ -304,7 +304,7 @@ class AtomTrace:
 
     @property
     def active_timesteps(self) -> tuple[float, float] | None:
-        """The first (noisiest) and last timestep at which it fired; None if it never did."""
+        """The first (noisiest) and last timestep at which the atom fired; None if it never fired."""
         halves = self.layer.by_timestep.items()
         times = [t for t, sums in halves if t is not None and sums[GUIDED].fired[self.index]]
         return (max(times), min(times)) if times else None
@@ -312,13 +312,13 @@ class AtomTrace:
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
     ) -> Float[Tensor, "samples tokens"]:
-        """s_m over the tokens of each sample, as `LayerTrace.maps` has it for all atoms. Raises `UserError`."""
+        """s_m over the tokens of each sample, as `LayerTrace.maps` for all atoms. Raises `UserError`."""
         return self.layer._maps(timestep, magnitude, self.index)[..., 0]
 
     def top_tokens(self, count: int = 10) -> list[tuple[int, int, float]]:
-        """For text models: (sample, position, s_m) where it fires most strongly, at most `count` of them.
+        """For text models: (sample, position, s_m) where the atom fires most strongly, at most `count` of them.
 
-        Raises `UserError` when the trace kept no codes. `Trace.input_ids` has each sample's tokens.
+        Raises `UserError` when the trace kept no codes. `Trace.input_ids` holds the tokens of each sample.
         """
         found: list[tuple[int, int, float]] = []
         for codes in self.layer._kept_codes():

@@ -1,7 +1,7 @@
-"""Draw images with a pipeline, adapted or not, and put them on disk with the settings that made them.
+"""Draw images with a pipeline, adapted or not, and save them together with their settings.
 
-Image j of every prompt starts from the noise of seed + j. The noise depends on that seed alone, not on the batch an
-image is drawn in, so any single image can be drawn again from its settings.
+Image j of every prompt starts from the noise of seed + j. The noise depends on that seed alone and not on the batch,
+so any single image can be drawn again from its settings.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from atomtune.storage.folders import adapter_folder
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_CELL = 128  # pixels an image gets in a grid, at least
+_CELL = 128  # least width in pixels of an image in a grid
 _TEXT = 13  # pixels, height of a grid's labels
 
 
 @dataclass
 class Drawing:
-    """An image and what made it: prompt, seed, steps, guidance_scale, resolution, negative_prompt where there is one,
-    dtype, device, and whatever the caller adds."""
+    """An image and its settings: prompt, seed, steps, guidance_scale, resolution, negative_prompt if there is one,
+    dtype, device, and any others that the caller adds."""
 
     image: Image.Image
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,9 +51,9 @@ def generate(
 ) -> list[Drawing]:
     """Draw `num` images of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given (of a base that does not
-    say its size, None is recorded). `negative_prompt` is what no image should show; it acts through guidance. Raises
-    `UserError` for what cannot be drawn with. `draw` does the same and hands out each image as soon as it is there.
+    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given (None is recorded for a
+    base that does not define its size). `negative_prompt` is what no image should show; it works only with guidance.
+    Raises `UserError` for impossible settings. `draw` does the same and yields each batch as soon as it is drawn.
     """
     planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     return list(draw(pipe, planned, batch_size))
@@ -69,7 +69,7 @@ def plan(
     resolution: int | None = None,
     negative_prompt: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The settings of each image that `generate` draws, in order, complete: `draw` needs nothing else."""
+    """The settings of each image that `generate` draws, in order, with everything that `draw` needs."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     defaults = inspect.signature(pipe.__call__).parameters
     steps = defaults["num_inference_steps"].default if steps is None else steps
@@ -92,21 +92,21 @@ def _refuse_idle(pipe: "DiffusionPipeline", guidance_scale: Any) -> None:
     accepted = inspect.signature(pipe.__call__).parameters
     if "negative_prompt" not in accepted:
         raise UserError(f"{type(pipe).__name__} takes no negative prompt: leave it out.")
-    # Where guidance_scale is an input of a distilled network, this one mixes in the negative prompt.
+    # If guidance_scale is an input of a distilled network, true_cfg_scale mixes in the negative prompt.
     name = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
     strength = guidance_scale if name == "guidance_scale" else accepted[name].default
     if strength <= 1:
         raise UserError(
-            f"a negative prompt acts through guidance, and {name} is {strength:g}, which is none: set it above 1, or "
+            f"a negative prompt needs guidance, and {name} is {strength:g}, which means none: set it above 1, or "
             "leave the negative prompt out."
         )
 
 
 def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_size: int = 8) -> Iterator[Drawing]:
-    """Draw images from their settings, `batch_size` at once, and hand out each batch as soon as it is there.
+    """Draw images from their settings, `batch_size` at once, and yield each batch as soon as it is drawn.
 
-    The settings are those of `plan`, or what `read_settings` found in an image, with anything that the caller added;
-    all but prompt and seed are the same in one call. Raises `UserError`.
+    The settings are those of `plan`, or of `read_settings`, with any others that the caller added. All but prompt and
+    seed must be the same in one call. Raises `UserError`.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}.")
@@ -128,7 +128,7 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
             if "height" in options:
                 raise
             raise UserError(
-                f"{type(pipe).__name__} does not say what size it draws, and fails at its own ({error}): give a "
+                f"{type(pipe).__name__} does not define the size of its images, and fails with its default ({error}): give a "
                 "resolution in pixels."
             ) from error
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
@@ -137,7 +137,7 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
 def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
     """Write each image as PNG with its settings inside (see `read_settings`); return the files, in order.
 
-    What `draw` hands out is written as soon as it is drawn. Other settings give another name (see `file_name`).
+    Images from `draw` are written as soon as they are drawn. Other settings give another name (see `file_name`).
     """
     files = []
     for index, drawing in enumerate(drawings):
@@ -147,16 +147,16 @@ def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
 
 
 def file_name(index: int, settings: dict[str, Any]) -> str:
-    """`000-a-dog-seed3-1f0c52ab.png`: the place in its call, words of the prompt, the seed, and all settings' digest.
+    """`000-a-dog-seed3-1f0c52ab.png`: the place in its call, words of the prompt, the seed, and a digest of all settings.
 
-    So the same settings give the same name, and others give another. It has well under 255 bytes.
+    So the same settings give the same name, and other settings another name. It has well under 255 bytes.
     """
     words = file_words(str(settings.get("prompt", "")))
     return f"{index:03d}-{words}-seed{settings.get('seed', 0)}-{digest(settings)}.png"
 
 
 def file_words(text: str) -> str:
-    """Letters and digits of a text with hyphens between them, 60 bytes at most, for the name of a file or a folder."""
+    """The words of a text with hyphens between them, 60 bytes at most, for the name of a file or a folder."""
     words, encoding = re.sub(r"\W+", "-", text.lower()).strip("-"), sys.getfilesystemencoding()
     return words.encode(encoding, "ignore")[:60].decode(encoding, "ignore")
 
@@ -167,7 +167,7 @@ def digest(settings: Any) -> str:
 
 
 def made_by(pipe: "DiffusionPipeline", adapter: str | Path | None = None) -> dict[str, Any]:
-    """The base and the adapter, by name and by their weights: what belongs into the settings of what they draw."""
+    """The base and the adapter, by name and by a hash of their weights, for the settings of the images that they draw."""
     made_by: dict[str, Any] = {"base": pipe.name_or_path, "base_hash": base_hash(fingerprint(denoiser(pipe)))[:16]}
     if adapter is not None:
         files = sorted(file for file in adapter_folder(adapter).glob("adapter_*") if file.is_file())
@@ -178,7 +178,7 @@ def made_by(pipe: "DiffusionPipeline", adapter: str | Path | None = None) -> dic
 def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | None = None) -> None:
     """Write one PNG, whole or not at all, with `settings` as JSON in its text chunk "atomtune".
 
-    Raises `UserError` if there is a file of that name without such a chunk, which is not ours to replace.
+    Raises `UserError` if there is a file of that name without such a chunk: atomtune did not write it.
     """
     file = expanded(file)
     refuse_other_image(file)
@@ -203,19 +203,19 @@ def _is_ours(file: Path) -> bool:
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
-    """The settings inside a PNG of ours."""
+    """The settings inside a PNG that atomtune wrote."""
     with Image.open(expanded(file)) as image:
         return json.loads(image.info.get("atomtune", "{}"))
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """The image in a file, which is closed again."""
+    """Read the image in a file, and close the file."""
     with Image.open(file) as image:
         return image.convert("RGB")
 
 
 def is_drawn(file: str | Path, settings: dict[str, Any]) -> bool:
-    """The file is an image of ours, made with exactly these settings."""
+    """Whether the file is an image that atomtune drew with exactly these settings."""
     try:
         return read_settings(file) == settings
     except (OSError, ValueError):

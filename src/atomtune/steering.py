@@ -1,16 +1,16 @@
-"""AtomBoard: what a user holds. The atoms of one adapter, all layers together, with the dials that act while sampling.
+"""AtomBoard: the atoms of one adapter, all layers together, with the dials that a user can change while sampling.
 
     board = atomtune.board(pipe)
     board.density = 0.02               each token may use fewer atoms
     board["L3[139]"].gain = 0.5        one atom at half strength
-    board.keep(40)                     the 40 atoms of the most energy; the others are as if they had never been
+    board.keep(40)                     the 40 atoms with the most energy; the others are as if they did not exist
     board.schedule = {1000: 1, 300: 0} strength by timestep
 
-Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0. An address is for
-life: pruning changes nobody's.
+Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0. An address never
+changes, not by pruning either.
 
-Two different things: `gain` acts after selection, so an atom of gain 0 is silent and nobody takes its place; `keep`,
-`drop` and `only` act before selection, so the others compete for the k places of a dropped atom, as after pruning.
+Two different things: `gain` acts after selection, so an atom of gain 0 is silent and no other atom takes its place;
+`keep`, `drop` and `only` act before selection, so other atoms compete for the place of a dropped atom, as after pruning.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Atom:
 
     @property
     def head(self) -> int:
-        """The attention head whose map mixes it."""
+        """The attention head whose map mixes the codes of this atom."""
         return int(self.dictionary.head[self.index])
 
     @property
@@ -58,7 +58,7 @@ class Atom:
 
     @property
     def gain(self) -> float:
-        """g, how strongly it acts: 1 as trained, 0 silent, below 0 reversed."""
+        """g, how strongly the atom acts: 1 as trained, 0 silent, below 0 reversed."""
         return float(self.dictionary.gain[self.index])
 
     @gain.setter
@@ -67,7 +67,7 @@ class Atom:
 
     @property
     def kept(self) -> bool:
-        """Whether it takes part in the selection."""
+        """Whether the atom takes part in the selection."""
         return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
 
 
@@ -89,7 +89,7 @@ class Layer:
 
     @property
     def gain(self) -> Float[Tensor, " atoms"]:
-        """g of every atom; assign one number, or one for each."""
+        """g of every atom; assign one number, or one number for each atom."""
         return self.dictionary.gain
 
     @gain.setter
@@ -109,14 +109,14 @@ class Layer:
 class AtomBoard:
     """The atoms of one adapter. `len(board)` is their number, `board["L3"]` a layer, `board["L3[139]"]` an atom.
 
-    A board keeps nothing itself: every dial is in the model, so two boards on one model show the same.
+    A board stores nothing itself: every dial is in the model, so two boards on one model are the same.
     Raises `UserError` when the model does not carry the adapter.
     """
 
     def __init__(self, model: nn.Module, adapter: str = "default") -> None:
         self.adapter = adapter
         self.model = bare_model(model)
-        """What the adapter sits in, without PEFT's wrapping."""
+        """The adapted model, without PEFT's wrapper."""
         self.layers: list[AtomLayer] = adapted_layers(model, adapter)
         """In the order of their addresses: L0, L1, ..."""
         if not self.layers:
@@ -148,7 +148,7 @@ class AtomBoard:
 
     @property
     def density(self) -> float:
-        """ρ, the share of a layer's atoms that one token may use. Where layers differ, the mean over all atoms."""
+        """ρ, the share of a layer's atoms that one token may use. If layers differ, the mean over all atoms."""
         return sum(sum(dictionary.sigma.k_now) for dictionary in self.dictionaries) / self.num_atoms
 
     @density.setter
@@ -164,7 +164,7 @@ class AtomBoard:
         """
         if count < 1:
             raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
-        scores = self.energy() if by is None else [score.float() for score in by]
+        scores = self.mean_energy() if by is None else [score.float() for score in by]
         present = [d.gain.new_ones(d.num_atoms) if d.kept is None else d.kept for d in self.dictionaries]
         scores = [score.cpu().masked_fill(there.cpu() == 0, -torch.inf) for score, there in zip(scores, present)]
         if per_layer:
@@ -174,12 +174,12 @@ class AtomBoard:
         for dictionary, mask in zip(self.dictionaries, chosen):
             dictionary.keep_only(mask)
 
-    def energy(self) -> list[Float[Tensor, " atoms"]]:
+    def mean_energy(self) -> list[Float[Tensor, " atoms"]]:
         """mean |s_m| · ‖d_m‖ of every atom as measured in training, one tensor a layer. Raises `UserError`."""
-        energies = [dictionary.energy for dictionary in self.dictionaries]
+        energies = [dictionary.mean_energy for dictionary in self.dictionaries]
         if not any(energy.any() for energy in energies):
             raise UserError(
-                "this adapter does not say how much its atoms were used in training: trace it on some prompts and "
+                "this adapter has no record of how much its atoms were used in training: trace it on some prompts and "
                 "give by=importance(...)."
             )
         return energies
@@ -234,7 +234,7 @@ class AtomBoard:
         return next((h for h in hooks if isinstance(h, Schedule) and h.adapter == self.adapter), None)
 
     def reset(self) -> None:
-        """Every dial as the adapter was trained: gains 1, nothing dropped, its own density, no schedule."""
+        """Set every dial as in training: gains 1, no atom dropped, the trained density, no schedule."""
         self.schedule = {}
         for dictionary in self.dictionaries:
             dictionary.gain.fill_(1.0)
@@ -242,7 +242,7 @@ class AtomBoard:
             dictionary.sigma.reset_density()
 
     def _masks(self, addresses: Iterable[str]) -> list[tuple[SparseDictionary, Tensor]]:
-        """For each dictionary, which of its atoms are named."""
+        """For each layer's dictionary, a mask of its atoms that are among `addresses`."""
         masks = {
             id(dictionary): torch.zeros_like(dictionary.gain, dtype=torch.bool) for dictionary in self.dictionaries
         }
@@ -254,7 +254,7 @@ class AtomBoard:
     # -- presets ----------------------------------------------------------------------------------------------------
 
     def preset(self) -> dict[str, Any]:
-        """All dials that are not as trained, ready for JSON: `density` and `gain` by address, `dropped`, `schedule`."""
+        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped`, `schedule`."""
         atoms = list(self)
         preset = {
             "density": {
@@ -269,13 +269,13 @@ class AtomBoard:
         return {name: value for name, value in preset.items() if value}
 
     def apply(self, preset: Mapping[str, Any] | str | Path) -> None:
-        """Set the dials as a preset (or a JSON file of one) says, from the state of `reset`. Raises `UserError`."""
+        """Set the dials to a preset (or a JSON file of one); all others as after `reset`. Raises `UserError`."""
         if isinstance(preset, str | Path):
             preset = _read_preset(expanded(preset))
         if unknown := sorted(preset.keys() - {"density", "gain", "dropped", "schedule"}):
             raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, dropped and schedule.")
         for address in (*preset.get("density", {}), *preset.get("gain", {}), *preset.get("dropped", [])):
-            self[address]  # all of it is for this adapter, or nothing is changed
+            self[address]  # raises before anything is changed
         self.reset()
         for address, density in preset.get("density", {}).items():
             self[address].density = density
@@ -296,13 +296,13 @@ class Schedule:
     adapter: str
     points: dict[float, float]
     now: float = 1.0
-    """What it has set."""
+    """The strength that was set last."""
 
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if (t := timesteps(model, args, kwargs)) is None:
             raise UserError(f"{type(model).__name__} was called without a timestep: a schedule needs one.")
         strength = float(np.interp(float(t.flatten()[0]), list(self.points), list(self.points.values())))
-        if strength == self.now:  # `torch.func` refuses writes, and its calls come after one with the same timestep
+        if strength == self.now:  # `torch.func` refuses writes, and calls the model only after an ordinary call with the same timestep
             return
         for layer in adapted_layers(model, self.adapter):
             layer.dictionary(self.adapter).strength.fill_(strength)
@@ -317,7 +317,7 @@ def board(model_or_pipe: Any, adapter: str = "default") -> AtomBoard:
 
 
 def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
-    """Which are among the `count` largest and not -∞."""
+    """A mask of the `count` largest scores, without those of -∞."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.topk(min(count, len(scores))).indices] = True
     return chosen & (scores > -torch.inf)

@@ -1,20 +1,20 @@
-"""`trace`: watch the codes while a model runs.
+"""`trace`: record the codes while a model runs.
 
     with trace(model, codes=True) as t:
         pipe("a sks teapot on the moon")
     t.active_per_token, t.alive                 over the whole model
-    t["L6"].mean_energy, t["L6"].maps()         one layer: a number, a map, for each of its atoms
+    t["L6"].mean_energy, t["L6"].maps()         one layer: a number or a map for each of its atoms
     t["L6[114]"].firing_rate                    one atom, by its address
     t["L6[114]"].maps()[0]                      where it acts in the first sample
 
-Recorded is what multiplies D, after mixing and gain: the input of each layer's `dictionary`. Running sums are kept for
-each timestep and each sample, [M] numbers a layer; so a long run costs no more memory than a short one. `codes=True`
-also keeps every nonzero code, sparse, from which maps are made. Outside the block nothing is left in the model, and
-a trace keeps its numbers: an adapter may be pruned, or trained on, and the trace is read as it was recorded.
+The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums are kept for
+each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one. `codes=True`
+also keeps every nonzero code, sparse, from which maps are made. After the block nothing is left in the
+model, and the trace does not change when the adapter is pruned or trained further.
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
-one batch, first without the prompt and then with it. They are told apart because both see the same noisy image, and
-their statistics are kept apart: GUIDED is the half with the prompt, or everything where there is no guidance.
+one batch, first without the prompt and then with it. They are recognised because both have the same noisy image, and
+their statistics are separate: GUIDED is the half with the prompt, or everything if there is no guidance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from atomtune.recording import AtomTrace, LayerTrace, ModelRun
 
 
 def bare_model(model: nn.Module) -> Any:
-    """The model itself, inside what PEFT wraps around it: its forward is the one that always runs."""
+    """The model inside PEFT's wrapper. Its forward always runs, also when the wrapper is not called."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
@@ -60,19 +60,19 @@ class Trace:
         self.layers: list[LayerTrace] = []
         """One for each adapted layer, in the order of their addresses."""
         self.input_ids: list[Int[Tensor, " tokens"]] = []
-        """Of a text model with `codes=True`: the tokens of each sample."""
+        """The tokens of each sample, for a text model with `codes=True`."""
 
     def __enter__(self) -> Trace:
         self._run = self._before = ModelRun()
         self.input_ids = []
         adapted = adapted_layers(self._model, self._adapter)
         self.layers = [LayerTrace(layer.dictionary(self._adapter), self._codes) for layer in adapted]
-        self._hooks = [self._model.register_forward_pre_hook(self._called, prepend=True, with_kwargs=True)]
-        self._hooks.append(self._model.register_forward_hook(self._answered, with_kwargs=True))
+        self._hooks = [self._model.register_forward_pre_hook(self._before_run, prepend=True, with_kwargs=True)]
+        self._hooks.append(self._model.register_forward_hook(self._after_run, with_kwargs=True))
         for layer in self.layers:
 
             def record(_module: nn.Module, inputs: tuple[Tensor, ...], layer: LayerTrace = layer) -> None:
-                # Inside a backward, gradient checkpointing repeats what was recorded already.
+                # In the backward pass, gradient checkpointing repeats forward passes that were recorded already.
                 if torch._C._current_graph_task_id() == -1:
                     layer.record(inputs[0], self._run)
 
@@ -90,8 +90,8 @@ class Trace:
         place, row = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
         return self.layers[place] if row is None else AtomTrace(self.layers[place], row)
 
-    def _called(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The model starts a run: is it the next step of the same samples, or are these new ones?"""
+    def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Find out whether this run is the next step of the same samples, or a run of new samples."""
         times = timesteps(model, args, kwargs)
         states = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
         batch = len(states) if isinstance(states, Tensor) else 1
@@ -104,15 +104,15 @@ class Trace:
         goes_on = later and samples == before.samples
         self._run = ModelRun(times, guided, before.first_sample + (0 if goes_on else before.samples), samples)
 
-    def _answered(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
-        """A run that was broken off (to catch its arguments, as `training.encoding` does) does not count."""
+    def _after_run(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
+        """A run counts only when it has ended: `training.encoding` stops runs early, to read their arguments."""
         self._before = self._run
         if self._codes and isinstance(ids := _argument(model, args, kwargs, "input_ids"), Tensor):
             self.input_ids += ids.detach().cpu().unbind()
 
     @property
     def guided(self) -> bool:
-        """Whether the run under way has two halves in its batch, first without the prompt and then with it."""
+        """Whether the present run has two halves in its batch, first without the prompt and then with it."""
         return self._run.guided
 
     @property

@@ -19,8 +19,8 @@ def sigma(dictionary: SparseDictionary, coefficients: Tensor) -> Tensor:
         λ = coefficients.abs().flatten().sort(descending=True).values[k * N - 1] if dictionary.training else σ.level
         return torch.where(coefficients.abs() >= λ, coefficients, 0)
     if σ.activation == "jumprelu":
-        return torch.where(coefficients > σ.value, coefficients, 0)
-    return {"soft": soft_threshold, "relu": relu_threshold}[σ.activation](coefficients, σ.value)
+        return torch.where(coefficients > σ.current_threshold, coefficients, 0)
+    return {"soft": soft_threshold, "relu": relu_threshold}[σ.activation](coefficients, σ.current_threshold)
 
 
 def linear(layer: LinearAtoms, x: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ def test_every_sigma_trains_and_draws_in_every_precision(sigma, form, dtype):
         σ: Any
         exact: Any
         σ, exact = layer.dictionary("default").sigma, other.dictionary("default").sigma
-        if σ is not None and (σ.spread is not None or σ.levels is not None):
-            (running, wanted) = (σ.levels, exact.levels) if σ.spread is None else (σ.spread, exact.spread)
+        if σ.estimates:
+            name = "levels" if σ.activation == "batch_topk" else "spread"
+            running, wanted = getattr(σ, name), getattr(exact, name)
             assert running.dtype == torch.float32
             assert float((running - wanted).norm() / wanted.norm()) < 10 * BITS[dtype]

@@ -67,9 +67,9 @@ def test_in_float64_the_codes_of_what_is_kept_do_not_change(heads):
     nn.init.normal_(whole.decoder.weight, generator=generator)
     whole.head.copy_(torch.randint(heads, (12,), generator=generator))
     whole.group.copy_(torch.tensor([0] * 5 + [1] * 7))
-    whole.settle()
+    whole.update_layout()
     whole.sigma.k.copy_(torch.tensor([2, 3]))
-    whole.settle()
+    whole.update_layout()
     x = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
     for rows in ([0, 3, 4, 6, 7, 8, 11], [0, 1, 2], [9], list(range(12))):
         part = SparseDictionary(6, 12, 7, heads=heads, sigma=SigmaConfig(density=(0.25, 0.5))).double()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Step
+from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Rung
 from atomtune.analysis.naming import Evidence, Name
 from atomtune.analysis.overlap import LayerOverlap, Overlap
 from atomtune.analysis.prompts import Factor
@@ -80,9 +80,9 @@ def invented(size: int = 64) -> Inspection:
         rows=rows,
         views=views,
         phases=PHASES,
-        stepped=PROMPTS[:4],
-        ladder=[Step(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
-        densities=[Step(n / 40, f"{n} atoms a token and layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
+        rung_prompts=PROMPTS[:4],
+        ladder=[Rung(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
+        densities=[Rung(n / 40, f"{n} atoms a token and layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
         overlap=Overlap((40, 30), ((30, 20), (5, 25)), (18, 4), (0.8, 0.7), [overlap_of(layer) for layer in range(3)]),
         against="other",
     )

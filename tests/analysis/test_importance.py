@@ -31,7 +31,7 @@ def test_energy_is_what_training_measured_or_a_trace():
     for dictionary in board(model).dictionaries:
         dictionary.usage.uniform_()
         D = dictionary.decoder.weight
-        assert_close(importance(model)[int(dictionary.layer)], dictionary.usage * D.norm(dim=0).float())
+        assert_close(importance(model)[int(dictionary.layer)], dictionary.usage * D.norm(dim=1).float())
         break
     with trace(model) as seen:
         loss()

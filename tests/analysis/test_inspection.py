@@ -33,8 +33,10 @@ def test_activity_adds_up_to_the_statistics_of_the_trace(pipe):
 
 
 def test_inspect_draws_and_measures_all_of_it(pipe):
-    told: dict[str, tuple[int, int]] = {}
-    found = inspect(pipe, [*PROMPTS, PROMPTS[0]], **QUICK, tell=lambda stage, *numbers: told.update({stage: numbers}))
+    progress: dict[str, tuple[int, int]] = {}
+    found = inspect(
+        pipe, [*PROMPTS, PROMPTS[0]], **QUICK, on_progress=lambda stage, *numbers: progress.update({stage: numbers})
+    )
     assert found.prompts == PROMPTS  # said twice, drawn once
     assert len(found.rows) == 32
     assert [row.mean_energy for row in found.rows] == sorted((row.mean_energy for row in found.rows), reverse=True)
@@ -49,17 +51,17 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
         assert [len(view.heats), len(view.comparisons), len(view.mean_energy_by_timestep)] == [4, 2, 3]
         assert set(view.heats[0].images) == {"all", "early", "middle", "late"}
         assert any(comparison.change > 0 for comparison in view.comparisons)
-    assert told.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
-    assert all(done == total for done, total in told.values())
+    assert progress.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
+    assert all(done == total for done, total in progress.values())
 
 
 def test_the_ladder_goes_from_the_base_to_the_adapter(pipe):
     found = inspect(pipe, PROMPTS, **QUICK)
-    assert [step.value for step in found.ladder] == [0, *counts(32), 32]
+    assert [rung.value for rung in found.ladder] == [0, *counts(32), 32]
     assert [found.ladder[0].reach, found.ladder[-1].reach] == [0, 1]
-    trained = [step for step in found.densities if step.trained]
-    assert [step.value for step in trained] == [0.25]
-    values = [step.value for step in found.densities]
+    trained = [rung for rung in found.densities if rung.trained]
+    assert [rung.value for rung in trained] == [0.25]
+    values = [rung.value for rung in found.densities]
     assert values == sorted(values) and len(set(values)) == len(values) > 2
 
 

@@ -216,12 +216,12 @@ def test_distill(base, images, tmp_path, capsys):
     options = ("--class-name", "dog", "--base", base, "--steps", "2", "--report-to", "none")
     main([str(x) for x in ("customize", images, "--method", "lora", "--rank", "2", *options, "--out", lora)])
     few = ("--steps", "3", "--tokens", "60", "--num", "1", "--sampling-steps", "1")
-    main([str(x) for x in ("distill", lora, "--atoms", "4", "--density", "0.5", *few, "--out", atoms)])
+    main([str(x) for x in ("distill", lora, "--num-atoms", "4", "--density", "0.5", *few, "--out", atoms)])
     assert "of what the LoRA adds is explained, over 8 layers" in capsys.readouterr().out
     config = json.loads((atoms / "adapter" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["num_atoms"], adapter_info(atoms).metadata["token"]) == ("ATOMS", 4, "sks")
     main(["generate", str(atoms), "--prompt", "a sks dog", "--steps", "1", "--out", str(tmp_path / "out")])
-    assert "--atoms must be at least 1" in said(capsys, "distill", lora, "--atoms", "0", "--out", atoms)
+    assert "--num-atoms must be at least 1" in said(capsys, "distill", lora, "--num-atoms", "0", "--out", atoms)
     assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
 
 

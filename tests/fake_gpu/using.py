@@ -75,7 +75,7 @@ def turning_dials(device: str, tmp_path: Any) -> Any:
             answers.append(call())
         atoms.only(["L0"])
         atoms.keep(3, per_layer=True)
-        answers.append((call(), atoms["L0[3]"].direction, atoms.energy()))
+        answers.append((call(), atoms["L0[3]"].direction, atoms.mean_energy()))
     return answers
 
 

@@ -37,7 +37,7 @@ def test_afterwards_batch_topk_is_the_threshold_that_did_so():
     σ = SigmaConfig("batch_topk", density=4 / 32).build(32).double()
     for seed in range(60):
         σ(coefficients(256, 32, seed))
-        σ.follow()
+        σ.update_estimates()
     σ.eval()
     fresh = coefficients(512, 32, 99)
     assert float((σ(fresh) != 0).double().sum(1).mean()) == pytest.approx(4, rel=0.1)
@@ -49,7 +49,7 @@ def test_afterwards_batch_topk_is_the_threshold_that_did_so():
 
 def test_groups_of_a_concatenation_have_a_threshold_each():
     σ = SigmaConfig("batch_topk", density=(0.1, 0.3)).build(10).double()
-    σ.settle([4, 6])
+    σ.set_group_sizes([4, 6])
     c = coefficients(50, 10)
     S = σ(c)
     assert int((S[:, :4] != 0).sum()) == 50 and int((S[:, 4:] != 0).sum()) == 150
@@ -82,8 +82,8 @@ def test_units_of_scale_follow_the_root_mean_square_while_training(activation):
         now = float(c.square().mean().sqrt())
         r = now if not r else (1 - PACE) * r + PACE * now
         σ(c)
-        σ.follow()
-    assert_close(σ.value, torch.full((6,), 0.5 * r, dtype=torch.float64), check_dtype=False)
+        σ.update_estimates()
+    assert_close(σ.current_threshold, torch.full((6,), 0.5 * r, dtype=torch.float64), check_dtype=False)
     σ.eval()
     before = copy.deepcopy(σ.state_dict())
     S = σ(batches[0])
@@ -108,7 +108,7 @@ def test_pruning_takes_the_thresholds_along(options):
     torch.nn.init.normal_(dictionary.decoder.weight)
     for seed in range(5):
         dictionary(coefficients(64, 6, seed))
-        dictionary.sigma.follow()
+        dictionary.sigma.update_estimates()
     σ: Any = dictionary.sigma
     if σ.learned:
         σ.log_threshold.data += torch.linspace(0, 1, 10)

@@ -105,7 +105,7 @@ def test_an_unknown_name_is_refused(judge, pictures):
 
 
 def test_one_prompt_for_each_picture(judge, pictures):
-    with pytest.raises(ValueError, match="got 1 for 2 pictures"):
+    with pytest.raises(ValueError, match="got 1 for 2 images"):
         judge.alignment(pictures[:2], ["a cat"])
 
 

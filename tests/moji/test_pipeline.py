@@ -7,7 +7,7 @@ import torch
 from diffusers import PixArtSigmaPipeline
 
 from atomtune.moji import load, random_pipeline
-from atomtune.moji.pipeline import MAX_TOKENS, WEIGHTS
+from atomtune.moji.pipeline import MAX_TOKENS, WEIGHTS_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_it_is_the_pipeline_class_of_pixart_sigma(pipe):
 
 
 def test_all_that_ships_is_under_40_mb():
-    assert sum(file.stat().st_size for file in WEIGHTS.parent.rglob("*") if file.is_file()) < 40e6
+    assert sum(file.stat().st_size for file in WEIGHTS_FOLDER.parent.rglob("*") if file.is_file()) < 40e6
 
 
 def test_it_loads_in_five_seconds():

@@ -24,7 +24,7 @@ for options in OPTIONS:
         batch = batches[accelerator.process_index]
         accelerator.backward(wrapped(**batch, return_dict=False)[0].square().mean())
         for layer in adapted_layers(model):
-            layer.dictionary("default").sigma.share(lambda tensor: accelerator.reduce(tensor, "mean"))  # pyright: ignore
+            layer.dictionary("default").sigma.average_observations(lambda tensor: accelerator.reduce(tensor, "mean"))  # pyright: ignore
         optimizer.step()
         optimizer.zero_grad()
     for own, plain in zip(statistics(model), wanted, strict=True):

@@ -112,13 +112,13 @@ class AttentionAtoms(nn.Module, AtomLayer):
         if attn.norm_k is not None:
             key = attn.norm_k(key)
 
-        riders = [self.dictionary(name)(context, partial(self._riders, name)).to(value.dtype) for name in names]
-        mixed = _attend(query, key, torch.cat([value, *riders], dim=-1), attention_mask, self.scale)
-        value, *riders = mixed.split([value.shape[-1], *(rider.shape[-1] for rider in riders)], dim=-1)
+        extras = [self.dictionary(name)(context, partial(self._extra_values, name)).to(value.dtype) for name in names]
+        mixed = _attend(query, key, torch.cat([value, *extras], dim=-1), attention_mask, self.scale)
+        value, *extras = mixed.split([value.shape[-1], *(extra.shape[-1] for extra in extras)], dim=-1)
 
         output = attn.to_out[1](attn.to_out[0](value.transpose(1, 2).flatten(2).to(query.dtype)))
-        for name, rider in zip(names, riders):
-            output = output + self.dictionary(name)(rider, partial(self._delta, name)).to(output.dtype)
+        for name, extra in zip(names, extras):
+            output = output + self.dictionary(name)(extra, partial(self._delta, name)).to(output.dtype)
 
         if image_shape is not None:
             output = output.transpose(1, 2).unflatten(-1, image_shape)
@@ -126,7 +126,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
             output = output + residual
         return output / attn.rescale_output_factor
 
-    def _riders(
+    def _extra_values(
         self, name: str, context: Float[Tensor, "batch tokens width"]
     ) -> Float[Tensor, "batch heads tokens slots"]:
         """C: what rides with the values. Coefficients when σ comes after mixing, codes when it comes before."""

@@ -134,7 +134,7 @@ class AtomModel(BaseTuner):
         layers = {}
         for name, layer in named_layers(self.model, adapter_name).items():
             dictionary = layer.dictionary(adapter_name)
-            tensors = {key: tensor.clone() for key, tensor in _at_hand(dictionary.state_dict()).items()}
+            tensors = {key: tensor.clone() for key, tensor in _readable(dictionary.state_dict()).items()}
             tensors["decoder.weight"] *= dictionary.scale
             if dictionary.kept is not None:
                 kept = dictionary.kept.bool()
@@ -171,7 +171,7 @@ class AtomModel(BaseTuner):
         """This adapter's atoms only, also when adapters of other methods share the model."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         own = {key: tensor for key, tensor in entries.items() if f".atoms_dictionaries.{adapter_name}." in key}
-        return _at_hand(own)
+        return _readable(own)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -195,7 +195,7 @@ class AtomModel(BaseTuner):
         return entries
 
 
-def _at_hand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same. Raises `UserError` where they cannot be read, because hooks hold them."""
     if any(tensor.is_meta for tensor in tensors.values()):
         raise UserError("atoms cannot be saved or merged while the model is offloaded: call remove_all_hooks() first.")

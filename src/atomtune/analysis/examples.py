@@ -1,10 +1,10 @@
-"""Noised training images that stay the same from call to call: what atoms of an image model are weighed on.
+"""Noised training images that stay the same from call to call, to measure the importance of atoms on.
 
     examples = training_examples(pipe, "photos/teapot", "a sks teapot")
     importance(pipe, by="gradient", loss=examples.losses)
     influence(pipe, "L3", examples.outputs)
 
-The rest of `analysis` takes any callable, so a text model is weighed in the same way with a loss of its own.
+The rest of `analysis` takes any callable, so the atoms of a text model are measured in the same way with its own loss.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Examples:
-    """A batch on which the denoiser is run again and again, with its atoms as they are at the moment."""
+    """A batch on which the denoiser is run again and again, with the present dials of its atoms."""
 
     pipe: DiffusionPipeline
     noised: Noised
     conditioning: dict[str, Any]
 
     def outputs(self) -> Float[Tensor, "examples channels height width"]:
-        """What the denoiser answers."""
+        """The output of the denoiser."""
         denoiser = bases.denoiser(self.pipe)
         noisy = self.noised.noisy.to(denoiser.dtype)
         return denoiser(noisy, timestep=self.noised.timesteps, **self.conditioning, return_dict=False)[0]
@@ -46,7 +46,7 @@ class Examples:
         return prediction_loss(self.outputs(), self.noised)
 
     def one_by_one(self) -> Iterator[Examples]:
-        """The same examples, one in a batch, for models whose gradients do not fit into memory otherwise."""
+        """The same examples in batches of one, for models whose gradients do not fit into memory otherwise."""
         for row in range(len(self.noised.timesteps)):
             one = Noised(*(getattr(self.noised, field.name)[row : row + 1] for field in fields(self.noised)))
             yield Examples(self.pipe, one, encoding.rows(self.conditioning, slice(row, row + 1)))
@@ -63,9 +63,9 @@ def training_examples(
 ) -> Examples:
     """Every image of a folder, `draws` times, each with noise and a timestep of its own.
 
-    `caption` is for images that have none beside them, see `atomtune.customize`. The pipeline needs its text encoder
-    and its autoencoder. Raises `UserError` for a folder without images, and for a pipeline
-    that draws otherwise than training would train.
+    `caption` is for images that have no caption of their own, see `atomtune.customize`. The pipeline needs its text
+    encoder and its autoencoder. Raises `UserError` for a folder without images, and for a pipeline that does not draw
+    as training assumes (see `training.observed`).
     """
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)

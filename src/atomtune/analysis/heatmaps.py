@@ -1,11 +1,11 @@
-"""Heatmaps: where in an image an atom acts. S[:, m], one number a token, laid on the image the tokens make up.
+"""Heatmaps: where in an image an atom acts. S[:, m], one number for each token, drawn over the image.
 
     with trace(model, codes=True) as t:
         image = generate(pipe, "a sks teapot")[0].image
     overlay(image, t["L3[139]"].maps()[0]).save("L3-139.png")
 
-One colour map everywhere: red is positive, blue negative, and the stronger the less transparent. Red and blue of this
-kind are told apart by colour-blind people too; the image below is grey, so no colour of its own is mistaken for heat.
+One colour map everywhere: red is positive, blue negative, and stronger values are less transparent. Colour-blind people
+can distinguish this red and this blue. The image below is grey, so that its colours are not mistaken for heat.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PHASES = ("early", "middle", "late")  # thirds of the timesteps, the noisiest fi
 
 
 def token_grid(tokens: int, aspect: float = 1.0) -> tuple[int, int]:
-    """Rows and columns of the grid that `tokens` tokens form in an image of this width / height.
+    """Rows and columns of the grid of `tokens` tokens over an image whose width / height is `aspect`.
 
-    Patches are square, so the shape of the image is the shape of the grid, in every layer, whatever it downsamples
-    by. Raises `UserError` when they do not form one.
+    Patches are square, so the grid has the shape of the image in every layer, also where the layer works at a lower
+    resolution. Raises `UserError` when the tokens do not form such a grid.
     """
     columns = max(1, round((tokens * aspect) ** 0.5))
     if tokens % columns or abs(tokens // columns - columns / aspect) > 0.5:
@@ -55,8 +55,8 @@ def overlay(
 ) -> Image.Image:
     """The image in grey with `heat` over it: red positive, blue negative, transparent where it is 0.
 
-    `full` is the strength that is shown strongest, by default the largest |heat|; give the same one to images that
-    are to be compared. `size` is the width of the result in pixels (the image's own by default).
+    `full` is the strength that gets the full colour, by default the largest |heat|; give the same value for images
+    that are to be compared. `size` is the width of the result in pixels (the image's own by default).
     """
     values = np.asarray(heat, dtype=np.float32)
     rows, columns = token_grid(len(values), image.width / image.height)
@@ -68,7 +68,7 @@ def overlay(
 
 
 def tint(image: Image.Image, strength: Float[np.ndarray, "height width"], full: float) -> Image.Image:
-    """The image in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` is strongest."""
+    """The image in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` gets the full colour."""
     grey = 0.5 * np.asarray(image.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
     opacity = np.clip(np.abs(strength) / full if full > 0 else np.zeros_like(strength), 0, 1)[..., None] ** 0.7
     opacity *= STRONGEST

@@ -1,11 +1,11 @@
-"""Importance: one score for each atom, for ranking, pruning and keeping. Four atoms of a thousand, or forty, by what?
+"""Importance: one score for each atom, by which atoms are ranked, kept and pruned.
 
     energy      mean |s_m| · ‖d_m‖          how much the atom adds to its layer's output; free, from training or a trace
-    gradient    Σ_i |g_m ∂L_i/∂g_m|          how much the loss of each example hangs on its gain, to first order
-    ablation    L(without m) − L             what the loss is without it, others competing for its places; slow, true
+    gradient    Σ_i |g_m ∂L_i/∂g_m|          how much the loss of each example depends on the gain, to first order
+    ablation    L(without m) − L             how the loss changes when the atom is dropped; exact, and slow
 
-Within one example contributions cancel as they do in the loss; over examples their sizes are added, because a trained
-atom's gradient is near zero in total: the gain scales d_m, and training has moved d_m to where that does not help.
+Within one example contributions cancel as they do in the loss. Over examples absolute values are added, because the
+total gradient of a trained atom is near zero: the gain scales d_m, and training has already found the best d_m.
 All atoms of all layers share one backward pass an example. An atom that never fires has gradient and ablation 0.
 """
 
@@ -40,7 +40,7 @@ def importance(
     """A score for every atom, one tensor a layer, the larger the more important: what `AtomBoard.keep(by=)` takes.
 
     `model` is an adapted model, a pipeline, or a board. By default the gradient, which agrees best with ablation, where
-    there is a `loss`, and otherwise energy (docs/results/steering.md). Energy comes from `traced`, or as it was
+    there is a `loss`, and otherwise energy (docs/results/steering.md). Energy is that of `traced`, or else as
     measured in training. Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion
     model. Ablation runs it once for each atom that fires, or for those in `among` (the others score 0). Raises
     `UserError`.
@@ -48,7 +48,7 @@ def importance(
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     by = by or ("energy" if loss is None else "gradient")
     if by == "energy":
-        return atoms.energy() if traced is None else _traced(atoms, traced)
+        return atoms.mean_energy() if traced is None else _traced(atoms, traced)
     if by not in ("gradient", "ablation"):
         raise UserError(f"importance is by energy, gradient or ablation, got {by!r}.")
     if loss is None:
@@ -57,21 +57,23 @@ def importance(
 
 
 def _traced(atoms: AtomBoard, traced: Trace) -> list[Tensor]:
-    """Energy by address: the trace may have been recorded before pruning, when there were other atoms too."""
+    """Energy of each atom, found by address: the trace may be older than a pruning, and have more atoms."""
     scores = []
     for dictionary in atoms.dictionaries:
         layer = traced[Layer(dictionary).address]
         rows = {id: row for row, id in enumerate(layer.ids.tolist())}
         if strangers := dictionary.id.tolist() - rows.keys():
             address = f"{layer.address}[{min(strangers)}]"
-            raise UserError(f"there is no {address!r} in this trace: give one of the adapter that is to be weighed.")
+            raise UserError(
+                f"there is no {address!r} in this trace: give a trace of the adapter whose atoms are to be ranked."
+            )
         scores.append(layer.mean_energy[[rows[id] for id in dictionary.id.tolist()]])
     return scores
 
 
 @contextmanager
 def replaced_gains(dictionaries: Sequence[SparseDictionary], gains: Sequence[Tensor]) -> Iterator[None]:
-    """Other gains in the block: tensors that gradients flow to, or that `torch.func` looks into."""
+    """Use other gains inside the block: tensors through which gradients flow, or tensors of `torch.func`."""
     before = [dictionary.gain for dictionary in dictionaries]
     try:
         for dictionary, gain in zip(dictionaries, gains):
@@ -102,13 +104,13 @@ def _ablation(atoms: AtomBoard, loss: Losses, among: Sequence[Tensor] | None) ->
     scores = []
     for number, dictionary in enumerate(atoms.dictionaries):
         score = torch.zeros_like(dictionary.gain, dtype=torch.float32)
-        # What is never selected changes nothing; a silent atom may be selected, and keep another from its place.
-        wanted = (seen.layers[number].fired > 0) | (dictionary.gain == 0)
+        # An atom that is never selected changes nothing. A silent atom (gain 0) may be selected, and take a place.
+        tested = (seen.layers[number].fired > 0) | (dictionary.gain == 0)
         kept = dictionary.kept
         present = torch.ones_like(score, dtype=torch.bool) if kept is None else kept.bool()
-        wanted &= present if among is None else present & among[number].to(present.device)
+        tested &= present if among is None else present & among[number].to(present.device)
         try:
-            for index in wanted.nonzero().flatten().tolist():
+            for index in tested.nonzero().flatten().tolist():
                 mask = present.clone()
                 mask[index] = False
                 dictionary.keep_only(mask)

@@ -1,16 +1,16 @@
-"""Influence: what single atoms do to what the model answers, and to the image.
+"""Influence: how single atoms change the output of the model, and the image.
 
-With every other dial as it is, f(g_m) is the answer as a function of one atom's gain, g its present value:
+With all other dials unchanged, f(g_m) is the model's output as a function of one atom's gain, and g the present gain:
 
-    influence      I_m = f(g) - f(0)                  the answer with the atom on, less the answer with it off
-    first order    J_m = g · ∂f/∂g_m at g_m = 0       what it would be if the layers above were linear
+    influence      I_m = f(g) - f(0)                  the output with the atom, minus the output without it
+    first order    J_m = g · ∂f/∂g_m at g_m = 0       what I_m would be if the layers above were linear
     nonlinearity   ‖I_m − J_m‖ / ‖I_m‖                appendix A.1 of the paper: larger in shallow layers?
-    additivity     ‖Σ_m I_m − I‖ / ‖I‖                I: all of them off at once
+    additivity     ‖Σ_m I_m − I‖ / ‖I‖                I: all atoms off at once
 
-Atoms that never fire have no influence and are not run. For the others there are two ways: one run for
-each, or `torch.func.vmap` over the gains, where everything below their layer runs only once, and `torch.func.jvp` gives
-f(0) and ∂f/∂g together. A later layer's top-k chooses by the primal values, so J is the slope between two choices: the
-jump where the choice changes counts as nonlinearity.
+Atoms that never fire have no influence and are not run. For the others there are two ways: one run for each atom
+(`influence`), or `torch.func.vmap` over the gains (`influences`), where everything below their layer runs only once and
+`torch.func.jvp` gives f(0) and ∂f/∂g together. J is the slope while top-k in later layers selects the same atoms: a
+jump where the selection changes counts as nonlinearity.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Outputs = Callable[[], Tensor]
-"""Runs the model on the same input every time it is called; returns what it answers."""
+"""Runs the model on the same input every time it is called; returns the output."""
 
 
 @dataclass(frozen=True, eq=False)
 class Influences:
-    """Of the atoms of one layer that fire, whose rows are `rows`; every other atom there does nothing."""
+    """Influence of the atoms of one layer that fire, in the order of `rows`. The other atoms have none."""
 
     rows: Int[Tensor, " fired"]
     full: Float[Tensor, "fired ..."]
@@ -69,31 +69,31 @@ def influences(model: Any, address: str, outputs: Outputs, adapter: str = "defau
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     dictionary = atoms[address].dictionary
     with trace(atoms.model, atoms.adapter) as seen:
-        answer = outputs()
+        output = outputs()
     rows = seen[Layer(dictionary).address].fired.nonzero().flatten()
     gain = dictionary.gain
 
-    def answer_with(gains: Tensor) -> Tensor:
+    def output_with(gains: Tensor) -> Tensor:
         with replaced_gains([dictionary], [gains]):
             return outputs()
 
     def off(row: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.nn.functional.one_hot(row, len(gain)).to(gain)
-        both: Any = torch.func.jvp(answer_with, (gain * (1 - one),), (gain * one,))
+        both: Any = torch.func.jvp(output_with, (gain * (1 - one),), (gain * one,))
         return both
 
     if len(rows) == 0:
-        nothing = answer.new_zeros(0, *answer.shape)
+        nothing = output.new_zeros(0, *output.shape)
         return Influences(rows, nothing, nothing)
     with sdpa_kernel(SDPBackend.MATH):  # the flash kernel on CPU has no forward derivative
         without, slope = torch.func.vmap(off, chunk_size=chunk, randomness="same")(rows)
-        answer = outputs()  # by the same kernel, so that rounding is not taken for an influence
-    return Influences(rows, answer - without, slope)
+        output = outputs()  # with the same kernel, so that rounding is not taken for an influence
+    return Influences(rows, output - without, slope)
 
 
 @torch.no_grad()
 def influence(model: Any, outputs: Outputs, *addresses: str, adapter: str = "default") -> Tensor:
-    """The answer less the answer with these atoms or layers silenced together."""
+    """The output minus the output with these atoms or layers silenced together."""
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     on = outputs()
     with atoms.muted(*addresses):
@@ -126,8 +126,8 @@ def change(on: Image.Image, off: Image.Image) -> float:
 def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.Image:
     """`on` in pale grey, red where it is lighter than `off` and blue where it is darker (Fig. 1c of the paper).
 
-    The strength is the largest change of the three channels, so that a change of hue alone shows too; a change of
-    `full` of the range from black to white is strongest.
+    The strength is the largest change of the three channels, so that a change of hue alone is visible too. A
+    change of `full`, as a share of the range from black to white, gets the full colour.
     """
     changed = _pixels(on) - _pixels(off)
     strength = np.abs(changed).max(axis=2) * np.where(changed.mean(axis=2) >= 0, 1, -1)

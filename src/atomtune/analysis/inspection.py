@@ -2,7 +2,7 @@
 
 Prompts of the user are drawn without and with the adapter; energies, and with them the order of the atoms, are measured
 there. Names are proposed from other prompts, in which everything varies independently (`prompts`). Then the strongest
-atoms are silenced one by one, all but the best are dropped, and the density is turned, each time from the same noise.
+atoms are silenced one by one, all but the best are dropped, and the density is changed, each time from the same noise.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ if TYPE_CHECKING:
 TOP = 24  # atoms shown
 NAMING = 96  # prompts for names
 SAMPLES = 4  # heatmaps of each atom
-COMPARED = 2  # images of each atom, with it and without
-STEPPED = 4  # images of each step of a dial
+COMPARED = 2  # images of each atom, drawn with the atom and without
+RUNG_PROMPTS = 4  # images of each rung of a ladder
 BOOST = 20.0
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than an image of 64 × 64 can show
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a stage, how much of the stage is done, and its total."""
 
 
 @dataclass
 class AtomRow:
-    """One atom, as the table says it."""
+    """One atom, as a row of the table."""
 
     address: str
     layer: int
@@ -98,8 +99,8 @@ class AtomView:
 
 
 @dataclass
-class Step:
-    """The same prompts with one dial at one place."""
+class Rung:
+    """The same prompts at one setting of a dial."""
 
     value: float
     """Atoms kept, or the density."""
@@ -123,10 +124,10 @@ class Inspection:
     """The strongest first."""
     views: list[AtomView]
     phases: list[str]
-    stepped: list[str]
-    """The prompts of `ladder` and `densities`."""
-    ladder: list[Step] = field(default_factory=list)
-    densities: list[Step] = field(default_factory=list)
+    rung_prompts: list[str]
+    """The prompts that `ladder` and `densities` were drawn with."""
+    ladder: list[Rung] = field(default_factory=list)
+    densities: list[Rung] = field(default_factory=list)
     overlap: Overlap | None = None
     against: str = ""
     """The other adapter of `overlap`."""
@@ -148,18 +149,18 @@ def inspect(
     guidance_scale: float | None = None,
     resolution: int | None = None,
     batch_size: int = 8,
-    tell: Tell = lambda stage, done, total: None,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Inspection:
-    """Draw and measure all of it. The board's dials are left as they were.
+    """Draw and measure everything that the report shows. The board's dials are left as they were.
 
     `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
     and prompts of it, with which the overlap is measured.
     `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
-    steps. `tell(stage, done, total)` is called as images are drawn.
+    steps. `on_progress(stage, done, total)` is called as images are drawn.
     """
     model, atoms, prompts = denoiser(pipe), board(pipe, adapter), list(dict.fromkeys(prompts))
     options: dict[str, Any] = {"guidance_scale": guidance_scale, "resolution": resolution}
-    draw = Draw(pipe, prompts, seed, {**options, "steps": steps, "batch_size": batch_size}, tell)
+    draw = Draw(pipe, prompts, seed, {**options, "steps": steps, "batch_size": batch_size}, on_progress)
 
     with model.disable_adapter():
         base = draw("base", prompts)
@@ -168,27 +169,31 @@ def inspect(
 
     crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed))
     half = max(3, (base[0].settings["steps"] + 1) // 2)
-    drawn = 0
-
-    def advance(more: int) -> None:
-        nonlocal drawn
-        drawn += more
-        tell("names", drawn, len(crossed))
-
     texts = [prompt.text for prompt in crossed]
-    watched = watch(pipe, texts, adapter, seed, half, **options, batch_size=2 * batch_size, advance=advance)
+    watched = watch(
+        pipe,
+        texts,
+        adapter,
+        seed,
+        half,
+        **options,
+        batch_size=2 * batch_size,
+        on_progress=lambda done, total: on_progress("names", done, total),
+    )
     names = name_atoms(watched, crossed, torch.Generator().manual_seed(seed))
     rows = _rows(seen, names)
     strongest = [row for row in rows[:top] if row.mean_energy > 0]
     views = []
     for number, row in enumerate(strongest):
         views.append(_view(row, atoms, seen[row.address], watched, draw, adapted))
-        tell("influence", number + 1, len(strongest))
+        on_progress("influence", number + 1, len(strongest))
     full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
     scores = importance(atoms, traced=seen)
-    stepped = prompts[:STEPPED]
-    ladder, densities = _steps(draw, atoms, scores, stepped, _images(base)[:STEPPED], _images(adapted)[:STEPPED])
+    rung_prompts = prompts[:RUNG_PROMPTS]
+    ladder, densities = _rungs(
+        draw, atoms, scores, rung_prompts, _images(base)[:RUNG_PROMPTS], _images(adapted)[:RUNG_PROMPTS]
+    )
     return Inspection(
         subject=subject or class_name or "this adapter",
         facts=_facts(atoms, seen, names) | {"naming prompts": len(crossed), "full": full, "boost": BOOST},
@@ -198,10 +203,10 @@ def inspect(
         rows=rows,
         views=views,
         phases=watched.phases,
-        stepped=stepped,
+        rung_prompts=rung_prompts,
         ladder=ladder,
         densities=densities,
-        overlap=overlap(pipe, (stepped, against[1]), (adapter, against[0]), seed=seed, steps=steps)
+        overlap=overlap(pipe, (rung_prompts, against[1]), (adapter, against[0]), seed=seed, steps=steps)
         if against
         else None,
     )
@@ -209,22 +214,22 @@ def inspect(
 
 @dataclass
 class Draw:
-    """Draws prompts, every image from the noise of the same seed, and tells of it."""
+    """Draws prompts, every image from the noise of the same seed, and reports the progress."""
 
     pipe: DiffusionPipeline
     prompts: list[str]
     seed: int
     options: dict[str, Any]
-    tell: Tell
+    on_progress: OnProgress
 
     def __call__(self, stage: str, prompts: Sequence[str]) -> list[Drawing]:
         drawings = []
         for start in range(0, len(prompts), size := self.options["batch_size"]):
             drawings += generate(self.pipe, prompts[start : start + size], 1, self.seed, **self.options)
-            self.tell(stage, len(drawings), len(prompts))
+            self.on_progress(stage, len(drawings), len(prompts))
         return drawings
 
-    def quietly(self, prompts: Sequence[str]) -> list[Image.Image]:
+    def without_progress(self, prompts: Sequence[str]) -> list[Image.Image]:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
 
 
@@ -253,14 +258,14 @@ def _rows(seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
 def _view(
     row: AtomRow, atoms: AtomBoard, seen: AtomTrace, watched: Watched, draw: Draw, adapted: list[Drawing]
 ) -> AtomView:
-    """Its maps in the images where it acts most, and two images with and without it."""
+    """Maps of the atom in the images where it acts most, and two images with and without it."""
     atom = atoms[row.address]
     prompts = [draw.prompts[i] for i in seen.mean_energy_by_sample.topk(min(COMPARED, len(adapted))).indices]
     with dials_kept(atoms):
         atom.gain = 0.0
-        without = draw.quietly(prompts)
+        without = draw.without_progress(prompts)
         atom.gain = BOOST
-        boosted = draw.quietly(prompts)
+        boosted = draw.without_progress(prompts)
     comparisons = []
     for prompt, off, more in zip(prompts, without, boosted):
         on = adapted[draw.prompts.index(prompt)].image.convert("RGB")
@@ -278,7 +283,7 @@ def _one_scale(comparisons: list[Comparison]) -> float:
 
 
 def _heats(watched: Watched, address: str) -> list[Heat]:
-    """The images in which it acts most, each with its map; all of them on one scale."""
+    """The images in which the atom acts most, each with its map; all of them on one scale."""
     atom = watched.trace[address]
     layer, index = next(layer for layer in watched.layers if layer.trace is atom.layer), atom.index
     if not layer.grid:
@@ -296,25 +301,25 @@ def _heats(watched: Watched, address: str) -> list[Heat]:
     return heats
 
 
-def _steps(
+def _rungs(
     draw: Draw,
     atoms: AtomBoard,
     scores: list[Tensor],
     prompts: list[str],
     base: list[Image.Image],
     full: list[Image.Image],
-) -> tuple[list[Step], list[Step]]:
-    """The ladder of kept atoms, and the steps of density."""
+) -> tuple[list[Rung], list[Rung]]:
+    """The ladder of numbers of atoms, and the ladder of densities."""
     alive = sum(int((score > 0).sum()) for score in scores)
     counts = ladders.counts(alive)
-    ladder, densities = [Step(0.0, "none: the base", base, 0.0)], []
+    ladder, densities = [Rung(0.0, "none: the base", base, 0.0)], []
     for number, count in enumerate(counts):
         with dials_kept(atoms):
             atoms.keep(count, by=scores)
-            images = draw.quietly(prompts)
-        ladder.append(Step(float(count), f"{count:,}", images, _reach(images, base, full)))
-        draw.tell("ladder", number + 1, len(counts))
-    ladder.append(Step(float(len(atoms)), f"all {len(atoms):,}", full, 1.0, trained=True))
+            images = draw.without_progress(prompts)
+        ladder.append(Rung(float(count), f"{count:,}", images, _reach(images, base, full)))
+        draw.on_progress("ladder", number + 1, len(counts))
+    ladder.append(Rung(float(len(atoms)), f"all {len(atoms):,}", full, 1.0, trained=True))
 
     dictionaries = atoms.dictionaries
     own = atoms.density
@@ -324,17 +329,17 @@ def _steps(
             if density != own:
                 atoms.density = density
             used = sum(int(d.sigma.k.sum()) for d in dictionaries) / len(dictionaries)
-            images = full if density == own else draw.quietly(prompts)
+            images = full if density == own else draw.without_progress(prompts)
         label = f"{used:.3g} atom{'s' * (used != 1)} a token and layer"
         reach = 1.0 if density == own else _reach(images, base, full)
-        densities.append(Step(density, label, images, reach, density == own))
-        draw.tell("density", number + 1, len(wanted))
+        densities.append(Rung(density, label, images, reach, density == own))
+        draw.on_progress("density", number + 1, len(wanted))
     return ladder, densities
 
 
 @contextmanager
 def dials_kept(atoms: AtomBoard) -> Iterator[None]:
-    """Whatever is turned inside the block is as before after it."""
+    """Restore, after the block, every dial that was changed inside it."""
     preset = atoms.preset()
     try:
         yield

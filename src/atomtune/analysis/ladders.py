@@ -1,4 +1,4 @@
-"""The steps that are drawn to see what fewer atoms do: numbers of atoms that are kept, and densities."""
+"""Ladders: the numbers of atoms, and the densities, with which images are drawn to see what fewer atoms do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the density of training
 
 
 def counts(below: int) -> list[int]:
-    """Numbers of atoms to keep of `below`, fewest first."""
+    """Numbers of atoms to keep, all smaller than `below`, smallest first."""
     return [count for count in COUNTS if count < below]
 
 
 def densities(board: AtomBoard) -> list[float]:
-    """Densities at which a token uses different numbers of atoms, lowest first; the one the board has is among them.
+    """Densities at which a token uses different numbers of atoms, lowest first, with the board's present density among them.
 
-    None where σ has no density to turn.
+    An empty list if σ has no density.
     """
     if any(dictionary.sigma.dial != "density" for dictionary in board.dictionaries):
         return []

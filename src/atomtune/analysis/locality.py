@@ -1,9 +1,9 @@
-"""Locality: how much of an image, or of a text, does a map cover?
+"""Locality: how much of an image, or of a text, a map covers.
 
     p_n = |w_n| / Σ|w|        coverage = exp(−Σ_n p_n log p_n) / N
 
-The exponential of a distribution's entropy is the number of places it takes up: one token of N gives 1/N, all of them
-equally 1.
+The exponential of a distribution's entropy is its effective number of places: a map on one token of N has coverage 1/N, and
+a map that is equal on all tokens has 1.
 """
 
 import torch

@@ -1,13 +1,13 @@
-"""Matching: are the atoms of one run found again in another?
+"""Matching: do two runs learn the same atoms?
 
 What atom m adds to its layer's output over the tokens of some inputs is the matrix s_m d_mᵀ. The likeness of two atoms
 is the cosine between these matrices, which is a product:
 
     likeness(a, b) = cos(s_a, s_b) · cos(d_a, d_b)         the same places and the same direction: 1
 
-so turning the sign of both code and direction changes nothing. Each atom of the smaller side is given one of the other,
-none twice, so that the sum of likenesses is the largest (Hungarian assignment). Both adapters must be run on the same
-inputs; "by chance" is what shuffled directions get: likeness with d_b in another order.
+so reversing the sign of both code and direction changes nothing. Each atom of the smaller adapter is matched with one
+atom of the other, none twice, so that the sum of likenesses is largest (Hungarian assignment). Both adapters must be run
+on the same inputs; "by chance" is the likeness with the directions d_b in a random order.
 """
 
 import torch

@@ -1,14 +1,14 @@
 """A name for each atom, proposed, with its evidence; no name where the evidence is weak.
 
-Rows are observations: an image, or one phase or one region of it. p is what share of everything that fired there was
-this atom; f is whether a factor (a word of the prompt, a phase, a region) was present. An atom answers to a factor when
+Rows are observations: an image, or one phase or one region of an image. p is the share of this atom in all that fired
+there; f is 1 if a factor (a word of the prompt, a phase, a region) was present, else 0. An atom answers to a factor when
 
-    lift      = E[p | f present] / E[p | f absent]  how many times as much, measured against all other atoms
-    explained = corr(p, f)²                         the share of the ups and downs of p that the factor accounts for
-    chance    = share of shuffles of the rows whose best factor does as well as this one
+    lift      = E[p | f present] / E[p | f absent]  how many times as much of all that fires is this atom's
+    explained = corr(p, f)²                         the share of the variance of p that the factor explains
+    chance    = share of shuffles of the rows whose best factor explains as much
 
-are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. A shuffle compares with the best of all factors, so testing
-many of them does not make names easier to get; about one unnameable atom in 500 gets a name by accident.
+are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. Each shuffle counts with the best of all its factors, so
+testing many factors does not make names easier to get. About one atom in 500 gets a name by accident.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Name:
-    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty where the
+    """At most one factor of each kind, the one that explains most first; the first three make the name. Empty if the
     evidence is weak."""
 
     evidence: tuple[Evidence, ...] = ()
@@ -93,9 +93,9 @@ def evidence(
             beaten += best[:, None] >= correlation
     chance = (beaten + 1) / (shuffles + 1)
     explained = correlation.square()
-    told = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
+    passing = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
     found: list[list[Evidence]] = [[] for _ in range(activity.shape[1])]
-    for atom, factor in told.nonzero().tolist():
+    for atom, factor in passing.nonzero().tolist():
         numbers = (float(value[atom, factor]) for value in (lift, explained, chance))
         found[atom].append(Evidence(factors[factor], *numbers))
     return [sorted(items, key=lambda item: -item.explained) for items in found]
@@ -114,23 +114,27 @@ def name_atoms(
 ) -> list[list[Name]]:
     """A name for every atom, by layer, from images of prompts whose factors vary independently.
 
-    Looked at are the words of the prompts (shuffled over images), the phase of sampling (shuffled within each
-    image) and the region of the image (likewise): left, right, top, bottom, and where the background is plain, as
-    moji's are, also whether it is on the drawing, on its outline, or around it.
+    The factors are the words of the prompts (shuffled over images), the phase of sampling (shuffled within each image)
+    and the region of the image (shuffled within each image): left, right, top, bottom, and, if the background is
+    plain, as moji's are, whether the region is on the drawing, on its outline, or around it.
     """
     if len(prompts) != len(watched.drawings):
         raise UserError(f"{len(watched.drawings)} images cannot be named by {len(prompts)} prompts: give one each.")
     words = sorted({factor for prompt in prompts for factor in prompt.factors}, key=lambda f: (f.kind, f.word))
-    said = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
-    return [_name_layer(layer, watched, words, said, generator) for layer in watched.layers]
+    word_presence = torch.tensor([[float(word in prompt.factors) for word in words] for prompt in prompts])
+    return [_name_layer(layer, watched, words, word_presence, generator) for layer in watched.layers]
 
 
 def _name_layer(
-    layer: LayerActivity, watched: Watched, words: list[Factor], said: Tensor, generator: torch.Generator | None
+    layer: LayerActivity,
+    watched: Watched,
+    words: list[Factor],
+    word_presence: Tensor,
+    generator: torch.Generator | None,
 ) -> list[Name]:
     by_phase = layer.by_phase
     samples, phases, _ = by_phase.shape
-    found = [evidence(by_phase.mean(1), said, words, generator)]
+    found = [evidence(by_phase.mean(1), word_presence, words, generator)]
     if phases > 1:
         when = [Factor(phase, "phase") for phase in watched.phases]
         found.append(evidence(by_phase.flatten(0, 1), torch.eye(phases).repeat(samples, 1), when, generator, phases))
@@ -138,7 +142,7 @@ def _name_layer(
         images = [drawing.image for drawing in watched.drawings]
         presence, where = region_factors(images, layer.region_grid)
         size = presence.shape[1]
-        # Thousands of rows: chance is not what decides here, so fewer shuffles than would show 0.002.
+        # Thousands of rows: `chance` hardly ever decides here, so fewer shuffles are enough.
         found.append(evidence(layer.by_region.flatten(0, 1), presence.flatten(0, 1), where, generator, size, 500))
     return [name([item for items in atom for item in items]) for atom in zip(*found)]
 

@@ -1,13 +1,13 @@
-"""How far two adapters overlap, before they are merged: do they write in the same directions, at the same tokens?
+"""How far two adapters overlap, before they are merged: do they add the same directions, at the same tokens?
 
-    ΔO_a, ΔO_b    what each adds to a layer's output at a token, both at work, on prompts of a and on prompts of b
+    ΔO_a, ΔO_b    what each adds to a layer's output at a token, both active, on prompts of a and on prompts of b
     span          U_a: the fewest directions that hold 90 % of Σ_m ‖u_m d_m‖², u_m = mean |s_m| on a's own prompts
     angles        cos θ_i = singular values of U_aᵀ U_b, the principal angles between two spans
-    span overlap  Σ cos²θ_i / min(r_a, r_b): 0 apart, 1 one inside the other; random spans have max(r_a, r_b) / C_o
-    acting        ‖ΔO‖ of at least half of its root mean square on the adapter's own prompts
+    span overlap  Σ cos²θ_i / min(r_a, r_b): 0 for orthogonal spans, 1 if one contains the other; random spans have max(r_a, r_b) / C_o
+    acting        ‖ΔO‖ is at least half of its root mean square on the adapter's own prompts
     cosine        Σ ΔO_a·ΔO_b / √(Σ‖ΔO_a‖² Σ‖ΔO_b‖²): below 0 they cancel each other, above 0 they add up
 
-With top-k every token uses k atoms of each adapter, wherever it is; so "acting" asks how much is added, not whether.
+With top-k every token uses k atoms of each adapter, so "acting" is about how much is added, not whether.
 Under classifier-free guidance the half with the prompt is measured.
 """
 
@@ -33,8 +33,8 @@ from atomtune.tracing import Trace, trace
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-HELD = 0.9  # of Σ‖u_m d_m‖², by a span
-ACTING = 0.5  # of the root mean square on its own prompts
+HELD = 0.9  # share of Σ‖u_m d_m‖² that a span holds
+ACTING = 0.5  # share of the root mean square on the adapter's own prompts
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Overlap:
     """Two adapters on one model. Two numbers are (on the first's prompts, on the second's), or (first, second)."""
 
     atoms: tuple[int, int]
-    """How many each has."""
+    """How many atoms each adapter has."""
     alive: tuple[tuple[int, int], tuple[int, int]]
     """For each adapter, how many of its atoms fire on the first's prompts and on the second's."""
     alive_in_both: tuple[int, int]
@@ -83,7 +83,7 @@ def overlap(
     seed: int = 0,
     steps: int | None = None,
 ) -> Overlap:
-    """Draw `num` images of each prompt of each adapter, both at work, and measure how they overlap.
+    """Draw `num` images of each prompt of each adapter, both active, and measure how they overlap.
 
     Both must be loaded (`load_adapter(pipe, folder, adapter_name)`). Raises `UserError`.
     """
@@ -111,7 +111,13 @@ def measure(model: nn.Module, runs: tuple[Callable[[], Any], Callable[[], Any]],
         alive_in_both=_sums(fired[0][0] & fired[1][0], fired[0][1] & fired[1][1]),
         strength=(float((power[1, 0] / power[0, 0]).sqrt()), float((power[0, 1] / power[1, 1]).sqrt())),
         layers=[
-            _layer(layer, _own(traces[0][0], layer, adapters[0]), _own(traces[1][1], layer, adapters[1]), on_a, on_b)
+            _layer(
+                layer,
+                _layer_trace(traces[0][0], layer, adapters[0]),
+                _layer_trace(traces[1][1], layer, adapters[1]),
+                on_a,
+                on_b,
+            )
             for layer, on_a, on_b in zip(shared, *products)
         ],
     )
@@ -189,8 +195,8 @@ def _layer(
     """`a` and `b` are the traces on each one's own prompts."""
     used = [own.usage[:, None] * own.dictionary.atoms() for own in (a, b)]
     cosines, ranks = principal_cosines(used[0], used[1])
-    own = (on_a[0].mean(), on_b[1].mean())
-    acting = [torch.stack([on[name] >= ACTING**2 * own[name] for name in (0, 1)]) for on in (on_a, on_b)]
+    power = (on_a[0].mean(), on_b[1].mean())
+    acting = [torch.stack([on[name] >= ACTING**2 * power[name] for name in (0, 1)]) for on in (on_a, on_b)]
     shares = [act.float().mean(1) for act in acting]
     return LayerOverlap(
         address=Layer(a.dictionary).address,
@@ -204,7 +210,7 @@ def _layer(
     )
 
 
-def _own(traced: Trace, layer: AtomLayer, adapter: str) -> LayerTrace:
+def _layer_trace(traced: Trace, layer: AtomLayer, adapter: str) -> LayerTrace:
     return traced[Layer(layer.dictionary(adapter)).address]
 
 

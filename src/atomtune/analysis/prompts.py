@@ -1,9 +1,9 @@
-"""Prompts in which everything varies independently, so that what an atom answers to can be told apart.
+"""Prompts in which everything varies independently, so that one can find out which word an atom answers to.
 
     "a small sks teapot on the left on a green background"   subject, size, place and background are shuffled separately
 
-Each kind of word is balanced over the set and shuffled with its own draw. Half of the subjects are the one that was
-learnt, under its token; the others are its class without the token, and subjects every base knows.
+Each kind of word is balanced over the set and shuffled with its own draw. Half of the subjects are the learnt
+one, with its token; the others are its class without the token, and subjects that every base knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACES = ("", "on the left", "on the right", "at the top", "at the bottom")
 
 @dataclass(frozen=True)
 class Factor:
-    """Something that may be present: `word` as it is shown, and what `kind` of factor it is."""
+    """Something that may be present in an image: the `word` for it, and the `kind` of factor."""
 
     word: str
     kind: str
@@ -38,7 +38,7 @@ class CrossedPrompt:
 def crossed_prompts(
     subject: str | None, class_name: str | None = None, num: int = 96, generator: torch.Generator | None = None
 ) -> list[CrossedPrompt]:
-    """`num` prompts. `subject` is what was learnt, with its token ("sks teapot"); None for an adapter without one."""
+    """`num` prompts. `subject` is the learnt subject with its token ("sks teapot"); None for an adapter without one."""
     others = [*OTHERS] + ([class_name] if class_name and class_name != subject else [])
     subjects = others if subject is None else [each for other in others for each in (subject, other)]
     shuffled = [_balanced(words, num, generator) for words in (subjects, BACKGROUNDS, SIZES, PLACES)]

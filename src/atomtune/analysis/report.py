@@ -1,7 +1,7 @@
-"""The report: an `Inspection` as one HTML page that fetches nothing, with its images inside it.
+"""The report: an `Inspection` as one HTML page with its images inside, which loads nothing from the network.
 
-The page is `templates/report.html.j2` with its style and script; here images become data URIs, and numbers the rows
-and curves the template lays out.
+The page is `templates/report.html.j2` with its style and script; this module turns images into data URIs, and numbers
+into the rows and curves of the template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPARK = (120, 24)  # width and height of the curve over timesteps, in its own un
 
 
 def refuse_other_file(file: Path) -> None:
-    """Raise `UserError` if there is something at `file` that is not a page of ours, or no folder for it."""
+    """Raise `UserError` if `file` exists and is not a report of atomtune, or its folder cannot be written."""
     refuse_output(file.parent)
     if file.exists() and not (file.is_file() and MARK in file.read_bytes()):
         raise UserError(f"{file} is there already and is not a report of atomtune inspect: choose another name.")
@@ -58,7 +58,7 @@ def render(
     )
     environment.filters |= {"data_uri": _data_uris(width, quality), "anchor": _anchor, "spark": _spark}
     return environment.get_template("report.html.j2").render(
-        it=inspection,
+        inspection=inspection,
         made_by=made_by or {},
         map=_energy_map(inspection.rows),
         table=[_table_row(rank, row) for rank, row in enumerate(inspection.rows, 1)],
@@ -98,7 +98,7 @@ def _anchor(address: str) -> str:
 
 
 def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
-    """For each layer an image one pixel high: an atom a pixel, by id, opaque by the square root of its energy."""
+    """For each layer an image one pixel high, with one pixel for each atom, whose opacity is the square root of energy."""
     columns = max(row.id for row in rows) + 1
     most = max(row.mean_energy for row in rows) or 1.0
     layers = {}
@@ -114,7 +114,7 @@ def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
 
 
 def _table_row(rank: int, row: AtomRow) -> list[Any]:
-    """What the script needs of an atom; short numbers, so that thousands of them stay small."""
+    """What the script needs of an atom. Numbers are rounded, so that thousands of rows stay small."""
     first, last = row.active or (None, None)
     evidence = "; ".join(str(item) for item in row.name.evidence)
     numbers = [float(f"{value:.4g}") for value in (row.share, row.mean_energy, row.firing_rate, row.peak)]

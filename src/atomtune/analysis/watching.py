@@ -1,4 +1,4 @@
-"""Draw a set of prompts and keep, for every atom, how much it acted: in which image, when, and where.
+"""Draw a set of prompts and record, for every atom, how much it acted: in which image, when, and where.
 
 Codes are reduced batch by batch, so memory does not grow with the number of steps: a thousand-pixel base with 7,168
 atoms takes about 10 MB an image.
@@ -24,7 +24,7 @@ from atomtune.tracing import Trace, trace
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-CELLS, REGIONS = 16, 8  # rows and columns, at most: of the maps that are shown, and of those that are counted
+CELLS, REGIONS = 16, 8  # most rows and columns of the maps that are shown, and of those that names are made from
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class LayerActivity:
     """What the atoms of one layer did in each image. `grid` is None where tokens are not patches of the image."""
 
     trace: LayerTrace
-    """Sums over all images; its codes have been used up."""
+    """Sums over all images. Its codes are deleted after each batch."""
     grid: tuple[int, int] | None = None
     region_grid: tuple[int, int] | None = None
     _phase: list[Tensor] = field(default_factory=list)
@@ -80,11 +80,11 @@ def watch(
     guidance_scale: float | None = None,
     resolution: int | None = None,
     batch_size: int = 8,
-    advance: Callable[[int], None] = lambda drawn: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Watched:
-    """Draw each prompt once; every batch has a seed of its own, so that no atom is judged by one noise alone.
+    """Draw each prompt once; every batch has another seed, so that no atom is judged by a single noise.
 
-    `advance` is told how many images each batch added.
+    `on_progress(done, total)` is called after each batch of images.
     """
     drawings: list[Drawing] = []
     names: list[str] = []
@@ -96,12 +96,12 @@ def watch(
             seed += 1
             for layer in layers:
                 names = _reduce(layer, drawings[-1].image.width / drawings[-1].image.height)
-            advance(len(batch))
+            on_progress(len(drawings), len(prompts))
     return Watched(drawings, layers, names, watched)
 
 
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
-    """Turn the codes of one batch into activity, and forget them."""
+    """Turn the codes of one batch into activity, and delete them."""
     kept = layer.trace.codes
     times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0

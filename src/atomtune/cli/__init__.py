@@ -1,7 +1,7 @@
-"""The command line: one module a command, imported when that command is run, so that `atomtune --help` is quick.
+"""The command line: one module for each command, imported when the command is run, so that `atomtune --help` is quick.
 
 Every option is a flag and a key of the YAML that `--config` names (flags win), through cyclopts's own configuration
-sources. What the user can fix is said in one sentence on stderr, with exit code 2.
+sources. An error that the user can fix is printed as one sentence on stderr, with exit code 2.
 """
 
 import contextlib
@@ -24,11 +24,13 @@ app.command("atomtune.cli.customize:customize", help="Learn a subject from a few
 app.command("atomtune.cli.generate:generate", help="Draw images, with or without an adapter.")
 app.command("atomtune.cli.prune:prune", help="Keep the few atoms that matter.")
 app.command("atomtune.cli.inspect:inspect", help="Show what an adapter learned, on one page.")
-app.command("atomtune.cli.edit:edit", help="Learn one image and draw what it should become, with fewer atoms.")
-app.command("atomtune.cli.merge:merge", help="Make one adapter out of several, or say how far two overlap.")
+app.command(
+    "atomtune.cli.edit:edit", help="Edit an image: learn it, then draw a new prompt with more and with fewer atoms."
+)
+app.command("atomtune.cli.merge:merge", help="Merge several adapters into one, or measure how far two overlap.")
 app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
-app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it elsewhere.")
-app.meta.suppress_keyboard_interrupt = False  # `main` says what the interrupted command has to say
+app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it on other backgrounds.")
+app.meta.suppress_keyboard_interrupt = False  # `main` prints the message of an interrupted command
 
 
 @app.meta.default
@@ -75,7 +77,8 @@ def _without_loading_bars(diffusers) -> None:
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM raise `KeyboardInterrupt`, so that nothing half-written is left; whoever handles it already, does."""
+    """Let SIGTERM raise `KeyboardInterrupt`, so that nothing half-written is left. A handler that is
+    already set stays."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -12,8 +12,8 @@ from atomtune.training.recipes import FEW_ATOMS, recipe_for
 def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
     """Learn a subject from a few images, with atoms (or LoRA, DoRA, OFT) on a frozen text-to-image transformer.
 
-    The result is a PEFT adapter in OUT/adapter. What neither flags nor --config say comes from the recipe that ships
-    for the base, if there is one.
+    The result is a PEFT adapter in OUT/adapter. Options that are given neither as flags nor by --config come from
+    atomtune's own recipe for the base, if there is one.
     """
     from atomtune.training import customize
 

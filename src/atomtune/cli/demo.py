@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from atomtune.cli.hardware import AUTO, Hardware
+from atomtune.cli.hardware import DEFAULT_HARDWARE, Hardware
 from atomtune.errors import check_seed
 
 UNSEEN = (
@@ -42,15 +42,15 @@ def demo(
     out: Path = Path("runs/demo"),
     seed: int = 0,
     steps: int | None = None,
-    hardware: Hardware = AUTO,
+    hardware: Hardware = DEFAULT_HARDWARE,
 ) -> None:
-    """Learn a teapot from five bundled images and draw it elsewhere.
+    """Learn a teapot from five bundled images and draw it on other backgrounds.
 
     Args:
         compare: Also train a LoRA of rank 16 on the same images, every other setting the same.
         out: Folder for grid.png, summary.json and adapter/.
         seed: Seed of the training and of the images.
-        steps: Training steps (the shipped recipe's by default).
+        steps: Training steps (by default those of the recipe for moji).
     """
     check_seed(seed, NUM)
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def demo(
 
 
 def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | None):
-    """`NUM` images of each prompt, with the run's adapter when something was learnt, and what the adapter weighs."""
+    """`NUM` images of each prompt, with the run's adapter if something was learnt, and numbers of the adapter."""
     from contextlib import nullcontext
 
     from atomtune import sampling
@@ -139,7 +139,7 @@ def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str,
 
 
 def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[str, float]:
-    """What the judge and the pixels say, as means over all images."""
+    """The scores of the judge and of the pixels, as means over all images."""
     from atomtune import metrics
     from atomtune.moji.scenes import BACKGROUNDS
 

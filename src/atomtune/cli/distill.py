@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output
 
@@ -15,7 +15,7 @@ def distill(
     /,
     *,
     out: Path,
-    atoms: int = 128,
+    num_atoms: int = 128,
     density: float = 0.05,
     prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     prompts_file: Path | None = None,
@@ -25,9 +25,9 @@ def distill(
     seed: int = 0,
     sampling_steps: int | None = None,
     resolution: int | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
-    """Learn atoms that add what a LoRA adds, so that it can be inspected, steered, pruned and merged.
+    """Convert a LoRA into atoms, so that it can be inspected, steered, pruned and merged.
 
     Images of the prompts are drawn with the LoRA; the atoms of each layer are fitted to what the LoRA adds there.
 
@@ -35,23 +35,24 @@ def distill(
         lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers or kohya's scripts
             write it.
         out: Folder for the adapter of atoms.
-        atoms: Atoms in each layer that the LoRA adapts.
-        density: Share of them that a token may use. 1: the LoRA's own components, exactly.
-        prompt: What the LoRA was made for; may be given several times ("a TOKEN CLASS" by default, where the adapter
-            names them).
+        num_atoms: Number of atoms in each layer that the LoRA adapts.
+        density: Share of these atoms that one token may use. With 1 the atoms are the LoRA's own components,
+            which add exactly what the LoRA adds.
+        prompt: A prompt of the kind that the LoRA was trained for; may be repeated. By default "a TOKEN CLASS", if the
+            adapter names both.
         prompts_file: Text file with one prompt a line.
         num: Images of each prompt.
-        steps: Optimizer steps for each layer.
-        tokens: Tokens that are kept of what each layer sees; a fifth of them only measure.
+        steps: Training steps for each layer.
+        tokens: Number of input tokens that are kept of each layer: four fifths to train on, one fifth to measure on.
         seed: Seed of the images and of the fit.
         sampling_steps: Denoising steps (the base's own number by default).
         resolution: Height and width in pixels (the base's own by default).
     """
-    for flag, value in (("--atoms", atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
+    for flag, value in (("--num-atoms", num_atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     from atomtune import bases
     from atomtune.cli.generate import read_prompts
@@ -60,39 +61,41 @@ def distill(
     from atomtune.method.coding import atoms_per_token
     from atomtune.storage import folders
 
-    atoms_per_token(atoms, density)
+    atoms_per_token(num_atoms, density)
     check_seed(seed, num)
     refuse_output(out, lora)
     refuse_taken(out)
     info = None
     if file := distillation.diffusers_file(lora):
-        loading.read(file)  # what is wrong with it is said before a base is opened
+        loading.read(file)  # a file that cannot be used is refused before a base is opened
     else:
         info = folders.adapter_info(lora)
         info.refuse_other_than("LORA", "distill takes a LoRA")
     known = info.trained_for if info else {}
     token, class_name = known.get("token"), known.get("class_name")
-    wanted = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
-    if not wanted and token and class_name:
-        wanted = [f"a {token} {class_name}"]
-    if not wanted:
-        raise UserError("there is nothing to distill on: give --prompt with what the LoRA was made for.")
+    prompts = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
+    if not prompts and token and class_name:
+        prompts = [f"a {token} {class_name}"]
+    if not prompts:
+        raise UserError("there are no prompts to draw with the LoRA: give --prompt, such as 'a TOKEN CLASS'.")
     pipe = base.open(info)
     model = distillation.load_lora(pipe, lora)
-    layers = distillation.distill(
-        pipe,
-        model,
-        wanted,
-        num_atoms=atoms,
-        density=density,
-        steps=steps,
-        tokens=tokens,
-        num=num,
-        seed=seed,
-        sampling_steps=sampling_steps,
-        resolution=resolution,
-        progress=lambda layers: track(layers, "fitting layer by layer", console=Console(stderr=True), transient=True),
-    )
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("fitting layer by layer", total=None)
+        layers = distillation.distill(
+            pipe,
+            model,
+            prompts,
+            num_atoms=num_atoms,
+            density=density,
+            steps=steps,
+            tokens=tokens,
+            num=num,
+            seed=seed,
+            sampling_steps=sampling_steps,
+            resolution=resolution,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
     folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base.name(info), **known)
     whole = sum(layer.weight for layer in layers)
     explained = sum(layer.share * layer.weight for layer in layers) / whole

@@ -1,11 +1,11 @@
-"""`atomtune edit`: learn one image, then draw what it should become with fewer and fewer atoms."""
+"""`atomtune edit`: learn one image, then draw a new prompt with fewer and fewer atoms."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
@@ -22,24 +22,24 @@ def edit(
     seed: int = 0,
     steps: int | None = None,
     epochs: int | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
-    """Learn one image, then draw what it should become over a ladder of densities and of numbers of atoms.
+    """Edit one image: learn it, then draw a new prompt with different densities and numbers of atoms.
 
-    Each rung is scored by alignment to the prompt and fidelity to the image; the best trade-off is marked in
-    OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`. The same command with
-    another --prompt does not train again. Scores need moji; with another --base the strip has none.
+    Each of these settings, a rung of the ladder, is scored by alignment to the prompt and fidelity to the image. The
+    best trade-off is marked in OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`.
+    The same command with another --prompt does not train again. With another base than moji there are no scores.
 
     Args:
-        image: The image.
-        prompt: What it should become.
+        image: The image to edit.
+        prompt: What the image should become.
         out: Folder for the run, the images and the preset.
-        source_prompt: What it is now.
-        remove: Atoms, such as L17[137],L3[139], without which the best rung is drawn once more.
+        source_prompt: What the image shows now.
+        remove: Addresses of atoms, such as L17[137],L3[139]. The best rung is drawn once more without these atoms.
         num: Images of each rung.
         seed: Seed of the training and of the first image.
-        steps: Training steps (the shipped recipe's by default).
-        epochs: Times that the image is seen, instead of steps.
+        steps: Training steps (by default those of the recipe for the base).
+        epochs: How many times the image is seen in training, instead of --steps.
     """
     from atomtune.editing import edit
     from atomtune.metrics import load_judge

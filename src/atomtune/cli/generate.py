@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import refuse_output, remove_leftovers
 
@@ -31,28 +31,28 @@ def generate(
     resolution: int | None = None,
     batch_size: int = 8,
     out: Path | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Draw images, with or without an adapter.
 
     Every image is a PNG that holds its settings, on disk as soon as it is drawn; a grid shows them all, a row for
-    each prompt. Other settings give other names, so nothing drawn before is lost. After an interruption the same
-    command draws what is missing.
+    each prompt. Other settings give other file names, so no earlier image is overwritten. After an interruption the
+    same command draws the missing images.
 
     Args:
         adapter: Folder of a run or of an adapter. Without one the base alone draws.
-        prompt: What to draw. Give it again for another.
+        prompt: What to draw; may be repeated.
         prompts_file: Text file with one prompt a line.
-        negative_prompt: What no image should show, one for all prompts. It acts through guidance.
+        negative_prompt: What no image should show, for all prompts. Works only with guidance.
         num: Images of each prompt.
-        seed: Seed of the first image of each prompt; the next has seed + 1. The noise depends on it alone.
-        density: Share of the atoms a token may use, in (0, 1], in place of the density of training.
+        seed: Seed of the first image of each prompt; the next image has seed + 1. The noise depends on the seed alone.
+        density: Share of the atoms that one token may use, in (0, 1] (by default the density in training).
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        batch_size: Images drawn at once.
+        batch_size: Images drawn in one batch.
         out: Folder for the images ("generated" in the run by default).
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
@@ -77,7 +77,7 @@ def generate(
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)
-        _turn(model, density, scale, preset)
+        _set_dials(model, density, scale, preset)
         made_by |= {"density": density, "scale": scale, "preset": preset and str(preset)}
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
@@ -100,7 +100,7 @@ def generate(
     grid = out / f"grid-{sampling.digest(settings)}.png"
     sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
     before = len(files) - len(missing)
-    already = f"; {before} were there already, drawn with the same settings" if before else ""
+    already = f"; {before} of them had been drawn before with the same settings" if before else ""
     print(f"{len(files)} images and {grid.name} are in {out}{already}")
 
 
@@ -127,8 +127,8 @@ def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float
         raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
 
 
-def _turn(model, density: float | None, scale: float, preset: Path | None) -> None:
-    """Set the dials of the adapter, for sampling only; a density that is given goes before the preset's."""
+def _set_dials(model, density: float | None, scale: float, preset: Path | None) -> None:
+    """Set the dials of the adapter, for sampling only. `density` wins over the density in the preset."""
     from atomtune.steering import board
     from atomtune.storage import folders
 

@@ -17,12 +17,13 @@ class Hardware:
     """Where the base runs, and in which precision."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the base. auto: bfloat16 on an accelerator (float16 where it has no bfloat16), float32 on a CPU."""
+    """Precision of the base. auto: bfloat16 on an accelerator (float16 if the accelerator has no bfloat16),
+    float32 on a CPU."""
     device: str = "auto"
-    """Where the base runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
+    """Where the base runs: auto (the accelerator if there is one), cpu, cuda, cuda:1, mps, xpu."""
 
     def for_training(self) -> dict[str, Any]:
-        """The same as options of `customize`; what was not said is left to the run."""
+        """The same as options of `customize`, without those that are "auto"."""
         given = {"mixed_precision": self.dtype, "device": self.device}
         return {name: value for name, value in given.items() if value != "auto"}
 
@@ -37,17 +38,17 @@ class Base(Hardware):
     moji."""
 
     def name(self, adapter: "AdapterInfo | None" = None) -> str:
-        """The base that is to be opened. Raises `UserError` if neither the command nor the adapter says which."""
+        """Name of the base that is to be opened. Raises `UserError` if neither the command nor the adapter names one."""
         from atomtune.bases import MOJI
 
         return self.base or (adapter.base if adapter else MOJI)
 
     def open(self, adapter: "AdapterInfo | None" = None) -> "DiffusionPipeline":
-        """Open it. Raises `UserError`."""
+        """Open the base. Raises `UserError`."""
         from atomtune import bases
 
         return bases.load_base(self.name(adapter), self.dtype, self.device)
 
 
-AUTO = Hardware()
-OWN = Base()
+DEFAULT_HARDWARE = Hardware()
+DEFAULT_BASE = Base()

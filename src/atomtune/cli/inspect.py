@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 STAGES = {
     "base": "drawing without the adapter",
-    "adapter": "drawing with it",
+    "adapter": "drawing with the adapter",
     "names": "looking for names",
-    "influence": "silencing atom by atom",
-    "ladder": "keeping only the best",
-    "density": "turning the density",
+    "influence": "silencing one atom at a time",
+    "ladder": "keeping only the best atoms",
+    "density": "changing the density",
 }
 
 
@@ -35,25 +35,25 @@ def inspect(
     resolution: int | None = None,
     naming_prompts: int = 96,
     batch_size: int = 8,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
-    The page is a single HTML file that fetches nothing. Energies are measured on the prompts; names are proposed from
+    The page is a single HTML file that loads nothing from the network. Energies are measured on the prompts; names are proposed from
     other prompts, in which subjects, sizes, places and backgrounds vary independently.
 
     Args:
         adapter: Folder of a run or of an adapter.
-        prompts: Text file with one prompt a line; by default eight about the subject that was learnt.
+        prompts: Text file with one prompt a line (by default eight prompts with the learnt subject).
         out: The page (report.html in the run by default).
         against: Another adapter of the same base, to compare with.
-        top: How many of the strongest atoms are shown closely.
+        top: Number of the strongest atoms that are shown in detail.
         seed: Seed of all images.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        naming_prompts: Images from which names are proposed.
-        batch_size: Images drawn at once.
+        naming_prompts: Number of images from which names of atoms are proposed.
+        batch_size: Images drawn in one batch.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -75,10 +75,10 @@ def inspect(
     other.refuse_other_than("ATOMS", "only atoms can be compared one by one")
     folders.refuse_different_bases([info, other])
     subject, class_name = _subject(info)
-    wanted = read_prompts(prompts) if prompts else []
-    if prompts is not None and not wanted:
+    texts = read_prompts(prompts) if prompts else []
+    if prompts is not None and not texts:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
-    wanted = wanted or _about(subject, class_name, 8)
+    texts = texts or _prompts_about(subject, class_name, 8)
     pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)
     if against:
@@ -87,17 +87,17 @@ def inspect(
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(STAGES[stage], total=total)
             bars.update(tasks[stage], completed=done)
 
         found = inspection.inspect(
             pipe,
-            wanted,
+            texts,
             subject=subject,
             class_name=class_name,
-            against=("against", _about(*_subject(other), 4)) if against else None,
+            against=("against", _prompts_about(*_subject(other), 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,
@@ -105,7 +105,7 @@ def inspect(
             guidance_scale=guidance_scale,
             resolution=resolution,
             batch_size=batch_size,
-            tell=tell,
+            on_progress=on_progress,
         )
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
@@ -114,13 +114,13 @@ def inspect(
 
 
 def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
-    """What was learnt, with its token, and its class."""
+    """The learnt subject with its token, and its class."""
     token, class_name = info.metadata.get("token"), info.metadata.get("class_name")
     return f"{token} {class_name}" if token and class_name else token, class_name
 
 
-def _about(subject: str | None, class_name: str | None, count: int) -> list[str]:
-    """Prompts with it in different sizes, places and backgrounds."""
+def _prompts_about(subject: str | None, class_name: str | None, count: int) -> list[str]:
+    """Prompts with the subject in different sizes, places and backgrounds."""
     import torch
 
     from atomtune.analysis.prompts import crossed_prompts

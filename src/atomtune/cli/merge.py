@@ -1,4 +1,4 @@
-"""`atomtune merge`: several adapters into one, or (`--report`) how far two of them overlap."""
+"""`atomtune merge`: merge several adapters into one, or measure how far two overlap (`--report`)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atomtune.cli.generate import read_prompts
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def merge(
     num: int = 4,
     seed: int = 0,
     steps: int | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
-    """Make one adapter out of several, or say how far two of them overlap.
+    """Merge several adapters into one, or measure how far two of them overlap.
 
     Args:
         adapters: Folders of runs or adapters, two or more.
@@ -38,9 +38,9 @@ def merge(
             summed entry by entry, for adapters of the same shape.
         weights: A weight for each adapter, with commas between them: 1,0.7 (all 1 by default).
         out: Folder for the merged adapter.
-        report: Write nothing; draw with both adapters on prompts of each, and say where they meet.
-        prompts_file: For the report: text file with one prompt a line, once for both adapters or one file for each.
-            By default the words each was trained with ("a sks teapot").
+        report: Write no adapter. Draw prompts of each adapter with both active, and print how far they overlap.
+        prompts_file: For the report: text file with one prompt a line. Give it once for both adapters, or twice, one
+            file for each. By default the words that each was trained with ("a sks teapot").
         num: For the report: images of each prompt.
         seed: For the report: seed of the first image of each prompt.
         steps: For the report: denoising steps (the base's own number by default).
@@ -49,7 +49,7 @@ def merge(
         _report(adapters, prompts_file or [], num, seed, steps, base)
         return
     if out is None:
-        raise UserError("--out is missing: name a folder for the merged adapter, or ask for a --report.")
+        raise UserError("--out is missing: name a folder for the merged adapter, or give --report.")
 
     from atomtune.storage.merging import merge, parts_of
 
@@ -80,7 +80,7 @@ def _report(
     if len(adapters) != 2:
         raise UserError(f"--report compares two adapters, got {len(adapters)}.")
     if len(files) > 2:
-        raise UserError(f"--prompts-file goes once for both adapters or twice, one for each, got {len(files)}.")
+        raise UserError(f"give --prompts-file once for both adapters or twice, one for each, got {len(files)}.")
 
     from rich.console import Console
 
@@ -92,7 +92,7 @@ def _report(
     for info in infos:
         info.refuse_other_than("ATOMS", "only atoms can be compared one by one")
     folders.refuse_different_bases(infos)
-    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_own_words, infos))
+    prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_trained_prompts, infos))
     pipe = base.open(infos[0])
     for name, path in zip(("first", "second"), adapters):
         folders.load_adapter(pipe, path, name)
@@ -105,12 +105,12 @@ def _report(
         console.print(table)
 
 
-def _own_words(info: "AdapterInfo") -> list[str]:
-    """What an adapter was trained to be called; of a merged one, what each that went in was."""
+def _trained_prompts(info: "AdapterInfo") -> list[str]:
+    """The words that an adapter was trained with; of a merged adapter, the words of each of its parts."""
     sources = info.metadata.get("merged_from") or [info.metadata]
     words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]
     if not words:
-        raise UserError(f"{info.path} does not say which words it was trained on: give --prompts-file.")
+        raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
     return words
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from atomtune.cli.hardware import OWN, Base
+from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError
 from atomtune.files import refuse_output
 
@@ -23,24 +23,24 @@ def prune(
     by: Literal["energy", "gradient"] | None = None,
     finetune_steps: int = 0,
     learning_rate: float | None = None,
-    base: Base = OWN,
+    base: Base = DEFAULT_BASE,
 ) -> None:
     """Keep the atoms that matter most and throw the others away.
 
-    The small adapter in OUT/adapter draws what the full one draws with the other atoms dropped; addresses such as
-    L17[137] stay true. With --finetune-steps it is then trained on, on the run's own images with the run's settings;
-    what it was before that stays in OUT/pruned.
+    The small adapter in OUT/adapter draws exactly what the full adapter draws when the other atoms are dropped.
+    Addresses such as L17[137] stay the same. With --finetune-steps the small adapter is then trained further, on the
+    images and with the settings of its run; the adapter from before this training stays in OUT/pruned.
 
     Args:
         adapter: Folder of a run or of an adapter.
         out: Folder for the small adapter.
         keep: Atoms to keep over the whole model.
-        keep_per_layer: Atoms to keep in each layer, instead.
-        by: What ranks them. energy: mean |s_m|·‖d_m‖ as it was measured in training, read from the file. gradient: how
-            much the loss on the run's images hangs on each atom; it keeps more of the likeness, and needs the run.
-            By default the gradient where the run's images are at hand.
-        finetune_steps: Training steps for what is left (needs a run, with its config.yaml and its images).
-        learning_rate: Of those steps (the run's own by default).
+        keep_per_layer: Atoms to keep in each layer, instead of --keep.
+        by: How atoms are ranked. energy: mean |s_m|·‖d_m‖, measured in training and read from the file. gradient: how
+            much the loss on the run's images depends on each atom; it keeps more of the likeness, and needs the run
+            and its images. By default gradient if they are there, else energy.
+        finetune_steps: Further training steps of the small adapter (needs a run, with its config.yaml and its images).
+        learning_rate: Learning rate of the further training (by default that of the run).
     """
     if (keep is None) == (keep_per_layer is None):
         raise UserError(
@@ -55,9 +55,9 @@ def prune(
     info.refuse_other_than("ATOMS", "only atoms can be pruned")
     run = _run_of(adapter)
     if run is None and (finetune_steps or by == "gradient"):
-        wanting = "--finetune-steps" if finetune_steps else "--by gradient"
+        flag = "--finetune-steps" if finetune_steps else "--by gradient"
         raise UserError(
-            f"{wanting} needs the run that {adapter} came from: there is no config.yaml of this version beside it."
+            f"{flag} needs the run that {adapter} came from: there is no config.yaml of this version beside it."
         )
     by = by or ("gradient" if run is not None and Path(run["images"]).exists() else "energy")
     refuse_output(out, adapter, *([run["images"]] if run else []))
@@ -65,7 +65,7 @@ def prune(
     name, pipe = base.name(info), base.open(info)
     model = folders.load_adapter(pipe, adapter)
     board = steering.board(model)
-    scores = board.energy() if by == "energy" else _gradients(board, pipe, run)
+    scores = board.mean_energy() if by == "energy" else _gradients(board, pipe, run)
     board.keep(keep or keep_per_layer or 0, scores, per_layer=keep is None)
     result = model.prune()  # pyright: ignore[reportCallIssue]  AtomModel's
     pruned = folders.save_adapter(
@@ -78,10 +78,10 @@ def prune(
     if finetune_steps:
         from atomtune.training import configure, customize
 
-        mine = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": name}
-        mine |= base.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
+        overrides = {"init_adapter": pruned, "steps": finetune_steps, "out": out, "overwrite": False, "base": name}
+        overrides |= base.for_training() | ({} if learning_rate is None else {"learning_rate": learning_rate})
         del pipe, model, board  # the run opens a base of its own
-        customize(configure(**(run or {}) | mine))
+        customize(configure(**(run or {}) | overrides))
     size = (out / "adapter" / "adapter_model.safetensors").stat().st_size
     print(
         f"{result.atoms} of {result.atoms_before:,} atoms, in {result.layers} layers: {size / 1e6:.2f} MB\n"
@@ -91,7 +91,7 @@ def prune(
 
 
 def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
-    """Importance by gradient on the run's images, one in a batch as large models need."""
+    """Importance by gradient on the run's images, one image in a batch, so that large models fit into memory."""
     import torch
 
     from atomtune.analysis.examples import training_examples
@@ -105,7 +105,7 @@ def _gradients(board: Any, pipe: Any, run: Any) -> list[Any]:
 
 
 def _run_of(adapter: Path) -> dict[str, Any] | None:
-    """The settings of the run that an adapter came from, when they are beside it."""
+    """The settings of the run that an adapter came from, if its config.yaml is beside the adapter."""
     from atomtune.training import load_recipe
 
     for folder in (adapter, adapter.parent):
@@ -115,7 +115,7 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise `UserError` where there is a run or an adapter."""
+    """Raise `UserError` if there is a run or an adapter in `out`."""
     from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 
     places = [folder + name for folder in ("", "adapter/", "pruned/") for name in (CONFIG_FILE, WEIGHTS_FILE)]
@@ -124,7 +124,7 @@ def refuse_taken(out: Path) -> None:
 
 
 def _card(info: "AdapterInfo", result: Any, by: str) -> str | None:
-    """The adapter's own card, and what was taken away."""
+    """The card that the adapter had, and a line about the pruning."""
     from atomtune.storage.cards import read_card
 
     if (card := read_card(info.folder)) is None:

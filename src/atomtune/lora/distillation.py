@@ -1,17 +1,17 @@
-"""From a LoRA to atoms: dictionary learning on what the LoRA adds while given prompts are drawn.
+"""Convert a LoRA into atoms: dictionary learning on what the LoRA adds while prompts are drawn.
 
-    LoRA     ΔO* = α/r · (X Aᵀ) Bᵀ       X [N, C_i]: what the layer sees
+    LoRA     ΔO* = α/r · (X Aᵀ) Bᵀ       X [N, C_i]: the input tokens of the layer
     atoms    ΔO = σ(X W_s) D              min over W_s and D of ‖ΔO − ΔO*‖² / ‖ΔO*‖², layer by layer
 
 Atom m starts at the direction of what the LoRA adds to some token, d_m = ΔO*_i / ‖ΔO*_i‖, and its column of W_s at the
 one for which the coefficient is the projection on it, x · w_m = ΔO*(x) · d_m. A token then chooses, by σ, the atoms
-that are most like what the LoRA adds to it; from there both are trained. Without σ (density 1) nothing needs to be
-learned: the LoRA's own components, see `conversion`, are the answer, and it is exact.
+that are most like what the LoRA adds to it; from there W_s and D are trained. With density 1 every token uses all atoms
+and nothing needs to be learned: the LoRA's own components, see `conversion`, give exactly what the LoRA adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,11 +43,11 @@ class Explained:
     """How much of what the LoRA adds in one layer its atoms add, on tokens that they were not fitted to."""
 
     name: str
-    """Of the layer, as in the model."""
+    """Name of the layer in the model."""
     share: float
     """1 − ‖ΔO − ΔO*‖² / ‖ΔO*‖²."""
     weight: float
-    """‖ΔO*‖² of a token, its mean: how much the LoRA does here."""
+    """Mean of ‖ΔO*‖² over tokens: how much the LoRA adds in this layer."""
 
 
 def distill(
@@ -63,12 +63,13 @@ def distill(
     seed: int = 0,
     sampling_steps: int | None = None,
     resolution: int | None = None,
-    progress: Callable[[Collection[Any]], Iterable[Any]] = iter,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Explained]:
-    """Put linear atoms in place of the LoRA on `model`, the denoiser of `pipe`; return how much of it they explain.
+    """Replace the LoRA on `model`, the denoiser of `pipe`, by linear atoms; return how much of the LoRA they explain.
 
-    `num` images of each prompt are drawn with the LoRA; of what every layer sees, `tokens` tokens are kept, a fifth
-    of them to measure on. `progress` wraps the layers, as `tqdm` does. Raises `UserError` unless it is a plain LoRA.
+    `num` images of each prompt are drawn with the LoRA. `tokens` input tokens of each layer are kept, a fifth of them
+    only for measuring. `on_progress(done, total)` is called after each layer. Raises `UserError` unless the adapter is
+    a plain LoRA.
     """
     from peft import get_peft_model
 
@@ -77,9 +78,9 @@ def distill(
     check_seed(seed, num)
     refuse_other_than_lora(model)
     generator = torch.Generator().manual_seed(seed)
-    with _recorded(model, tokens, generator) as seen:
+    with _recorded(model, tokens, generator) as inputs:
         sampling.generate(pipe, list(prompts), num, seed, sampling_steps, resolution=resolution)
-    distilled = lora_to_atoms(model)  # takes the LoRA out, and answers the same
+    distilled = lora_to_atoms(model)  # without the LoRA, but with the same outputs
     factors = {
         name: (dictionary.encoder.weight.detach(), dictionary.decoder.weight.detach())
         for name, dictionary in _dictionaries(distilled).items()
@@ -88,46 +89,48 @@ def distill(
         target: Any = list(factors)
         config = AtomConfig(target_modules=target, num_atoms=num_atoms, density=density)
         distilled = get_peft_model(distilled.unload(), config)  # pyright: ignore
-    found = []
-    for name, dictionary in progress(_dictionaries(distilled).items()):
-        x, (W, D) = seen[name].tokens, factors[name]
-        wanted, test = (x @ W.T) @ D, len(x) // 5
+    explained, dictionaries = [], _dictionaries(distilled)
+    for done, (name, dictionary) in enumerate(dictionaries.items(), 1):
+        x, (W, D) = inputs[name].tokens, factors[name]
+        output, test = (x @ W.T) @ D, len(x) // 5
         if density < 1:
-            fit(dictionary, x[test:], wanted[test:], W.T @ D, steps, generator)
+            fit(dictionary, x[test:], output[test:], W.T @ D, steps, generator)
         with torch.no_grad():
-            missed, whole = dictionary(x[:test]) - wanted[:test], wanted[:test]
+            expected = output[:test]
+            error = dictionary(x[:test]) - expected
             dictionary.usage.copy_(dictionary.codes(x[:test]).abs().mean(0))
-        share = 1 - missed.square().sum() / whole.square().sum().clamp_min(1e-30)
-        found.append(Explained(name, float(share), float(whole.square().sum(1).mean())))
+        share = 1 - error.square().sum() / expected.square().sum().clamp_min(1e-30)
+        explained.append(Explained(name, float(share), float(expected.square().sum(1).mean())))
+        on_progress(done, len(dictionaries))
     bases.set_denoiser(pipe, distilled.eval())
-    return found
+    return explained
 
 
 def fit(
     dictionary: SparseDictionary,
     x: Float[Tensor, "tokens width"],
-    wanted: Float[Tensor, "tokens out"],
+    output: Float[Tensor, "tokens out"],
     product: Float[Tensor, "width out"],
     steps: int,
     generator: torch.Generator,
 ) -> None:
-    """Learn W_s and D so that σ(x W_s) D is near `wanted` = x · `product`."""
-    size, lengths = wanted.square().mean().sqrt().clamp_min(1e-12), wanted.norm(dim=1).cpu().clamp_min(1e-12)
+    """Learn W_s and D so that σ(x W_s) D is near `output` = x · `product`."""
+    size, lengths = output.square().mean().sqrt().clamp_min(1e-12), output.norm(dim=1).cpu().clamp_min(1e-12)
     few = len(x) < dictionary.num_atoms
     chosen = torch.multinomial(lengths, dictionary.num_atoms, few, generator=generator).to(x.device)
-    directions = torch.nn.functional.normalize(wanted[chosen], dim=1)
+    directions = torch.nn.functional.normalize(output[chosen], dim=1)
     with torch.no_grad():
         dictionary.encoder.weight.copy_(directions @ product.T / size)
         dictionary.decoder.weight.copy_(directions)
-        first = dictionary(x)  # atoms that are alike add up: start at the best common length
-        dictionary.decoder.weight *= (first * wanted).sum() / size / first.square().sum().clamp_min(1e-12)
+        first = dictionary(x)  # similar atoms add up, so all start at the one length that fits best
+        dictionary.decoder.weight *= (first * output).sum() / size / first.square().sum().clamp_min(1e-12)
     parameters = [dictionary.encoder.weight, dictionary.decoder.weight]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator).to(x.device)
         with torch.enable_grad():
-            loss = (dictionary(x[rows]) - wanted[rows] / size).square().mean()
+            loss = (dictionary(x[rows]) - output[rows] / size).square().mean()
             gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
@@ -140,14 +143,14 @@ def fit(
 
 
 def diffusers_file(path: Path) -> Path | None:
-    """The weights, where `path` is a LoRA as diffusers writes it and not a PEFT folder."""
+    """The file of weights, if `path` is a LoRA as diffusers writes it; None for a PEFT folder."""
     file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
     return None if path.is_dir() and not file.is_file() else file
 
 
 def load_lora(pipe: DiffusionPipeline, path: str | Path) -> PeftModel:
     """Attach a LoRA to the pipeline's denoiser: a PEFT folder, a run, or a `.safetensors` file as diffusers or kohya's
-    scripts write it. What a file has for text encoders is left out, and that is logged as a warning.
+    scripts write it. Weights for text encoders are left out, with a warning in the log.
 
     Raises `UserError`, and leaves the denoiser as it was, if there is no LoRA that can be read or fits this base.
     """
@@ -185,17 +188,17 @@ class Reservoir:
 
 @contextmanager
 def _recorded(model: PeftModel, tokens: int, generator: torch.Generator) -> Iterator[dict[str, Reservoir]]:
-    """`tokens` tokens of what each of the LoRA's layers sees in the block."""
+    """Keep `tokens` input tokens of each layer of the LoRA, of all that the layer gets inside the block."""
     from peft.tuners.lora import LoraLayer
 
-    seen: dict[str, Reservoir] = {}
+    inputs: dict[str, Reservoir] = {}
     hooks = []
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and isinstance(layer, nn.Module):
-            own = seen[name] = Reservoir(tokens, generator)
-            hooks.append(layer.register_forward_pre_hook(partial(lambda own, _layer, inputs: own.add(inputs[0]), own)))
+            kept = inputs[name] = Reservoir(tokens, generator)
+            hooks.append(layer.register_forward_pre_hook(partial(lambda kept, _layer, args: kept.add(args[0]), kept)))
     try:
-        yield seen
+        yield inputs
     finally:
         for hook in hooks:
             hook.remove()

@@ -28,10 +28,10 @@ from atomtune.method.heads import Seating
 from atomtune.method.sigma import SigmaConfig
 
 
-class Encoder(nn.Module):
+class DictionaryEncoder(nn.Module):
     """x W_s. Row m of `weight` [M, C_i] is the column of W_s that finds atom m.
 
-    This and `Decoder` compute in the finer precision of their input's and their weight's. The weight is read in
+    This and `DictionaryDecoder` compute in the finer precision of their input's and their weight's. The weight is read in
     `forward` alone: where a model is offloaded, or stored in fewer bits than it computes in, the hooks that do so bring
     the weight only while a module's `forward` runs.
     """
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
         return F.linear(x.to(precision), weight.to(precision))
 
 
-class Decoder(nn.Module):
+class DictionaryDecoder(nn.Module):
     """codes · D. Row m of `weight` [M, C_o] is atom m."""
 
     weight: Tensor
@@ -117,10 +117,10 @@ class SparseDictionary(Dials):
         unit_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_features, num_atoms, unit_encoder)
+        self.encoder = DictionaryEncoder(in_features, num_atoms, unit_encoder)
         self.sigma = sigma.build(num_atoms)
         self.seating = Seating(heads)
-        self.decoder = Decoder(num_atoms, out_features)
+        self.decoder = DictionaryDecoder(num_atoms, out_features)
         self.register_buffer("gain", torch.ones(num_atoms, dtype=torch.float32))
         self.register_buffer("id", torch.arange(num_atoms))
         self.register_buffer("head", torch.tensor(seats := [atom * heads // num_atoms for atom in range(num_atoms)]))
@@ -175,7 +175,7 @@ class SparseDictionary(Dials):
             return self.decoder.weight.detach().float()
 
     @property
-    def energy(self) -> Float[Tensor, " atoms"]:
+    def mean_energy(self) -> Float[Tensor, " atoms"]:
         """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""
         return self.usage * self.atoms().norm(dim=1)
 
@@ -199,31 +199,31 @@ class SparseDictionary(Dials):
                     continue
                 trains = isinstance(tensor, nn.Parameter)
                 setattr(module, name, nn.Parameter(tensor[rows], tensor.requires_grad) if trains else tensor[rows])
-        self.settle()
+        self.update_layout()
 
-    def settle(self) -> None:
+    def update_layout(self) -> None:
         """Lay out heads and groups by the numbers the atoms carry."""
         self.seating.seat(self.head.tolist(), self.head.device)
-        self.sigma.settle(torch.bincount(self.group, minlength=len(self.sigma.k)).tolist())
+        self.sigma.set_group_sizes(torch.bincount(self.group, minlength=len(self.sigma.k)).tolist())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.head.is_meta:
-            self.settle()
+            self.update_layout()
 
 
 PER_LAYER = {"layer", "scale", "strength", "k", "slots", "places"}
 """Tensors of a dictionary that are not one row for each atom; every other one is."""
 
 
-def _follow(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+def _update_estimates(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     """The estimates that σ takes while training move once per optimizer step, in any training loop."""
-    following = [dictionary for dictionary in SparseDictionary._alive if dictionary.sigma.estimates]
-    if following:
+    estimating = [dictionary for dictionary in SparseDictionary._alive if dictionary.sigma.has_estimates]
+    if estimating:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for dictionary in following:
+        for dictionary in estimating:
             if any(id(parameter) in trained for parameter in dictionary.parameters()):
-                dictionary.sigma.follow()
+                dictionary.sigma.update_estimates()
 
 
-register_optimizer_step_post_hook(_follow)
+register_optimizer_step_post_hook(_update_estimates)

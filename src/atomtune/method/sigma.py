@@ -13,7 +13,7 @@ that pruning and concatenation take it along.
 
 An estimate moves once per optimizer step, towards the mean of what the step's forward passes saw. They only add to that
 mean, so it does not matter how many there are: several micro batches, or each of them twice under gradient
-checkpointing. `SparseDictionary` sees to it that `follow` is called after the step of any `torch.optim.Optimizer`.
+checkpointing. `SparseDictionary` sees to it that `update_estimates` is called after the step of any `torch.optim.Optimizer`.
 
 A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 """
@@ -100,7 +100,7 @@ class Sigma(Dials):
     """σ of a layer with M atoms.
 
     Atoms belong to groups (the adapters that were concatenated), each with a k of its own: how many of its atoms one
-    token may use. A forward pass in training mode with gradients also notes what the running estimates, if this σ has
+    token may use. A forward pass in training mode with gradients also records what the running estimates, if this σ has
     any, will move towards; any other forward pass is a fixed function.
 
     Args:
@@ -116,8 +116,8 @@ class Sigma(Dials):
     """Whether λ is a setting, and neither a tensor that is saved with the atoms nor nothing."""
 
     k: Tensor
-    noted: Tensor | None
-    notes: Tensor | None
+    observed_sum: Tensor | None
+    observed_count: Tensor | None
 
     def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Sigma(Dials):
         # k is a tensor too, so that changing it does not compile again; k_max is what is selected.
         self.k_now = self.k_trained = self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in config.densities]
         self.register_buffer("k", torch.tensor(self.k_now))
-        self.estimate(None, None)
+        self.start_estimates(None, None)
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         raise NotImplementedError
@@ -138,11 +138,11 @@ class Sigma(Dials):
             raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
         k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
         self.k_max = [max(most, now) for most, now in zip(self.k_max, k)]
-        self._aim(k)
+        self._set_k(k)
 
     def reset_density(self) -> None:
         """Undo `set_density`."""
-        self._aim(self.k_trained)
+        self._set_k(self.k_trained)
 
     @property
     def density(self) -> float:
@@ -154,14 +154,14 @@ class Sigma(Dials):
         """Whether a token may use another number of atoms than the adapter was trained, or saved, with."""
         return self.k_now != self.k_trained
 
-    def _aim(self, k: list[int]) -> None:
+    def _set_k(self, k: list[int]) -> None:
         """Each token may use k atoms of each group. Nothing is read from a GPU, nor sent there: annealing comes by here
         in every step."""
         self.k_now = list(k)
         for own, now in zip(self.k, k):
             own.fill_(now)
 
-    def settle(self, group_sizes: list[int]) -> None:
+    def set_group_sizes(self, group_sizes: list[int]) -> None:
         """Groups have so many atoms now; a k is never above its group's size."""
         self.group_sizes = group_sizes
         if self.k.is_meta:  # it is about to be loaded
@@ -170,48 +170,48 @@ class Sigma(Dials):
         k = [min(own, size) for own, size in zip(self.k.tolist(), group_sizes)]
         if k != self.k_trained:
             self.k_trained = self.k_max = k
-        self._aim(k)
+        self._set_k(k)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.settle(self.group_sizes)
+        self.set_group_sizes(self.group_sizes)
 
-    # Running estimates. `noted` and `notes`: since the last optimizer step, the sum of what was seen and how often.
+    # Running estimates. `observed_sum` and `observed_count`: since the last optimizer step, the sum of what was seen and how often.
 
-    def estimate(self, noted: Tensor | None, notes: Tensor | None) -> None:
+    def start_estimates(self, observed_sum: Tensor | None, observed_count: Tensor | None) -> None:
         """Begin with these: [atoms, ...] and [atoms], both zero, or None for nothing that is estimated."""
-        self.register_buffer("noted", noted, persistent=False)
-        self.register_buffer("notes", notes, persistent=False)
+        self.register_buffer("observed_sum", observed_sum, persistent=False)
+        self.register_buffer("observed_count", observed_count, persistent=False)
 
     @torch.no_grad()
-    def note(self, seen: Tensor) -> None:
+    def observe(self, seen: Tensor) -> None:
         """Add what this batch shows to what the running estimates will move towards."""
-        self.noted += seen  # pyright: ignore[reportOperatorIssue]
-        self.notes += 1  # pyright: ignore[reportOperatorIssue]
+        self.observed_sum += seen  # pyright: ignore[reportOperatorIssue]
+        self.observed_count += 1  # pyright: ignore[reportOperatorIssue]
 
     @property
-    def noting(self) -> bool:
+    def observing(self) -> bool:
         """Whether this forward pass is one of training."""
-        return self.estimates and self.training and torch.is_grad_enabled()
+        return self.has_estimates and self.training and torch.is_grad_enabled()
 
     @property
-    def estimates(self) -> bool:
+    def has_estimates(self) -> bool:
         """Whether this σ has running estimates."""
-        return self.notes is not None
+        return self.observed_count is not None
 
-    def follow(self) -> None:
+    def update_estimates(self) -> None:
         """Move the running estimates towards the mean of what was seen since the last call. The first is taken as it
         is; without anything seen, nothing happens."""
 
-    def forget(self) -> None:
-        """What was seen since the last `follow`: after an optimizer step that was skipped, it counts for nothing."""
-        for seen in (self.noted, self.notes):
+    def discard_observations(self) -> None:
+        """What was seen since the last `update_estimates`: after an optimizer step that was skipped, it counts for nothing."""
+        for seen in (self.observed_sum, self.observed_count):
             if seen is not None:
                 seen.zero_()
 
-    def share(self, mean: Callable[[Tensor], Tensor]) -> None:
+    def average_observations(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Before an optimizer step: let `mean`, over processes, replace what was seen, so that all follow the same."""
-        for seen in (self.noted, self.notes):
+        for seen in (self.observed_sum, self.observed_count):
             if seen is not None:
                 seen.copy_(mean(seen))
 
@@ -241,20 +241,20 @@ class BatchTopK(Sigma):
         nothing = torch.zeros(num_atoms, dtype=torch.float32)
         self.register_buffer("levels", nothing[:, None].repeat(1, OCTAVES))
         self.register_buffer("level", nothing.clone(), persistent=False)
-        self.estimate(nothing[:, None].repeat(1, OCTAVES), nothing.clone())
+        self.start_estimates(nothing[:, None].repeat(1, OCTAVES), nothing.clone())
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         λ = self.level
         if self.training:
             k, sizes, groups = self.k_now, self.group_sizes, coefficients.split(self.group_sizes, dim=-1)
             λ = torch.cat([batch_threshold(c, k).expand(size) for c, k, size in zip(groups, k, sizes) if size])
-            if self.noting:
+            if self.observing:
                 levels = [_quantiles(c.detach()).expand(size, OCTAVES) for c, size in zip(groups, sizes) if size]
-                self.note(torch.cat(levels))
+                self.observe(torch.cat(levels))
         return hard_threshold(coefficients, λ).to(coefficients.dtype)
 
-    def _aim(self, k: list[int]) -> None:
-        super()._aim(k)
+    def _set_k(self, k: list[int]) -> None:
+        super()._set_k(k)
         if sum(self.group_sizes) == len(self.levels):
             # Written where they are used: what is sent to a GPU in every training step makes the CPU wait for it.
             new, sizes = self.levels.new_full, self.group_sizes
@@ -265,10 +265,10 @@ class BatchTopK(Sigma):
             self.level.copy_(low.lerp(high, (place - below).to(low))[:, 0])
 
     @torch.no_grad()
-    def follow(self) -> None:
-        _move(self.levels, self.noted / self.notes[:, None])  # pyright: ignore[reportOptionalSubscript, reportOptionalOperand]
-        self._aim(self.k_now)
-        self.forget()
+    def update_estimates(self) -> None:
+        _move(self.levels, self.observed_sum / self.observed_count[:, None])  # pyright: ignore[reportOptionalSubscript, reportOptionalOperand]
+        self._set_k(self.k_now)
+        self.discard_observations()
 
 
 class _Threshold(Sigma):
@@ -281,40 +281,40 @@ class _Threshold(Sigma):
         self.threshold = config.threshold
         nothing = torch.zeros(num_atoms, dtype=torch.float32) if config.threshold_units == "scale" else None
         self.register_buffer("spread", nothing)
-        self.estimate(*(None if nothing is None else nothing.clone() for _ in range(2)))
+        self.start_estimates(*(None if nothing is None else nothing.clone() for _ in range(2)))
 
     @property
-    def own(self) -> float | Float[Tensor, " atoms"]:
+    def unscaled_threshold(self) -> float | Float[Tensor, " atoms"]:
         """λ in its own units."""
         return self.threshold
 
     @property
-    def value(self) -> float | Float[Tensor, " atoms"]:
+    def current_threshold(self) -> float | Float[Tensor, " atoms"]:
         """λ as it is compared with the coefficients, after training."""
-        return self.own if self.spread is None else self.own * self.spread
+        return self.unscaled_threshold if self.spread is None else self.unscaled_threshold * self.spread
 
-    def value_for(self, coefficients: Float[Tensor, "*batch atoms"]) -> float | Float[Tensor, " atoms"]:
+    def threshold_for(self, coefficients: Float[Tensor, "*batch atoms"]) -> float | Float[Tensor, " atoms"]:
         """λ as it is compared with these. Only in the first step of training, when there is no running scale yet, it is
-        another than `value`: in units of these coefficients' own."""
+        another than `current_threshold`: in units of these coefficients' own."""
         if self.spread is None or not self.training:
-            return self.value
-        return self.own * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
+            return self.current_threshold
+        return self.unscaled_threshold * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
-        if self.noting:
-            self.note(_mean_square(coefficients))
+        if self.observing:
+            self.observe(_mean_square(coefficients))
         # λ has float32, where coefficients may have less: they are compared as they are, and codes are as they were.
-        return self.shrink(coefficients, self.value_for(coefficients)).to(coefficients.dtype)
+        return self.shrink(coefficients, self.threshold_for(coefficients)).to(coefficients.dtype)
 
     def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
         """σ itself."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_estimates(self) -> None:
         if self.spread is not None:
-            _move(self.spread, (self.noted / self.notes).sqrt())  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
-            self.forget()
+            _move(self.spread, (self.observed_sum / self.observed_count).sqrt())  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+            self.discard_observations()
 
 
 class Soft(_Threshold):
@@ -345,7 +345,7 @@ class JumpReLU(_Threshold):
         self.log_threshold = nn.Parameter(torch.full((num_atoms,), math.log(config.threshold), dtype=torch.float32))
 
     @property
-    def own(self) -> Float[Tensor, " atoms"]:
+    def unscaled_threshold(self) -> Float[Tensor, " atoms"]:
         return self.log_threshold.exp()
 
     def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
@@ -353,7 +353,7 @@ class JumpReLU(_Threshold):
 
     def firing(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         """H(c − λ), with the gradient to λ that says how the density follows from it."""
-        λ: Any = self.value_for(coefficients)
+        λ: Any = self.threshold_for(coefficients)
         return step(coefficients, λ, BANDWIDTH * λ.detach())
 
 

@@ -24,7 +24,7 @@ from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES, spoken
 from atomtune.moji.pipeline import text_encoder
 from atomtune.moji.scenes import STYLES
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 NAMES = [*SEEN_NAMES, *HELD_OUT_NAMES]
 _BATCH = 256
 
@@ -139,8 +139,10 @@ def _one_each(images: Sequence[ImageLike], others: Sequence[str], what: str) -> 
 def load_judge() -> Judge:
     """The judge whose weights ship with the package, in float32 on the CPU."""
     network = JudgeNetwork(len(NAMES), len(STYLES))
-    network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / "judge.safetensors").items()})
-    return Judge(network, json.loads((WEIGHTS / "judge.json").read_text(encoding="utf-8")))
+    network.load_state_dict(
+        {name: value.float() for name, value in load_file(WEIGHTS_FOLDER / "judge.safetensors").items()}
+    )
+    return Judge(network, json.loads((WEIGHTS_FOLDER / "judge.json").read_text(encoding="utf-8")))
 
 
 def diversity(features: Float[np.ndarray, "images width"]) -> float:

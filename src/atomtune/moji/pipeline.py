@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 from transformers import AutoModel, AutoTokenizer
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 MAX_TOKENS = 24
 
 TRANSFORMER: dict[str, Any] = {
@@ -109,8 +109,8 @@ def load() -> MojiPipeline:
     """moji with the weights that ship with the package, in float32 on the CPU."""
     options = {"torch_dtype": torch.float32, "variant": "fp16", "local_files_only": True}
     return assemble(
-        PixArtTransformer2DModel.from_pretrained(WEIGHTS / "transformer", **options),  # pyright: ignore[reportArgumentType]
-        AutoencoderTiny.from_pretrained(WEIGHTS / "vae", **options),  # pyright: ignore[reportArgumentType]
+        PixArtTransformer2DModel.from_pretrained(WEIGHTS_FOLDER / "transformer", **options),  # pyright: ignore[reportArgumentType]
+        AutoencoderTiny.from_pretrained(WEIGHTS_FOLDER / "vae", **options),  # pyright: ignore[reportArgumentType]
     )
 
 

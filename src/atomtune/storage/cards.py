@@ -12,7 +12,7 @@ from atomtune.storage.metadata import CONFIG_FILE
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-_SEAL = "<!-- as atomtune wrote it: {} -->"
+_DIGEST_LINE = "<!-- as atomtune wrote it: {} -->"
 
 
 def adapter_card(
@@ -57,7 +57,7 @@ def write_card(new: Path, folder: Path, text: str) -> None:
         logger.warning("%s is not as atomtune wrote it, and stays as it is: it may not describe this adapter", there)
         return
     text = text.rstrip()
-    (new / CARD).write_bytes(f"{text}\n\n{_SEAL.format(_digest(text))}\n".encode())
+    (new / CARD).write_bytes(f"{text}\n\n{_DIGEST_LINE.format(_digest(text))}\n".encode())
 
 
 def read_card(folder: Path) -> str | None:
@@ -66,7 +66,7 @@ def read_card(folder: Path) -> str | None:
         return None
     text = (folder / CARD).read_text(encoding="utf-8", errors="replace").rstrip()
     body, _, last = text.rpartition("\n")
-    return body.rstrip() if last == _SEAL.format(_digest(body.rstrip())) else text
+    return body.rstrip() if last == _DIGEST_LINE.format(_digest(body.rstrip())) else text
 
 
 def _is_ours(card: Path, text: str) -> bool:

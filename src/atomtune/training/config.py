@@ -1,4 +1,4 @@
-"""What a run is: one dataclass whose fields are the flags of `atomtune customize` and the keys of its YAML."""
+"""All options of a run: one dataclass whose fields are the flags of `atomtune customize` and the keys of its YAML."""
 
 from __future__ import annotations
 
@@ -19,64 +19,65 @@ from atomtune.method.coding import atoms_per_token
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 LENGTH = ("steps", "epochs")
-"""The options that say how long a run is, of which one is enough."""
+"""The options for the length of a run. One of them is enough."""
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
-"""Words of the user's own, which may begin with a dash on the command line."""
+"""Text that may begin with a dash on the command line."""
 
 Activation = Literal[tuple(SIGMAS)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclasses.dataclass
 class CustomizeConfig:
-    """Everything that decides a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
+    """All options of a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
     images: Path
-    """Folder of images, or one. Captions in metadata.jsonl or metadata.csv (`file_name`, `text`), or in name.txt or
-    name.caption beside name.png."""
+    """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or from
+    name.txt or name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: Text
-    """What the subject is, in a word or two that the base knows: "teapot"."""
+    """The class of the subject, in one or two words that the base knows: "teapot"."""
     out: Path
-    """Folder for everything the run writes. The same command on the same folder continues a run that was stopped;
-    with more steps or epochs a finished run goes on."""
+    """Folder for everything that the run writes. The same command with the same folder continues a stopped run. With
+    more steps or epochs it continues a finished run."""
     base: str = "moji"
     """Base model: "moji", a folder saved by diffusers, or a hub name."""
     token: Text = "sks"
-    """The word that will mean this very subject, as in "a sks teapot"."""
+    """The word that stands for this one subject in prompts, as in "a sks teapot"."""
     license: Text | None = None
-    """License of the adapter, as hubs spell them ("cc-by-4.0"), named by its card and the header of its weights."""
+    """License of the adapter, as the Hugging Face hub spells it ("cc-by-4.0"). It is written into the card and into the
+    header of the weights."""
     init_adapter: Path | None = None
-    """Start from this adapter (a folder of one, or a run) and train it on, instead of a fresh one. Its own settings win
-    over those of the adapter below."""
+    """Start from this adapter (folder of an adapter, or of a run) instead of a new one, and train it further. Its own
+    settings win over the options that describe a new adapter."""
     caption: Text | None = None
     """Caption of images that have none of their own ("a TOKEN CLASS_NAME" by default)."""
     overwrite: bool = False
-    """Start over where `out` already holds a run, instead of continuing it."""
+    """Start over if `out` already holds a run, instead of continuing it."""
 
     method: Literal["atoms", "lora", "dora", "oft"] = "atoms"
-    """What is trained. LoRA, DoRA and OFT are PEFT's; everything else in the run stays the same."""
+    """Kind of adapter. LoRA, DoRA and OFT are PEFT's; everything else in the run stays the same."""
     target_modules: tuple[str, ...] = ("attn1",)
     """Modules that are adapted, by the end of their names. Atoms sit on an attention module as a whole or on a linear
     layer; the other methods take the linear layers inside."""
     layers_to_transform: tuple[int, ...] | None = None
-    """Blocks that are adapted (all by default)."""
+    """Numbers of the blocks that are adapted, counted from 0 (all by default)."""
     num_atoms: int = 256
-    """M, atoms in each adapted layer."""
+    """M, number of atoms in each adapted layer."""
     total_atoms: int | None = None
-    """Atoms over the whole model, shared out evenly among its adapted layers, in place of num_atoms in each: 40 are a
-    small adapter whose every atom can be looked at. The recipe for few atoms, with a larger learning rate, then
-    applies."""
+    """Number of atoms in the whole model, divided evenly among the adapted layers; replaces num_atoms. With 40 or so,
+    every atom can be looked at. The recipe for few atoms, which has a larger learning rate, then applies."""
     activation: Activation = "topk"
     """σ: the k largest coefficients of a token by magnitude, or k a token on average over the batch, a soft threshold,
     ReLU(x - threshold), or x where it is above a threshold that is learned."""
     density: float = 0.04
     """ρ, the share of a layer's atoms that one token may use (top-k), or that the density penalty aims at."""
     threshold: float = 0.1
-    """λ of the soft threshold and of ReLU, and where that of jumprelu starts."""
+    """λ of soft and relu, and the first value of the λ that jumprelu learns."""
     threshold_units: Literal["absolute", "scale"] = "absolute"
-    """Units of λ: of the coefficients, or the running root mean square of each layer's coefficients."""
+    """Units of λ: absolute, those of the coefficients; scale, the running root mean square of each layer's
+    coefficients."""
     unit_encoder: bool = False
-    """The columns of W_s act at norm 1."""
+    """Scale the columns of W_s to norm 1 when they are used."""
     mix_first: bool = True
     """σ(A X W_s) D, exactly k atoms a token, instead of the paper's shortcut A σ(X W_s) D."""
     rank: int = 16
@@ -85,9 +86,9 @@ class CustomizeConfig:
     """r of OFT: the number of orthogonal blocks in each adapted layer."""
 
     steps: int | None = None
-    """Optimizer steps. Goes before `epochs`."""
+    """Optimizer steps. If given, `epochs` is ignored."""
     epochs: int = 15
-    """Times that every image is seen, when `steps` is not given."""
+    """How many times every image is seen, if `steps` is not given."""
     batch_size: int = 1
     """Images in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
@@ -101,12 +102,12 @@ class CustomizeConfig:
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant"
-    """A schedule of diffusers. Those that fall do so over the whole run: a run that goes on to more steps takes up the
-    longer run's rate."""
+    """Learning rate schedule of diffusers. A falling schedule falls over the whole run. A run that is continued to more
+    steps takes its rate from the schedule of the longer run."""
     lr_warmup_steps: int = 0
     """Steps over which the learning rate rises from zero, for the schedules that have a warm-up."""
     max_grad_norm: float = 1.0
-    """The gradient's norm is clipped to this."""
+    """Gradients are clipped to this norm."""
     snr_gamma: float | None = None
     """γ of min-SNR loss weights (5 is usual); none by default."""
     caption_dropout: float = 0.0
@@ -114,45 +115,45 @@ class CustomizeConfig:
     density_start: float | None = None
     """Anneal the density (top-k) in the run's first half: ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T), ρ being `density`."""
     l1: float = 0.0
-    """Weight of |s|₁ of a token (eq. 5), its mean over tokens and layers, in the loss."""
+    """Weight in the loss of |s|₁ (eq. 5), the mean over tokens and layers."""
     orthogonality: float = 0.0
-    """Weight of the mean over layers of Σ_{i≠j} cos²(d_i, d_j) / M, which draws atoms towards right angles (A.1)."""
+    """Weight in the loss of Σ_{i≠j} cos²(d_i, d_j) / M, the mean over layers: makes atoms more orthogonal (A.1)."""
     density_penalty: float = 0.1
-    """Weight of the mean over layers of (measured density / density - 1)², which moves the λ of jumprelu alone."""
+    """Weight in the loss of (measured density / density - 1)², the mean over layers. For jumprelu only: it trains λ."""
     prior_preservation: bool = False
     """Also train on images of the class drawn by the base itself, so that the class keeps its variety."""
     prior_loss_weight: float = 1.0
-    """Weight of those images in the loss."""
+    """Weight of the class images in the loss."""
     num_class_images: int = 50
-    """How many of them."""
+    """Number of class images."""
     class_prompt: Text | None = None
-    """What they are drawn from ("a teapot" by default)."""
+    """Prompt of the class images ("a teapot" by default)."""
     resolution: int | None = None
     """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
-    """Precision of the frozen base; what is trained stays in float32. auto: bf16 on an accelerator (fp16 where it has
-    no bf16), no, which is float32, on a CPU."""
+    """Precision of the frozen base; the trained weights stay in float32. auto: bf16 on an accelerator (fp16 if the
+    accelerator has no bf16), and no, which means float32, on a CPU."""
     device: str = "auto"
-    """Where to train: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, xpu."""
+    """Where to train: auto (the accelerator if there is one), cpu, cuda, cuda:1, mps, xpu."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Compute activations again in the backward pass instead of storing them: slower, with less memory."""
     seed: int = 0
-    """Every random draw follows from it."""
+    """Seed of every random draw."""
 
     sample_every: int = 100
     """Steps between sample images (0: only at the end)."""
     sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
-    """What to draw ("a sks teapot" by default)."""
+    """Prompts of the sample images ("a sks teapot" by default)."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     checkpoints_total_limit: int = 2
-    """Checkpoints that are kept."""
+    """Number of checkpoints that are kept, the newest ones."""
     measure_every: int = 10
     """Steps between measurements of density and live atoms."""
     report_to: str = "tensorboard"
-    """Tracker of accelerate ("none": no tracker)."""
+    """Tracker of accelerate, such as tensorboard or wandb; none for no tracker."""
 
     def __post_init__(self):
         kinds = typing.get_type_hints(type(self))
@@ -226,7 +227,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict:
 
 
 def convert(name: str, kind: Any, value: Any) -> Any:
-    """A value as YAML or Python has it, in its field's type. (YAML reads 1e-4 as text, and has lists for tuples.)"""
+    """Convert a value from YAML or Python to its field's type. (YAML reads 1e-4 as text, and has lists for tuples.)"""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if type(None) in inner:
         return None if value is None else convert(name, inner[0], value)

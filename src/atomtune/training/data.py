@@ -44,19 +44,19 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     files = image_files(images)
     several = [file.name for file in files if _decoded(file)[1] > 1]
     captions = read_captions(files, default_caption)
-    _tell(images, "only the first frame is used of", several)
-    _tell(images, "captions differ for", captions.differing)
+    _warn(images, "only the first frame is used of", several)
+    _warn(images, "captions differ for", captions.differing)
     if images.is_dir():  # else the others are not meant
-        _tell(images, "there is no image for the captions", captions.without_image)
+        _warn(images, "there is no image for the captions", captions.without_image)
         others = [file for file in sorted(images.iterdir()) if file not in files and not file.name.startswith(".")]
         folders = [file.name for file in others if file.is_dir() and any(map(_is_image, file.rglob("*")))]
-        _tell(images, "not read are the images in the subfolders", folders)
+        _warn(images, "not read are the images in the subfolders", folders)
         passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
-        _tell(images, "neither images nor captions, by their names, are", passed)
+        _warn(images, "neither images nor captions, by their names, are", passed)
     return captions.of
 
 
-def _tell(folder: Path, what: str, names: list[str]) -> None:
+def _warn(folder: Path, what: str, names: list[str]) -> None:
     if names and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         logger.warning("%s: %s %s%s", folder, what, ", ".join(names[:_NAMED]), more)

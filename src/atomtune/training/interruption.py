@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: a wish that the loop grants between two steps, not an exception anywhere."""
+"""Ctrl-C and SIGTERM while training: a request that the loop follows between two steps, not an exception anywhere."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = 1.0
-"""Seconds within which a second signal is the first one again: launchers pass on what the terminal has sent to all."""
+"""Seconds within which a second signal counts as the first one: launchers repeat the signal that the terminal has sent."""
 
 
 class Interruption:
-    """While this is open, the first signal sets `asked` and calls `heard`; a later one raises `KeyboardInterrupt`.
+    """Inside the block, the first signal sets `asked` and calls `on_first_signal`; a later signal raises
+    `KeyboardInterrupt`.
 
-    Python lets only the main thread handle signals; in any other nothing changes. A signal that whoever started the
-    process has switched off (as `nohup` and `&` do) stays off. The handlers from before come back at the end.
+    Python lets only the main thread handle signals; in other threads nothing changes. A signal that is ignored already
+    (after `nohup` or `&`) stays ignored. The earlier handlers are restored at the end.
     """
 
-    def __init__(self, heard: Callable[[], None]):
-        self.heard = heard
+    def __init__(self, on_first_signal: Callable[[], None]):
+        self.on_first_signal = on_first_signal
         self.asked = False
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            # None is a handler that was not set from Python, and could not be given back
+            # None is a handler that was not set from Python, and could not be restored
             handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
             self._before = {number: signal.signal(number, self._handle) for number in handled}
         return self
@@ -41,6 +42,6 @@ class Interruption:
         now = time.monotonic()
         if not self.asked:
             self.asked, self._since = True, now
-            self.heard()
+            self.on_first_signal()
         elif now - self._since > REPEAT:
             raise KeyboardInterrupt

@@ -112,7 +112,7 @@ class _Oracle:
 
     x_0: Tensor
     noise: Tensor
-    told: float  # the timestep of the last call
+    timestep: float  # the timestep of the last call
     target: Tensor  # the answer to it
     others: dict[str, Any]  # the first call's other arguments
     latents: Tensor  # what the sampler's last step gave
@@ -159,9 +159,9 @@ class _Oracle:
 
         arguments = dict(self.signature.bind(*args, **kwargs).arguments)
         sample = arguments.pop(next(iter(arguments)))
-        self.told = float(torch.as_tensor(arguments.pop("timestep")).flatten()[0])
+        self.timestep = float(torch.as_tensor(arguments.pop("timestep")).flatten()[0])
         noisy = sample[:1].cpu().double()
-        time = torch.tensor([self.told], dtype=torch.float64)
+        time = torch.tensor([self.timestep], dtype=torch.float64)
         alpha, sigma = (value.double() for value in self.objective.coefficients(time))
         self.calls += 1
         if self.calls == 1:
@@ -191,8 +191,8 @@ class _Oracle:
         target = self.target.flatten()
         handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
         factor = float(handed @ target / (target @ target))
-        if abs(self.told - float(timestep)) > 1:
-            self.cause = f"tells its denoiser {self.told:g} where its sampler's timestep is {float(timestep):g}"
+        if abs(self.timestep - float(timestep)) > 1:
+            self.cause = f"tells its denoiser {self.timestep:g} where its sampler's timestep is {float(timestep):g}"
         elif abs(factor - 1) > TOLERANCE:
             self.cause = f"hands its sampler {factor:.3g} times what its denoiser answers"
         return result
@@ -202,10 +202,10 @@ class _Oracle:
         whole = noisy.nan_to_num().flatten()[:, None]
         weights = torch.linalg.lstsq(parts, whole).solution
         rest = float((whole - parts @ weights).square().mean().sqrt())
-        seen = Input(self.told, float(weights[0]), float(weights[1]), rest, alpha, sigma)
+        seen = Input(self.timestep, float(weights[0]), float(weights[1]), rest, alpha, sigma)
         if not seen.agrees(self.stochastic):
             what = f"gives its denoiser {seen.image:.3f} of the image and {seen.noise:.3f} of the noise at timestep "
-            what += f"{self.told:g}, where {alpha:.3f} and {sigma:.3f} would be trained"
+            what += f"{self.timestep:g}, where {alpha:.3f} and {sigma:.3f} would be trained"
             raise self.refusal(self.cause or what)
         return seen
 

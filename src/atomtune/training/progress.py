@@ -40,6 +40,6 @@ class TrainingBar:
             numbers += f"  density {measured['density']:.3f}  live atoms {measured['live_atoms']}"
         self.progress.update(self.task, completed=step, numbers=numbers)
 
-    def stopping(self) -> None:
-        """Show that Ctrl-C was heard."""
+    def show_stopping(self) -> None:
+        """Show that the run will stop after this step."""
         self.progress.update(self.task, numbers="stopping after this step (Ctrl-C again: at once)")

@@ -120,7 +120,7 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
-    _say_overruled(config, precision)
+    _warn_overruled(config, precision)
     AcceleratorState._reset_state()  # or a second run in one process could not have another precision
     state.device = device  # accelerate has no argument for it, and reads it here again and again
     try:
@@ -157,7 +157,7 @@ def _refuse_sharding() -> None:
             )
 
 
-def _say_overruled(config: CustomizeConfig, precision: str) -> None:
+def _warn_overruled(config: CustomizeConfig, precision: str) -> None:
     """Say what the environment asks of accelerate and the run's own options overrule."""
     overruled = {  # variable: the option that holds instead, and what does not differ from not being set
         "ACCELERATE_MIXED_PRECISION": ("mixed_precision", precision, "no"),

@@ -115,14 +115,14 @@ class Trainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
-                        dictionary.sigma.share(self._mean)
+                        dictionary.sigma.average_observations(self._mean)
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
         if self.accelerator.optimizer_step_was_skipped:  # numbers overflowed in fp16
             for dictionary in self.dictionaries:
-                dictionary.sigma.forget()
+                dictionary.sigma.discard_observations()
         loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
         if not math.isfinite(loss):
             raise self._diverged()
@@ -192,7 +192,7 @@ class Trainer:
             self._sample()  # it was stopped between the checkpoint and its samples
         started, before = time.perf_counter(), self.seconds
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
-        with bar, Interruption(bar.stopping) as interruption:
+        with bar, Interruption(bar.show_stopping) as interruption:
             while self.step < self.steps:
                 if self.step % config.measure_every == 0:
                     self._measured_advance()
