@@ -17,10 +17,9 @@ class RowAdam(torch.optim.Optimizer):
     """Adam with one second moment per atom.
 
     Args:
-        params: the atoms.
+        params: the atoms, one a row.
         lr: η.
         betas, eps: as in `torch.optim.Adam`.
-        dim: the dimension along which one atom's entries lie; -2 for `nn.Linear(num_atoms, width).weight`.
     """
 
     def __init__(
@@ -29,9 +28,8 @@ class RowAdam(torch.optim.Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        dim: int = -2,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "dim": dim})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -43,7 +41,7 @@ class RowAdam(torch.optim.Optimizer):
                     state.update(step=0, m=torch.zeros_like(weight), v=0.0)
                 state["step"] += 1
                 state["m"].lerp_(weight.grad, 1 - beta1)
-                state["v"] = beta2 * state["v"] + (1 - beta2) * weight.grad.square().mean(group["dim"], keepdim=True)
+                state["v"] = beta2 * state["v"] + (1 - beta2) * weight.grad.square().mean(-1, keepdim=True)
                 m = state["m"] / (1 - beta1 ** state["step"])
                 v = state["v"] / (1 - beta2 ** state["step"])
                 weight -= group["lr"] * m / (v.sqrt() + group["eps"])

@@ -220,4 +220,4 @@ class Replicas:
 
     @property
     def atoms(self) -> Float[Tensor, "seeds atoms out"]:
-        return self.weights[DICTIONARY].mT
+        return self.weights[DICTIONARY]

@@ -74,7 +74,7 @@ def test_every_sigma_trains_and_draws_in_every_precision(sigma, form, dtype):
         σ: Any
         exact: Any
         σ, exact = layer.dictionary("default").sigma, other.dictionary("default").sigma
-        if σ.estimates:
+        if σ.has_estimates:
             name = "levels" if σ.activation == "batch_topk" else "spread"
             running, wanted = getattr(σ, name), getattr(exact, name)
             assert running.dtype == torch.float32
