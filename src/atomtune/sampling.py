@@ -191,7 +191,7 @@ def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | No
 def refuse_other_image(file: str | Path) -> None:
     """Raise `UserError` if there is a file that `save_png` did not write."""
     if Path(file).exists() and not _is_ours(Path(file)):
-        raise UserError(f"{file} is there already and is not an image that atomtune drew: choose another folder.")
+        raise UserError(f"{file} exists already and is not an image that atomtune drew: choose another folder.")
 
 
 def _is_ours(file: Path) -> bool:

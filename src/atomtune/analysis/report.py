@@ -31,7 +31,7 @@ def refuse_other_file(file: Path) -> None:
     """Raise `UserError` if `file` exists and is not a report of atomtune, or its folder cannot be written."""
     refuse_output(file.parent)
     if file.exists() and not (file.is_file() and MARK in file.read_bytes()):
-        raise UserError(f"{file} is there already and is not a report of atomtune inspect: choose another name.")
+        raise UserError(f"{file} exists already and is not a report of atomtune inspect: choose another name.")
 
 
 def write(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
