@@ -15,8 +15,8 @@ _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
 
 
 def find(address: str, layers: Sequence[tuple[int, Tensor]], owner: str) -> tuple[int, int | None]:
-    """Find an address among `layers`, given as (number, ids of its atoms [M]): return the index of the layer, and the row
-    of the atom in the layer (None for a whole layer). Raises `UserError` if the `owner` has no such address."""
+    """Find an address among `layers`, given as (number, ids of its atoms [M]): return the index of the layer, and the
+    row of the atom in the layer (None for a whole layer). Raises `UserError` if the `owner` has no such address."""
     if match := _ADDRESS.fullmatch(address.strip()):
         number, id = match.groups()
         for place, (layer, ids) in enumerate(layers):

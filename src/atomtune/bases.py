@@ -110,7 +110,8 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Height and width, in pixels, of the images that the base draws by default. Raises `UserError` if the base does not define it."""
+    """Height and width, in pixels, of the images that the base draws by default. Raises `UserError` if the base does
+    not define it."""
     size = _default_resolution(pipe)
     if size is None:
         raise UserError(f"{type(pipe).__name__} does not define the size of its images: give a resolution in pixels.")
@@ -131,7 +132,8 @@ def _refuse_video(pipe: DiffusionPipeline) -> None:
 
 
 def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
-    """Height and width in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the base cannot draw.
+    """Height and width in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the
+    base cannot draw.
 
     A side must be a multiple of the pixels of one token of the denoiser. (Pipelines that pack 2 × 2 latents into a
     token show this in the factor of their image processor.)

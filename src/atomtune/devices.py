@@ -22,7 +22,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
     state: Any = PartialState(cpu=cpu)
-    default = torch.device("cpu") if cpu else state.default_device  # `state.device` is that of the last run in this process
+    # `state.device` is that of the last run in this process
+    default = torch.device("cpu") if cpu else state.default_device
     if state.num_processes > 1:
         default = state.device
     if device == "auto":

@@ -32,8 +32,8 @@ def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]
     """Yield a temporary folder whose files take their places in `folder` at the end; other files in `folder` stay.
 
     A new folder appears whole. In one that is there, each file is replaced whole; `seal` names the file without which
-    the folder cannot be opened: it is removed first and written last, so no mixture of old and new files can be opened. Raises
-    `UserError` when it cannot be written.
+    the folder cannot be opened: it is removed first and written last, so no mixture of old and new files can be
+    opened. Raises `UserError` when it cannot be written.
     """
     folder = real_path(folder)
     remove_leftovers(folder.parent)

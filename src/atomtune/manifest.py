@@ -19,7 +19,8 @@ HEAD = "# What atomtune wrote here. Starting over (--overwrite) removes these fi
 
 
 def written(folder: Path) -> set[str]:
-    """The entries of the list in `folder`; none without a list. Raises `UserError` if atomtune did not write the list."""
+    """The entries of the list in `folder`; none without a list. Raises `UserError` if atomtune did not write the
+    list."""
     file = folder / NAME
     if not file.is_file():
         return set()
@@ -53,8 +54,8 @@ def refuse_foreign(folder: Path, *patterns: str) -> None:
     for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         if _entry(folder, path) not in known:
             raise UserError(
-                f"{path} exists already, and is not in the list of files that atomtune wrote ({NAME}): move it, or choose "
-                "another folder."
+                f"{path} exists already, and is not in the list of files that atomtune wrote ({NAME}): move it, or "
+                "choose another folder."
             )
 
 

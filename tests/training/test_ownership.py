@@ -78,7 +78,9 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
 def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, name):
     write(out, name)
     for overwrite in (False, True):
-        with pytest.raises(atomtune.UserError, match="exists already, and is not in the list of files that atomtune wrote"):
+        with pytest.raises(
+            atomtune.UserError, match="exists already, and is not in the list of files that atomtune wrote"
+        ):
             run(base="nowhere", overwrite=overwrite)  # before a base is opened
     assert (out / name).read_text() == "theirs"
     assert len(files(out)) == 1

@@ -9,7 +9,7 @@ coefficients are appended to the values as extra channels:
 
     A_h [V_h | C_h] = [A_h V_h | A_h C_h]
 
-with q and k zero-padded to the same width, which does not change q·k and keeps the flash kernel (it needs equal widths).
+with q and k zero-padded to the same width, which does not change q·k; the flash kernel needs equal widths.
 """
 
 from __future__ import annotations

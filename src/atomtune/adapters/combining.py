@@ -8,7 +8,8 @@ top-k. `linear` sums atoms that are not related to each other; it needs equal sh
 
 Addresses after `cat`: those of the first adapter stay as they are. The ids of a later adapter's atoms are
 raised by `first_id`, one number for all layers, the first id that is free in all of them. A layer that only a later
-adapter has keeps its number if that is free, and else gets the next number after all others. `group` counts the adapters.
+adapter has keeps its number if that is free, and else gets the next number after all others. `group` counts the
+adapters.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def concatenate(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
 
 
 def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
-    """W_s and D summed entry by entry. Gains are multiplied into D, the larger k is taken, ids and layer numbers are those of the first.
+    """W_s and D summed entry by entry. Gains are multiplied into D, the larger k is taken, ids and layer numbers are
+    those of the first.
 
     Raises `UserError` unless all have the same layers with the same atoms in the same heads.
     """

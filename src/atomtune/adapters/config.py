@@ -34,7 +34,8 @@ class AtomConfig(PeftConfig):
 
     activation: str = "topk"
     """σ: "topk" (signed, by magnitude), "batch_topk" (in training, k a token on average over the batch; later, the
-    estimated threshold of training), "soft" (soft threshold), "relu" (ReLU(x − λ)) or "jumprelu" (x where x > λ, λ learned)."""
+    estimated threshold of training), "soft" (soft threshold), "relu" (ReLU(x − λ)) or "jumprelu" (x where x > λ, λ
+    learned)."""
 
     density: float | list[float] = 0.04
     """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk" and "batch_topk". A
@@ -61,7 +62,8 @@ class AtomConfig(PeftConfig):
     """Adapt only these blocks, counted from 0. Needs `target_modules` to be a list of names."""
 
     layers_pattern: list[str] | str | None = None
-    """Name of the module list whose blocks `layers_to_transform` counts, such as "transformer_blocks". Default: the first one."""
+    """Name of the module list whose blocks `layers_to_transform` counts, such as "transformer_blocks". Default: the
+    first one."""
 
     init_weights: bool = True
     """True: D = 0, so that the adapted model starts as the base. False: D is random, for tests."""
@@ -73,9 +75,9 @@ class AtomConfig(PeftConfig):
     def for_model(cls, model: nn.Module, **overrides: Any) -> AtomConfig:
         """A configuration with the targets that suit the family of `model`; `overrides` are any other options.
 
-        Attention atoms on self-attention, as in the paper, if the model has diffusers' stock attention (PixArt, DiT, UNet).
-        Otherwise linear atoms on the value projections, of both streams if there are two; or, if q, k and v are one
-        product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
+        Attention atoms on self-attention, as in the paper, if the model has diffusers' stock attention (PixArt, DiT,
+        UNet). Otherwise linear atoms on the value projections, of both streams if there are two; or, if q, k and v are
+        one product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
         targets, as PEFT's own methods do for the models they know.
 
         Raises `UserError`, with the modules of this model that could carry atoms, if the family is not known.
@@ -86,7 +88,8 @@ class AtomConfig(PeftConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """The fields of a saved configuration, without the old option `density_scope`, which `activation` has replaced."""
+        """The fields of a saved configuration, without the old option `density_scope`, which `activation` has
+        replaced."""
         kwargs.pop("density_scope", None)
         return kwargs
 
@@ -99,14 +102,16 @@ class AtomConfig(PeftConfig):
         self.sigma  # noqa: B018  refuses what is out of range
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
-                raise UserError("layers_pattern has no effect without layers_to_transform: give layers_to_transform too.")
+                raise UserError(
+                    "layers_pattern has no effect without layers_to_transform: give layers_to_transform too."
+                )
         elif isinstance(self.target_modules, str):
             raise UserError(
                 "layers_to_transform needs target_modules to be a list of names; with a regular expression, write the "
                 "block numbers into it."
             )
         elif self.layers_pattern is None:
-            # PEFT's own default expects a name before that of the list, so it never matches "transformer_blocks.0.attn1".
+            # PEFT's default expects a name before that of the list, so it never matches "transformer_blocks.0.attn1".
             self.layers_pattern = r"[^.]+"
 
     @property

@@ -23,8 +23,8 @@ class AtomLayer(BaseTunerLayer):
     in_features: int
     out_features: int
     heads: int = 1
-    # diffusers' layerwise casting sets this to turn off the cast of PEFT's layers. Atoms cast inside encoder and decoder,
-    # where the weight already has the precision of the computation, so nothing needs to be turned off.
+    # diffusers' layerwise casting sets this to turn off the cast of PEFT's layers. Atoms cast inside encoder and
+    # decoder, where the weight already has the precision of the computation, so nothing needs to be turned off.
     cast_input_dtype_enabled: bool = True
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
@@ -42,12 +42,14 @@ class AtomLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-        """Device and precision of new atoms. A base that is stored in 8 bits computes in more bits, and so do its atoms."""
+        """Device and precision of new atoms. A base that is stored in 8 bits computes in more bits, and so do its
+        atoms."""
         device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
         return device, dtype if dtype is not None and dtype.itemsize > 1 else None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise `UserError` if atoms of this layer would be merged: those of the named adapters, or else the active ones."""
+        """Raise `UserError` if atoms of this layer would be merged: those of the named adapters, or else the active
+        ones."""
         if any(name in self.atoms_dictionaries for name in (adapter_names or self.active())):
             refuse_merging()
 

@@ -79,7 +79,8 @@ class AtomModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config, peft_config.num_atoms_pattern.get(key, peft_config.num_atoms))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add the atoms, and number the layers: the L17 of L17[137]. Atoms that are loaded later bring their own numbers."""
+        """Add the atoms, and number the layers: the L17 of L17[137]. Atoms that are loaded later bring their own
+        numbers."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)

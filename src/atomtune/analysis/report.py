@@ -98,7 +98,8 @@ def _anchor(address: str) -> str:
 
 
 def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
-    """For each layer an image one pixel high, with one pixel for each atom, whose opacity is the square root of energy."""
+    """For each layer an image one pixel high, with one pixel for each atom, whose opacity is the square root of
+    energy."""
     columns = max(row.id for row in rows) + 1
     most = max(row.mean_energy for row in rows) or 1.0
     layers = {}

@@ -4,8 +4,8 @@
     linear atoms    y + σ(x W_s) D                 W_s = Aᵀ, D = α/r · Bᵀ, M = r, density 1: σ is the identity
 
 Component m is atom m: its code a_m · x is dense, every token uses all of them. The split of BA into r components is not
-unique, (BR)(R⁻¹A) is the same LoRA. `principal` chooses a unique one: the singular directions of BA, which are orthogonal,
-largest first, with the square root of the singular value on either side.
+unique, (BR)(R⁻¹A) is the same LoRA. `principal` chooses a unique one: the singular directions of BA, which are
+orthogonal, largest first, with the square root of the singular value on either side.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = 
 
 
 def refuse_other_than_lora(model: PeftModel, adapter: str = "default") -> None:
-    """Raise `UserError` unless `model` has this LoRA and no other adapter, and the LoRA is plain: no DoRA, no biases, no
-    convolutions."""
+    """Raise `UserError` unless `model` has this LoRA and no other adapter, and the LoRA is plain: no DoRA, no biases,
+    no convolutions."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 

@@ -76,9 +76,9 @@ class SparseDictionary(Dials):
     `gain` scales each atom, so that a user can make it stronger or weaker; it never trains.
 
     Every atom has numbers that are saved with it: `id`, which never changes and together with `layer`, the number of
-    the layer, makes addresses such as L17[137] that survive pruning; `head`, the attention head whose map mixes it; `group`, the
-    adapter it came from when dictionaries were concatenated, each group with a k of its own; `usage`, its mean |s_m|
-    over a token while it was trained.
+    the layer, makes addresses such as L17[137] that survive pruning; `head`, the attention head whose map mixes it;
+    `group`, the adapter it came from if adapters were concatenated, each group with its own k; `usage`, its mean |s_m|
+    over tokens in training.
 
     Args:
         in_features: width C_i of the tokens.
@@ -186,7 +186,8 @@ class SparseDictionary(Dials):
 
     @torch.no_grad()
     def prune(self) -> None:
-        """Remove the dropped atoms from all tensors. The output stays the same, and the other atoms keep id, head and group."""
+        """Remove the dropped atoms from all tensors. The output stays the same, and the other atoms keep id, head and
+        group."""
         if self.kept is None:
             return
         if self.encoder.weight.is_meta:

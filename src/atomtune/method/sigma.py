@@ -12,8 +12,8 @@ that λ grows with the coefficients. Running estimates are saved with the adapte
 and concatenation keep them.
 
 An estimate moves once per optimizer step, towards the mean over the step's forward passes. It does not matter how many
-forward passes there are: several micro batches, or each of them twice with gradient checkpointing. `SparseDictionary` calls
-`update_estimates` after the step of any `torch.optim.Optimizer`.
+forward passes there are: several micro batches, or each of them twice with gradient checkpointing. `SparseDictionary`
+calls `update_estimates` after the step of any `torch.optim.Optimizer`.
 
 A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 """
@@ -61,8 +61,8 @@ class SigmaConfig:
         density: ρ, the share of the atoms one token may use ("batch_topk": on average): k = max(1, round(ρM)). A
             sequence has one for each group of atoms.
         threshold: λ of soft and relu, and the first λ of jumprelu.
-        threshold_units: units of λ: those of the coefficients ("absolute"), or the running root mean square of the layer's
-            coefficients ("scale").
+        threshold_units: units of λ: those of the coefficients ("absolute"), or the running root mean square of the
+            layer's coefficients ("scale").
     """
 
     activation: str = "topk"
@@ -211,7 +211,8 @@ class Sigma(Dials):
                 observed.zero_()
 
     def average_observations(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Before an optimizer step: replace the observations by their `mean` over processes, so that all have the same."""
+        """Before an optimizer step: replace the observations by their `mean` over processes, so that all have the
+        same."""
         for observed in (self.observed_sum, self.observed_count):
             if observed is not None:
                 observed.copy_(mean(observed))

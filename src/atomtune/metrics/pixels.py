@@ -1,4 +1,4 @@
-"""What can be read from the pixels of a scene without a model: the background colour, and the drawing's place and size."""
+"""Read from the pixels of a scene, without a model: the background colour, and the drawing's place and size."""
 
 import numpy as np
 from PIL import Image

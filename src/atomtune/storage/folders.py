@@ -158,7 +158,8 @@ def load_adapter(
     the adapted denoiser.
 
     With `hotswap`, the weights of the adapter of that name, which is there already, are replaced in place, so that a
-    compiled model is not compiled again: their shapes and options must be the same. Dials that the board changed are reset.
+    compiled model is not compiled again: their shapes and options must be the same. Dials that the board changed are
+    reset.
 
     Raises `UserError` if the adapter was trained on another base, or cannot be swapped in.
     """

@@ -36,7 +36,8 @@ STARTS = ("out", "overwrite", "device")  # options of one start, which are not p
 WATCHING = (
     "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
 )  # fmt: skip
-"""Options that may change between the starts of a run, as may a longer `LENGTH`: they do not change what was trained."""
+"""Options that may change between the starts of a run, as may a longer `LENGTH`: they do not change what was
+trained."""
 
 
 def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
@@ -62,7 +63,8 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
         return None
     record = _record(config.out)
     defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
-    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # written before some options existed
+    # written before some options existed
+    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))
     there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
     if unknown := sorted(there.keys() - here.keys()):
         raise UserError(
@@ -98,8 +100,8 @@ def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
         )
     if summary["steps"] and last is None:
         raise UserError(
-            f"{config.out} cannot go on from step {trained} to {steps}, because its checkpoints were removed: train in another "
-            f"folder, with --init-adapter {config.out} to start from what it has learnt."
+            f"{config.out} cannot go on from step {trained} to {steps}, because its checkpoints were removed: train "
+            f"in another folder, with --init-adapter {config.out} to start from what it has learnt."
         )
     return None
 

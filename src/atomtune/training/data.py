@@ -103,7 +103,8 @@ def image_files(images: Path) -> list[Path]:
 def read_image(file: Path) -> Image.Image:
     """Decode one image to RGB, upright, with transparency over white. Raises `UserError` if it cannot be.
 
-    The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames, the first is returned.
+    The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames, the first is
+    returned.
     """
     return _decoded(file)[0]
 

@@ -123,7 +123,8 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
 
 @contextlib.contextmanager
 def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
-    """Inside the block the pipeline draws the prompt of `answer`, a result of `encode_prompt`, without its text encoder."""
+    """Inside the block the pipeline draws the prompt of `answer`, a result of `encode_prompt`, without its text
+    encoder."""
     with replaced(pipe, "encode_prompt", lambda *args, **kwargs: answer):
         yield
 

@@ -36,7 +36,10 @@ def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
     kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
     kind = folders.adapter_info(start).kind
     if config.method not in kinds.get(kind, ()):
-        raise UserError(f"the adapter in {start} is {kind}, and the run is of method {config.method}: give the method of the adapter.")
+        raise UserError(
+            f"the adapter in {start} is {kind}, and the run is of method {config.method}: give the method of the "
+            "adapter."
+        )
 
 
 def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfig:

@@ -117,7 +117,7 @@ def objective_for(sampler: Any, snr_gamma: float | None = None) -> Objective:
     if kind == "flow_prediction":
         if snr_gamma is not None:
             raise UserError(
-                "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it for this base, which is trained by flow matching."
+                "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it, this base uses flow matching."
             )
         return FlowMatching(sampler.config)
     if kind not in ("epsilon", "v_prediction", "sample"):

@@ -58,7 +58,8 @@ def until_reached(pipe: DiffusionPipeline, resolution: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside the block `owner.name` is `value`. An earlier attribute of the instance (a hook of offloading) is restored."""
+    """Inside the block `owner.name` is `value`. An earlier attribute of the instance (a hook of offloading) is
+    restored."""
     before = vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -91,7 +92,8 @@ class Input:
     sigma: float  # and as `noise`
 
     def agrees(self, stochastic: bool) -> bool:
-        """Whether training would give the same. A stochastic sampler's fresh noise was left out, so it has less noise."""
+        """Whether training would give the same. A stochastic sampler's fresh noise was left out, so it has less
+        noise."""
         noise = abs(self.noise - self.sigma) <= TOLERANCE
         if stochastic:
             noise = -TOLERANCE <= self.noise <= self.sigma + TOLERANCE
@@ -192,7 +194,8 @@ class _Oracle:
         handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
         factor = float(handed @ target / (target @ target))
         if abs(self.timestep - float(timestep)) > 1:
-            self.cause = f"calls its denoiser with the timestep {self.timestep:g} where its sampler's is {float(timestep):g}"
+            self.cause = f"calls its denoiser with the timestep {self.timestep:g} "
+            self.cause += f"where its sampler's is {float(timestep):g}"
         elif abs(factor - 1) > TOLERANCE:
             self.cause = f"gives its sampler {factor:.3g} times the output of its denoiser"
         return result

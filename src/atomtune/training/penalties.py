@@ -5,9 +5,9 @@
     density          (1/L) Σ (ρ̂/ρ − 1)²                 ρ̂ = mean of H(c − λ), straight-through gradient to λ (jumprelu)
     annealing        ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T)
 
-Orthogonality is the paper's A.1. It makes atoms less alike. It does not make eq. 16 exact, which needs atoms that no token
-uses together, not orthogonal atoms (docs/results/paper.md). More atoms than channels cannot all be orthogonal: the
-least value of the sum is then M/C_o − 1. Cosines are used, because products would penalise lengths too.
+Orthogonality is the paper's A.1. It makes atoms less alike. It does not make eq. 16 exact, which needs atoms that no
+token uses together, not orthogonal atoms (docs/results/paper.md). More atoms than channels cannot all be orthogonal:
+the least value of the sum is then M/C_o − 1. Cosines are used, because products would penalise lengths too.
 """
 
 from __future__ import annotations

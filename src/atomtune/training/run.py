@@ -74,7 +74,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
     accelerator.wait_for_everyone()  # the main process writes files that the others read here
-    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])  # on the CPU: its parts go to the device when they work
+    # on the CPU: its parts go to the device when they work
+    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])
     if config.init_adapter is not None:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)

@@ -1,7 +1,8 @@
 """The training loop, and how it stops and continues.
 
 Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the images from (seed,
-epoch). So the step is also the position in the data, and a run that was killed and started again ends with the same bits.
+epoch). So the step is also the position in the data, and a run that was killed and started again ends with the same
+bits.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class Trainer:
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
     def _images(self, micro: int) -> list[int]:
-        """Indices of this process's images in this step: every image once in an epoch, in another order in each epoch."""
+        """Indices of this process's images in this step: every image once in an epoch, in another order in each
+        epoch."""
         config, count = self.config, len(self.cache.conditionings)
         batch = (self.step * config.gradient_accumulation_steps + micro) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * config.batch_size
@@ -177,8 +179,8 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Train to the end, write the result and return its numbers.
 
-        Ctrl-C and SIGTERM end the training after the step, with a checkpoint, and raise `KeyboardInterrupt` with a sentence
-        about how to continue.
+        Ctrl-C and SIGTERM end the training after the step, with a checkpoint, and raise `KeyboardInterrupt` with a
+        sentence about how to continue.
         """
         try:
             return self._finish()
@@ -227,7 +229,8 @@ class Trainer:
         return summary
 
     def _start_trackers(self) -> None:
-        """Start the trackers of `report_to`. They choose the names of their files, so the files are listed afterwards."""
+        """Start the trackers of `report_to`. They choose the names of their files, so the files are listed
+        afterwards."""
         logs = self.config.out / "logs"
         before = {*logs.glob("customize"), *logs.glob("customize/**/*")}
         self.accelerator.init_trackers("customize", self._hyperparameters())
