@@ -43,7 +43,9 @@ def test_a_base_that_does_not_say_its_size_is_left_to_its_own():
 
     assert native_resolution(flux()) == 1024  # the pipeline says it where the denoiser does not
     pipe = z_image()
-    with pytest.raises(UserError, match="ZImagePipeline does not say what size it draws: give a resolution in pixels"):
+    with pytest.raises(
+        UserError, match="ZImagePipeline does not define the size of its images: give a resolution in pixels"
+    ):
         native_resolution(pipe)
     assert "height" not in call_options(pipe)
     assert call_options(pipe, 64)["height"] == 64

@@ -43,7 +43,7 @@ def test_what_is_gone_is_forgotten(folder):
 def test_what_is_not_listed_is_not_replaced(folder):
     manifest.refuse_foreign(folder, "config.yaml", "samples/*.png", "summary.json")
     (folder / "samples" / "2.png").touch()
-    with pytest.raises(UserError, match=r"2.png is there already, and is not in the list .*atomtune-files.txt"):
+    with pytest.raises(UserError, match=r"2.png exists already, and is not in the list .*atomtune-files.txt"):
         manifest.refuse_foreign(folder, "config.yaml", "samples/*.png")
 
 

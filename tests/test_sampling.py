@@ -168,7 +168,7 @@ def test_an_image_of_the_user_is_not_replaced(tmp_path):
     for theirs in (Image.new("RGB", (2, 2)).save, lambda path: path.write_text("no image"), lambda path: path.mkdir()):
         file.unlink()
         theirs(file)
-        with pytest.raises(UserError, match="is there already and is not an image that atomtune drew"):
+        with pytest.raises(UserError, match="exists already and is not an image that atomtune drew"):
             save_images(drawings, tmp_path)
 
 

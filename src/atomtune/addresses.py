@@ -1,7 +1,7 @@
 """Addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0, and `L17` that layer.
 
-Both numbers are carried by the adapter and saved with it, so an address stays true through pruning. A board and a trace
-find their atoms with the same function.
+Both numbers are saved with the adapter, so pruning does not change an address. Boards and traces find their atoms with
+the same function.
 """
 
 import re
@@ -15,8 +15,8 @@ _ADDRESS = re.compile(r"L(\d+)(?:\[(\d+)\])?")
 
 
 def find(address: str, layers: Sequence[tuple[int, Tensor]], owner: str) -> tuple[int, int | None]:
-    """Where an address points to among `layers`, a number and the ids of the atoms [M] of each: the place of the layer,
-    and the row of the atom in it, None for a whole layer. Raises `UserError` when the `owner` has none such."""
+    """Find an address among `layers`, given as (number, ids of its atoms [M]): return the index of the layer, and the
+    row of the atom in the layer (None for a whole layer). Raises `UserError` if the `owner` has no such address."""
     if match := _ADDRESS.fullmatch(address.strip()):
         number, id = match.groups()
         for place, (layer, ids) in enumerate(layers):

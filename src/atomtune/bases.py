@@ -1,7 +1,7 @@
 """Open a base model by name or path, and find its parts.
 
-A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. Nothing here or above knows which one it
-has: sizes, defaults and text handling are read from the pipeline itself.
+A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. No module depends on
+one base: sizes, defaults and text handling are read from the pipeline itself.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_base(
 ) -> DiffusionPipeline:
     """Open a base: `"moji"`, a folder saved by diffusers, or a hub name.
 
-    As in diffusers it stays on the CPU unless a `device` is named. "auto" is the accelerator where there is one, which
-    is what every command of atomtune asks for. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
+    As in diffusers the base stays on the CPU unless a `device` is given. "auto" is the accelerator if there is one, and
+    the default of every command of atomtune. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
     bfloat16 on an accelerator, float16 on one that has no bfloat16.
 
     Raises `UserError` if there is no such base, device or precision.
@@ -58,7 +58,7 @@ def load_base(
 
 
 def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
-    """`dtype` of the denoiser and `device` on which it runs, as records have them: {"dtype": "bfloat16", ...}."""
+    """`dtype` of the denoiser and `device` on which it runs, for settings and summaries: {"dtype": "bfloat16", ...}."""
     own: Any = pipe
     return {
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
@@ -93,12 +93,12 @@ def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
-    """The network that is adapted: `pipe.transformer`, or `pipe.unet` where there is no transformer."""
+    """The network that is adapted: `pipe.transformer`, or `pipe.unet` if there is no transformer."""
     return getattr(pipe, _denoiser_name(pipe))
 
 
 def set_denoiser(pipe: DiffusionPipeline, model: torch.nn.Module) -> None:
-    """Put `model` (an adapted denoiser) in the pipeline's place for it."""
+    """Make `model` (an adapted denoiser) the denoiser of the pipeline."""
     setattr(pipe, _denoiser_name(pipe), model)
 
 
@@ -110,10 +110,11 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Height and width, in pixels, that the base draws by default. Raises `UserError` if it does not say."""
+    """Height and width, in pixels, of the images that the base draws by default. Raises `UserError` if the base does
+    not define it."""
     size = _default_resolution(pipe)
     if size is None:
-        raise UserError(f"{type(pipe).__name__} does not say what size it draws: give a resolution in pixels.")
+        raise UserError(f"{type(pipe).__name__} does not define the size of its images: give a resolution in pixels.")
     return size
 
 
@@ -131,10 +132,11 @@ def _refuse_video(pipe: DiffusionPipeline) -> None:
 
 
 def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
-    """Height and width in pixels: `resolution`, or the base's own. Raises `UserError` where it cannot be drawn.
+    """Height and width in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the
+    base cannot draw.
 
-    A side is a multiple of what one token of the denoiser covers. (Bases that put latents together themselves, two by
-    two, say so by the factor of their image processor.)
+    A side must be a multiple of the pixels of one token of the denoiser. (Pipelines that pack 2 × 2 latents into a
+    token show this in the factor of their image processor.)
     """
     _refuse_video(pipe)
     if resolution is None:
@@ -151,8 +153,8 @@ def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
 
 
 def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square images; everything else is left to the pipeline's own defaults, and so is the size
-    of a base that does not say it.
+    """Arguments for drawing square images; for everything else the pipeline's own defaults hold, and also for the
+    size if the base does not define it.
 
     Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw images.
     """
@@ -172,7 +174,7 @@ def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict
 
 
 def fingerprint(model: torch.nn.Module) -> list[float]:
-    """Sixteen of the base's own weights: enough to recognise it again under another path, name or precision.
+    """Sixteen of the base's weights: enough to recognise the base under another path, name or precision.
 
     The first parameter is read because adapters register their own after the layer they sit on.
     """

@@ -1,6 +1,6 @@
 """Where a base runs, and in which precision: the same rule for every command.
 
-The accelerator where there is one, in half precision; without one the CPU, in float32.
+The accelerator if there is one, in half precision; else the CPU, in float32.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name. "auto" is the one that accelerate picks: the accelerator where there is one, for each
-    process its own. Raises `UserError` if it is not there."""
+    """The device of that name. "auto" is the device that accelerate picks: the accelerator if there is one, another
+    one for each process. Raises `UserError` if there is no such device."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate's own switch
     state: Any = PartialState(cpu=cpu)
-    own = torch.device("cpu") if cpu else state.default_device  # `state.device` is what the last run here asked for
+    # `state.device` is that of the last run in this process
+    default = torch.device("cpu") if cpu else state.default_device
     if state.num_processes > 1:
-        own = state.device
+        default = state.device
     if device == "auto":
-        return own
+        return default
     try:
-        wanted = torch.device(device)
-        torch.empty(1, device=wanted)  # what is not compiled in, has no driver or no such index says so here
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)  # raises if torch was built without it, or there is no driver or no such index
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(
-            f"there is no device {str(device)!r} here: expected auto (which is {own}), cpu, or an accelerator that "
+            f"there is no device {str(device)!r} here: expected auto (which is {default}), cpu, or an accelerator that "
             "torch finds, such as cuda, cuda:1, mps or xpu."
         ) from error
-    if wanted.type == "meta":
-        raise UserError("nothing is computed on the device 'meta': expected auto, cpu, cuda, mps or xpu.")
-    return own if wanted.index is None and wanted.type == own.type else wanted
+    if chosen.type == "meta":
+        raise UserError("the device 'meta' computes nothing: expected auto, cpu, cuda, mps or xpu.")
+    return default if chosen.index is None and chosen.type == default.type else chosen
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The precision of that name; None and "auto" are bfloat16 on an accelerator, float16 on one that has no bfloat16,
+    """The precision of that name; None and "auto" are bfloat16 on an accelerator, float16 if it has no bfloat16,
     and float32 on a CPU. Raises `UserError`."""
     if isinstance(dtype, torch.dtype):
         return dtype

@@ -1,8 +1,8 @@
 """Edit one image: learn it, then draw a new prompt with fewer and fewer atoms (Fig. 6).
 
 With all its atoms an adapter that learnt one image draws that image, whatever the prompt is. With fewer atoms the
-prompt has more effect. Images are drawn over two ladders, densities (a token uses fewer atoms) and numbers of atoms, and
-every rung is scored by alignment a to the edit prompt and fidelity f to the image. The best rung has the largest
+prompt has more effect. Images are drawn over two ladders, densities (a token uses fewer atoms) and numbers of atoms,
+and every rung is scored by alignment a to the edit prompt and fidelity f to the image. The best rung has the largest
 
     2 a f / (a + f)      with a and f below 0 taken as 0
 """
@@ -76,8 +76,8 @@ def edit(
     `out/edit.json`, and the best rung's dials as `out/preset.json`, for `generate --preset`. These three files are of
     the latest edit; copies for each edit, with all its images, are in a folder of `out/edit/`. `source_prompt` is what
     the image shows now. `remove` are addresses of atoms without which the best rung is drawn once more. On moji the
-    judge scores; for another base give a `scorer`, or there are no scores and no best rung. `dtype` and `device` are those of
-    `load_base`, for training too. Further options are passed to `customize`. Raises `UserError`.
+    judge scores; for another base give a `scorer`, or there are no scores and no best rung. `dtype` and `device` are
+    those of `load_base`, for training too. Further options are passed to `customize`. Raises `UserError`.
     """
     image, out = expanded(image), expanded(out)
     check_seed(seed, num)

@@ -1,4 +1,4 @@
-"""The one kind of error a user causes and a user can fix."""
+"""The error for mistakes that a user can fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 SEEDS = 2**64
-"""Generators of torch take seeds from 0 to below this."""
+"""Seeds of torch's generators are from 0 to below this number."""
 
 
 class UserError(ValueError):
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 def check_seed(seed: Any, count: int = 1) -> None:
-    """Raise `UserError` unless seed, seed + 1, ... (`count` of them) are whole numbers that a generator takes."""
+    """Raise `UserError` unless seed, seed + 1, ... (`count` of them) are whole numbers in the range of a generator."""
     try:
         fits = 0 <= operator.index(seed) <= SEEDS - count
     except TypeError:

@@ -1,8 +1,8 @@
-"""Write a file or a folder whole or not at all, and take nothing of the user's away.
+"""Write a file or a folder whole or not at all, and never delete the user's files.
 
-Everything is written under a temporary name beside its place and then renamed, so a kill leaves no half of anything, at
-worst a hidden `.atomtune-HOST-PID-RANDOM` that a later run removes. A link is written through: what it points to
-changes, the link stays.
+Everything is written under a temporary name beside its place and then renamed, so a killed process leaves no incomplete
+file, at worst a hidden `.atomtune-HOST-PID-RANDOM` that a later run removes. Symbolic links stay: the file that they
+point to is written.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from atomtune.errors import UserError
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(rf"\.atomtune-{_HOST}-(\d+)-[0-9a-f]{{8}}(\..*)?", re.DOTALL)
 _in_use: set[Path] = set()
-"""Temporary paths of this process: another may have had the same number before it was killed."""
+"""Temporary paths of this process, to tell them from those of a killed process that had the same number."""
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder whose files take their places in `folder` at the end; other files in `folder` stay.
 
-    A new folder appears whole. In one that is there, each file is replaced whole; `seal` is the one without which the
-    folder cannot be opened: it goes first and comes last, so that no mixture of old and new files can be opened. Raises
-    `UserError` when it cannot be written.
+    A new folder appears whole. In one that is there, each file is replaced whole; `seal` names the file without which
+    the folder cannot be opened: it is removed first and written last, so no mixture of old and new files can be
+    opened. Raises `UserError` when it cannot be written.
     """
     folder = real_path(folder)
     remove_leftovers(folder.parent)
@@ -42,7 +42,7 @@ def atomic_folder(folder: str | Path, seal: str | None = None) -> Iterator[Path]
         mode = temporary.stat().st_mode & 0o666  # the umask's: safetensors makes files that only their owner can read
         try:
             yield temporary
-        except UserError as error:  # about the place that the caller knows
+        except UserError as error:  # name the folder that the caller knows
             raise UserError(str(error).replace(str(temporary), str(folder))) from error
         for file in _files(temporary):
             file.chmod(mode)
@@ -101,12 +101,12 @@ def file_hash(*files: str | Path) -> str:
 
 
 def real_path(path: str | Path) -> Path:
-    """The place that `path` means, every link followed. Raises `UserError` for a link to what is not there."""
+    """`path` with every link resolved. Raises `UserError` for a link whose target does not exist."""
     path = Path(path)
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
             raise UserError(
-                f"{link} is a link to {os.readlink(link)}, which is not there: make it, or remove the link."
+                f"{link} is a link to {os.readlink(link)}, which does not exist: create that, or remove the link."
             )
     return Path(os.path.realpath(path))
 
@@ -118,7 +118,7 @@ def refuse_output(out: str | Path, *inputs: str | Path) -> None:
     if not there.is_dir():
         raise UserError(f"{out} cannot be a folder, because {there} is a file: choose another folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{there} must not be written into by this user: choose another folder.")
+        raise UserError(f"{there} cannot be written by this user: choose another folder.")
     for given in map(Path, inputs):
         if place.exists() and given.exists():
             inside = Path(os.path.realpath(given))
@@ -127,7 +127,7 @@ def refuse_output(out: str | Path, *inputs: str | Path) -> None:
 
 
 def remove(files: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Remove `files` in this order, links apart, then those of `folders` that are empty, inner ones first."""
+    """Remove `files` in this order, except links, then those of `folders` that are empty, inner ones first."""
     for file in files:
         if file.is_file() and not file.is_symlink():
             file.unlink()
@@ -149,15 +149,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with the home folder in place of `~` (as it is, where there is no such user)."""
+    """The path with the home folder in place of `~` (unchanged if there is no such user)."""
     return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
 def temporary_beside(place: Path) -> Iterator[Path]:
-    """Yield a name beside `place` that no other process uses; what has it in the end is removed.
+    """Yield a name beside `place` that no other process uses. A file or folder of that name is removed at the end.
 
-    It keeps the extension, by which writers choose the format, and not the name, which may be as long as names can be.
+    The name keeps the extension, by which writers choose the format, and nothing else of a name that may be very long.
     """
     temporary = place.with_name(f".atomtune-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{place.suffix}")
     _in_use.add(temporary)

@@ -1,7 +1,7 @@
-"""The list of what atomtune wrote into a folder, so that it removes and replaces nothing else there.
+"""The list of the files that atomtune wrote into a folder, so that it removes and replaces no others.
 
-`atomtune-files.txt` names a file a line, or with a slash at the end a folder that was made, relative to itself. A file
-is listed before it is written, so that a kill leaves nothing of ours unlisted.
+`atomtune-files.txt` has one line for each file, or for each new folder (with a slash at the end), relative to the
+folder of the list. A file is listed before it is written, so a killed process leaves no unlisted file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ HEAD = "# What atomtune wrote here. Starting over (--overwrite) removes these fi
 
 
 def written(folder: Path) -> set[str]:
-    """The entries of the list in `folder`; none without a list. Raises `UserError` if it is not ours."""
+    """The entries of the list in `folder`; none without a list. Raises `UserError` if atomtune did not write the
+    list."""
     file = folder / NAME
     if not file.is_file():
         return set()
@@ -35,7 +36,7 @@ def written(folder: Path) -> set[str]:
 def record(folder: Path, *paths: Path) -> None:
     """List `paths`, which are about to be written into `folder`, and the folders that this will make.
 
-    What was listed and is not there any more is forgotten: a file of that name would be somebody else's.
+    Listed files that no longer exist are taken off the list: a new file of that name would not be atomtune's.
     """
     new = {_entry(folder, path) for path in paths}
     for path in paths:
@@ -53,27 +54,27 @@ def refuse_foreign(folder: Path, *patterns: str) -> None:
     for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         if _entry(folder, path) not in known:
             raise UserError(
-                f"{path} is there already, and is not in the list of what atomtune wrote ({NAME}): move it, or choose "
-                "another folder."
+                f"{path} exists already, and is not in the list of files that atomtune wrote ({NAME}): move it, or "
+                "choose another folder."
             )
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise `UserError` if a listed file has become a link: what it points to is not ours to remove."""
+    """Raise `UserError` if a listed file has become a link: atomtune does not remove what a link points to."""
     for entry in sorted(written(folder)):
         if not entry.endswith("/") and (folder / entry).is_symlink():
             raise UserError(f"{folder / entry} is a link, which atomtune does not remove: remove it yourself first.")
 
 
 def clear(folder: Path) -> None:
-    """Remove the listed files, those of the listed folders that are empty then, and the list."""
+    """Remove the listed files, then the listed folders that are empty, and the list."""
     folders = [folder / entry for entry in written(folder) if entry.endswith("/")]
     remove([folder / entry for entry in _files(folder)], folders)
 
 
 @contextlib.contextmanager
 def set_aside(folder: Path) -> Iterator[None]:
-    """Clear `folder` for what is done inside; if that raises, what it wrote is removed and everything is back."""
+    """Clear `folder` while the block runs. If the block raises, its files are removed and the old files restored."""
     with temporary_beside(real_path(folder / NAME)) as aside:
         files = [entry for entry in _files(folder) if (folder / entry).is_file()]
         try:
@@ -96,8 +97,8 @@ def _move(file: Path, place: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """The listed files and the list, in the order in which they go, so that a kill half-way leaves no run that looks
-    whole: JSON first, without which nothing of ours opens, the run's config.yaml and the list last."""
+    """The listed files and the list, in the order of their removal, so that a killed process leaves no run that looks
+    complete: JSON first, without which nothing can be opened, the run's config.yaml and the list last."""
     files = sorted(entry for entry in written(folder) if not entry.endswith("/"))
     return [*sorted(files, key=lambda entry: (entry == "config.yaml", not entry.endswith(".json"))), NAME]
 

@@ -231,7 +231,9 @@ class LayerTrace:
             times = ", ".join(f"{t:g}" for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None)
             raise UserError(f"this trace kept no codes at timestep {timestep}: it has those at {times or 'none'}.")
         if len(sizes := sorted({codes.shape[1] for codes in kept})) > 1:
-            raise UserError(f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them separately.")
+            raise UserError(
+                f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them separately."
+            )
         first = min(codes.first_sample for codes in kept)
         samples = max(codes.first_sample + codes.shape[0] for codes in kept) - first
         summed = torch.zeros(samples, sizes[0], len(self) if row is None else 1)
@@ -243,7 +245,7 @@ class LayerTrace:
         return summed / count
 
     def every_token(self) -> Float[Tensor, "tokens atoms"]:
-        """s_m at every token of every sample and timestep, a row each, in the order of the runs: the input of `likeness`.
+        """s_m at every token of every sample and timestep, a row each, in the order of the runs, for `likeness`.
 
         Raises `UserError` when the trace kept no codes.
         """

@@ -128,8 +128,8 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
             if "height" in options:
                 raise
             raise UserError(
-                f"{type(pipe).__name__} does not define the size of its images, and fails with its default ({error}): give a "
-                "resolution in pixels."
+                f"{type(pipe).__name__} does not define the size of its images, and fails with its default ({error}): "
+                "give a resolution in pixels."
             ) from error
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
@@ -147,7 +147,7 @@ def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
 
 
 def file_name(index: int, settings: dict[str, Any]) -> str:
-    """`000-a-dog-seed3-1f0c52ab.png`: the place in its call, words of the prompt, the seed, and a digest of all settings.
+    """`000-a-dog-seed3-1f0c52ab.png`: place in its call, words of the prompt, seed, digest of all settings.
 
     So the same settings give the same name, and other settings another name. It has well under 255 bytes.
     """
@@ -167,7 +167,7 @@ def digest(settings: Any) -> str:
 
 
 def made_by(pipe: "DiffusionPipeline", adapter: str | Path | None = None) -> dict[str, Any]:
-    """The base and the adapter, by name and by a hash of their weights, for the settings of the images that they draw."""
+    """The base and the adapter, by name and by a hash of their weights, for the settings of their images."""
     made_by: dict[str, Any] = {"base": pipe.name_or_path, "base_hash": base_hash(fingerprint(denoiser(pipe)))[:16]}
     if adapter is not None:
         files = sorted(file for file in adapter_folder(adapter).glob("adapter_*") if file.is_file())
@@ -191,7 +191,7 @@ def save_png(image: Image.Image, file: str | Path, settings: dict[str, Any] | No
 def refuse_other_image(file: str | Path) -> None:
     """Raise `UserError` if there is a file that `save_png` did not write."""
     if Path(file).exists() and not _is_ours(Path(file)):
-        raise UserError(f"{file} is there already and is not an image that atomtune drew: choose another folder.")
+        raise UserError(f"{file} exists already and is not an image that atomtune drew: choose another folder.")
 
 
 def _is_ours(file: Path) -> bool:

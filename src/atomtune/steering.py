@@ -10,7 +10,8 @@ Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted lay
 changes, not by pruning either.
 
 Two different things: `gain` acts after selection, so an atom of gain 0 is silent and no other atom takes its place;
-`keep`, `drop` and `only` act before selection, so other atoms compete for the place of a dropped atom, as after pruning.
+`keep`, `drop` and `only` act before selection, so other atoms compete for the place of a dropped atom, as after
+pruning.
 """
 
 from __future__ import annotations
@@ -254,7 +255,8 @@ class AtomBoard:
     # -- presets ----------------------------------------------------------------------------------------------------
 
     def preset(self) -> dict[str, Any]:
-        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped`, `schedule`."""
+        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped`,
+        `schedule`."""
         atoms = list(self)
         preset = {
             "density": {
@@ -302,7 +304,8 @@ class Schedule:
         if (t := timesteps(model, args, kwargs)) is None:
             raise UserError(f"{type(model).__name__} was called without a timestep: a schedule needs one.")
         strength = float(np.interp(float(t.flatten()[0]), list(self.points), list(self.points.values())))
-        if strength == self.now:  # `torch.func` refuses writes, and calls the model only after an ordinary call with the same timestep
+        # `torch.func` refuses writes, and calls the model only after an ordinary call with the same timestep
+        if strength == self.now:
             return
         for layer in adapted_layers(model, self.adapter):
             layer.dictionary(self.adapter).strength.fill_(strength)

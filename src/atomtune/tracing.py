@@ -7,9 +7,9 @@
     t["L6[114]"].firing_rate                    one atom, by its address
     t["L6[114]"].maps()[0]                      where it acts in the first sample
 
-The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums are kept for
-each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one. `codes=True`
-also keeps every nonzero code, sparse, from which maps are made. After the block nothing is left in the
+The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums
+are kept for each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one.
+`codes=True` also keeps every nonzero code, sparse, from which maps are made. After the block nothing is left in the
 model, and the trace does not change when the adapter is pruned or trained further.
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in

@@ -183,7 +183,7 @@ WRONG = {
     "activation": (
         CAT,
         {"activation": "relu"},
-        r"their activation differs \('topk' and 'relu'\): load both and let them act together with "
+        r"their activation differs \('topk' and 'relu'\): load both and activate them together with "
         r"model.base_model.set_adapter\(\[\"subject\", \"style\"\]\)",
     ),
     "order": (CAT, {"mix_first": False}, "their mix_first differs"),

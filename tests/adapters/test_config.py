@@ -22,7 +22,7 @@ from atomtune.errors import UserError
         ),
         (
             {"layers_pattern": "blocks"},
-            "layers_pattern says where layers_to_transform counts: give layers_to_transform too.",
+            "layers_pattern has no effect without layers_to_transform: give layers_to_transform too.",
         ),
     ],
 )

@@ -198,7 +198,7 @@ def test_fused_projections_are_refused_before_anything_is_changed(targets):
 
 def test_unsuitable_targets_are_refused_before_anything_is_changed():
     base = transformer()
-    with pytest.raises(UserError, match=r"pos_embed.proj cannot carry atoms: it is a Conv2d, and atoms go on"):
+    with pytest.raises(UserError, match=r"pos_embed.proj cannot carry atoms: it is a Conv2d, and atoms need"):
         get_peft_model(base, atom_config(target_modules=["attn1", "pos_embed.proj"]))
     assert adapted_layers(base) == []
 

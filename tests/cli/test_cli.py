@@ -298,7 +298,7 @@ WRONG = {
     ),
     "init of another method": (
         ["customize", "{images}", *RUN, "--init-adapter", "{run}", "--method", "lora", "--base", "{base}"],
-        "is ATOMS, and the run is of method lora: give its method",
+        "is ATOMS, and the run is of method lora: give the method",
     ),
     "prune into its run": (["prune", "{run}", "--keep", "3", "--out", "{run}"], "contains the input"),
     "prune around its run": (["prune", "{run}", "--keep", "3", "--out", "{run}/.."], "contains the input"),

@@ -98,7 +98,7 @@ def change(state, name):
         ("LoHa", "is more than a plain LoRA"),
         ("of another base", "does not fit this base"),
         ("no LoRA", "holds no LoRA"),
-        ("text alone", "nothing for its denoiser"),
+        ("text alone", "no weights for the denoiser"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(opened, tmp_path, name, sentence):

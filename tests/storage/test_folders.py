@@ -292,17 +292,17 @@ def test_an_adapter_that_names_no_base_is_refused_where_its_base_is_asked_for(ba
     config = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"base_model_name_or_path": None}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     load_adapter(load_base(base), tmp_path)
-    with pytest.raises(UserError, match="does not say which base it was trained on: name one with --base"):
+    with pytest.raises(UserError, match="does not name the base that it was trained on: give --base"):
         adapter_info(tmp_path).base  # noqa: B018
 
 
 BROKEN = {
     "no weights": (lambda folder: (folder / WEIGHTS_FILE).unlink(), "there is no adapter_model.safetensors"),
     "cut weights": (lambda folder: os.truncate(folder / WEIGHTS_FILE, 900), "cannot be read"),
-    "no method": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "is of no method that PEFT knows"),
-    "no mapping": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is of no method that PEFT knows"),
+    "no method": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "names no method that PEFT knows"),
+    "no mapping": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "names no method that PEFT knows"),
     "other method": (
-        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "X"}'), "is of no method that PEFT"
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "X"}'), "names no method that PEFT"
     ),
 }  # fmt: skip
 

@@ -176,8 +176,8 @@ def test_what_is_passed_over_is_told_a_line_for_each_kind(images, caplog):
     told = [record.message.removeprefix(f"{images}: ") for record in caplog.records]
     assert told == [
         "there is no image for the captions orphan.txt",
-        "not read are the images in the subfolders more",
-        "neither images nor captions, by their names, are a.cr2, b.mp4",
+        "images in subfolders are not read: more",
+        "by their names, neither images nor captions: a.cr2, b.mp4",
     ]
     caplog.clear()
     data.find_examples(images / "0.png", CAPTION)  # of one image the folder says nothing
@@ -199,7 +199,7 @@ def test_captions_from_metadata_then_text_then_the_default(images, caplog):
     (images / "notes.md").write_text("not an image")
     captions = data.find_examples(images, CAPTION)
     assert "captions differ for 0.png (metadata.jsonl is used, not 0.txt)" in caplog.text
-    assert "neither images nor captions, by their names, are notes.md" in caplog.text
+    assert "by their names, neither images nor captions: notes.md" in caplog.text
     assert [file.name for file in captions] == ["0.png", "1.png", "2.png"]
     assert list(captions.values()) == ["a sks teapot on a table", "a sks teapot, ça va", CAPTION]
 
@@ -221,8 +221,8 @@ def test_an_empty_folder_is_refused(tmp_path):
         (b"", "3.png is empty: replace or remove it."),
         (b"not an image", "3.png is not an image that can be read: replace or remove it."),
         (png_header(8, 8), "3.png is not an image that can be read: replace or remove it."),
-        (png_header(30_000, 30_000), "3.png is too large for a photograph"),
-        (png_header(10_000, 10_000), "3.png is too large for a photograph"),
+        (png_header(30_000, 30_000), "3.png is too large"),
+        (png_header(10_000, 10_000), "3.png is too large"),
     ],
 )
 def test_images_that_cannot_be_read_are_named(images, content, sentence):

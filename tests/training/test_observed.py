@@ -157,8 +157,8 @@ def test_conditioning_that_changes_while_drawing_is_noticed():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (tiny_others.lumina_2, "Lumina2Pipeline tells its denoiser 0 where its sampler's timestep is 1000"),
-        (tiny_others.aura_flow, "AuraFlowPipeline tells its denoiser 1 where its sampler's timestep is 1000"),
+        (tiny_others.lumina_2, "Lumina2Pipeline calls its denoiser with the timestep 0 where its sampler's is 1000"),
+        (tiny_others.aura_flow, "AuraFlowPipeline calls its denoiser with the timestep 1 where its sampler's is 1000"),
         (lambda: tiny_pixart(prediction_type="flow_prediction"), "PixArtSigmaPipeline gives its denoiser"),
         (tiny_others.flux, r"FluxPipeline gives its denoiser \(1, 16, 16\)"),
         (tiny_others.z_image, "ZImagePipeline gives its denoiser a list"),
@@ -222,9 +222,9 @@ def test_nothing_runs_and_nothing_stays():
 def test_a_run_and_the_examples_of_an_analysis_are_refused_alike(images, tmp_path):
     pipe = tiny_others.aura_flow()
     pipe.save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
+    with pytest.raises(UserError, match="AuraFlowPipeline calls its denoiser"):
         atomtune.customize(images, class_name="dog", out=tmp_path / "run", base=str(tmp_path / "base"), steps=1)
-    with pytest.raises(UserError, match="AuraFlowPipeline tells its denoiser"):
+    with pytest.raises(UserError, match="AuraFlowPipeline calls its denoiser"):
         training_examples(pipe, images, "a sks dog", resolution=64)
 
 
@@ -233,5 +233,5 @@ def test_a_base_that_does_not_say_its_size_can_be_drawn_with_a_size():
     pipe.set_progress_bar_config(disable=True)
     (drawing,) = atomtune.generate(pipe, "a sks dog", steps=1, resolution=64)
     assert drawing.image.size == (64, 64)
-    with pytest.raises(UserError, match=r"ZImagePipeline does not say what size it draws.* give a resolution"):
+    with pytest.raises(UserError, match=r"ZImagePipeline does not define the size of its images.* give a resolution"):
         atomtune.generate(pipe, "a sks dog", steps=1)  # its own is too large for this miniature

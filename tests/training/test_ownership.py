@@ -78,7 +78,9 @@ def test_files_of_the_user_survive_a_run_a_refused_one_and_starting_over(run, ou
 def test_a_file_of_the_user_in_the_place_of_one_of_the_run_is_refused(run, out, name):
     write(out, name)
     for overwrite in (False, True):
-        with pytest.raises(atomtune.UserError, match="is there already, and is not in the list of what atomtune wrote"):
+        with pytest.raises(
+            atomtune.UserError, match="exists already, and is not in the list of files that atomtune wrote"
+        ):
             run(base="nowhere", overwrite=overwrite)  # before a base is opened
     assert (out / name).read_text() == "theirs"
     assert len(files(out)) == 1
@@ -164,7 +166,7 @@ def test_a_run_through_links_leaves_the_links(run, out, tmp_path):
 def test_an_edit_does_not_replace_a_file_of_the_user(out, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     write(out, "preset.json")
-    with pytest.raises(atomtune.UserError, match=r"preset.json is there already"):
+    with pytest.raises(atomtune.UserError, match=r"preset.json exists already"):
         atomtune.edit(tmp_path / "a.png", "a dog", out, base="nowhere")
     with pytest.raises(atomtune.UserError, match="contains the input"):
         atomtune.edit(tmp_path / "a.png", "a dog", tmp_path, base="nowhere")

@@ -106,7 +106,9 @@ def test_a_run_does_not_go_back(run, monkeypatch):
 def test_a_finished_run_without_its_checkpoints_says_how_to_go_on(run, tmp_path):
     summary = run()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(atomtune.UserError, match=r"its checkpoints are gone: .* --init-adapter .*run to start"):
+    with pytest.raises(
+        atomtune.UserError, match=r"because its checkpoints were removed: .* --init-adapter .*run to start"
+    ):
         run(steps=8)
     assert run() == summary
 

@@ -1,4 +1,4 @@
-"""How a dictionary sits in a frozen layer, and how PEFT is told about it."""
+"""Atoms as a PEFT method: the layers that hold a `SparseDictionary` beside a frozen layer, and their registration."""
 
 import peft  # noqa: F401  first: the hook on its import loads the modules below, which must not be half-loaded
 

@@ -4,12 +4,12 @@
     mix_first=False   ΔO = A σ(X W_s) D     the paper's shortcut in its experiments
 
 The M coefficients are divided among the H heads as the values are; each head's map A_h mixes its own; concatenated they
-give S [N, M], and S D is added after `to_out`, before the residual. One attention call does both, because coefficients
-ride along as extra value channels:
+give S [N, M], and S D is added after `to_out`, before the residual. One attention call mixes both, because the
+coefficients are appended to the values as extra channels:
 
     A_h [V_h | C_h] = [A_h V_h | A_h C_h]
 
-with q and k zero-padded to the same width, which leaves q·k alone and keeps the flash kernel (it wants equal widths).
+with q and k zero-padded to the same width, which does not change q·k; the flash kernel needs equal widths.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from atomtune.adapters.layer import AtomLayer
 
 
 class AttentionAtoms(nn.Module, AtomLayer):
-    """An attention processor that does what the stock one does and adds the ΔO of every active adapter.
+    """An attention processor that computes what the stock processor does, and adds the ΔO of every active adapter.
 
-    `attach` puts it in place with `set_processor`, so it is registered as `attn1.processor` and every other name in the
-    layer stays as it was. `detach` gives the stock processor back.
+    `attach` installs it with `set_processor`, so it is registered as `attn1.processor` and all other names in the layer
+    stay the same. `detach` restores the stock processor.
     """
 
     other_param_names = ("mix_first",)
@@ -59,7 +59,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
 
     def detach(self) -> None:
         attn = self._attention[0]
-        type(attn).set_processor(attn, self.stock)  # not the instance's, which is guarded
+        type(attn).set_processor(attn, self.stock)  # not the method of the instance, which is a guard
         guard(attn)
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
@@ -67,7 +67,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
         self.mix_first[adapter_name] = config.mix_first
 
     def get_base_layer(self) -> nn.Module:
-        """PEFT reads device and precision here."""
+        """The layer whose device and precision PEFT reads for new atoms."""
         to_v: Any = self._attention[0].to_v
         return to_v.get_base_layer() if hasattr(to_v, "get_base_layer") else to_v
 
@@ -129,7 +129,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
     def _extra_values(
         self, name: str, context: Float[Tensor, "batch tokens width"]
     ) -> Float[Tensor, "batch heads tokens slots"]:
-        """C: what rides with the values. Coefficients when σ comes after mixing, codes when it comes before."""
+        """C, which is appended to the values: coefficients if σ comes after mixing, codes if it comes before."""
         dictionary = self.dictionary(name)
         coefficients = dictionary.coefficients(context)
         return dictionary.seating.split(coefficients if self.mix_first[name] else dictionary.activate(coefficients))
@@ -137,7 +137,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
     def _delta(
         self, name: str, mixed: Float[Tensor, "batch heads queries slots"]
     ) -> Float[Tensor, "batch queries out"]:
-        """ΔO from what came back: σ if it is still to come, then D."""
+        """ΔO from the mixed C: σ if it comes after mixing, then D."""
         dictionary = self.dictionary(name)
         joined = dictionary.seating.join(mixed)
         return dictionary.synthesize(dictionary.activate(joined) if self.mix_first[name] else joined)
@@ -150,7 +150,7 @@ def _attend(
     mask: Tensor | None,
     scale: float,
 ) -> Float[Tensor, "batch heads queries wide"]:
-    """softmax(q kᵀ · scale + mask) v for values wider than q and k. The scale given is that of the unpadded width."""
+    """softmax(q kᵀ · scale + mask) v for values wider than q and k. `scale` is that of the unpadded width."""
     extra = value.shape[-1] - query.shape[-1]
     query, key = F.pad(query, (0, extra)), F.pad(key, (0, extra))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

@@ -1,14 +1,15 @@
-"""Several adapters as one: the arithmetic of merging, on the tensors of each layer.
+"""Combine several adapters into one: the arithmetic of merging, on the tensors of each layer.
 
     cat      D = [w₁D₁; w₂D₂], W_s = [W₁ W₂], each group of atoms with its own k:   ΔO = w₁ΔO₁ + w₂ΔO₂ exactly
     linear   W_s = Σ √|wᵢ| Wᵢ,  D = Σ sign(wᵢ) √|wᵢ| (gᵢ ∘ Dᵢ)   entry by entry, as the paper's supplement C.3 does
 
 The names are PEFT's (`LoraModel.add_weighted_adapter`), and so is √w: one adapter alone at weight w gives w ΔO with
-top-k. `linear` sums atoms that have nothing to do with each other, so it wants equal shapes and promises nothing more.
+top-k. `linear` sums atoms that are not related to each other; it needs equal shapes, and its result has no guarantee.
 
-Addresses after `cat`: those of the first adapter stay as they are. The atoms of a later one get their own id plus one
-number, the same in all layers, the first that is free everywhere (`first_id`). A layer that only a later adapter has
-keeps its number where it is free and gets the next one after all others where it is not. `group` counts the adapters.
+Addresses after `cat`: those of the first adapter stay as they are. The ids of a later adapter's atoms are
+raised by `first_id`, one number for all layers, the first id that is free in all of them. A layer that only a later
+adapter has keeps its number if that is free, and else gets the next number after all others. `group` counts the
+adapters.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Layers = dict[str, dict[str, Tensor]]
 
 @dataclass
 class Part:
-    """One adapter that goes into another, and with which weight."""
+    """One of the adapters that are combined, and its weight."""
 
     name: str
     config: AtomConfig
@@ -45,12 +46,12 @@ class Part:
 
     @property
     def ids(self) -> int:
-        """One more than its largest atom id in any layer."""
+        """One more than the largest atom id in any layer."""
         return 1 + max(int(tensors["id"].max()) for tensors in self.layers.values())
 
 
 def combine(parts: Sequence[Part], combination_type: str) -> tuple[AtomConfig, Layers]:
-    """One adapter out of several. Raises `UserError` when they cannot be one."""
+    """Combine several adapters into one. Raises `UserError` if that is impossible."""
     if len(parts) < 2:
         raise UserError(f"merging needs at least two adapters, got {len(parts)}.")
     if combination_type not in ("cat", "linear"):
@@ -74,7 +75,7 @@ def first_ids(parts: Sequence[Part]) -> list[int]:
 
 
 def concatenate(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
-    """The union of the atoms: ΔO is exactly Σ wᵢ ΔOᵢ, whatever the sizes, heads and layers. Gains stay gains."""
+    """The union of the atoms: ΔO is exactly Σ wᵢ ΔOᵢ, for any sizes, heads and layers. Gains are kept."""
     groups, layers = sum(part.groups for part in parts), {}
     for name, number in _numbers(parts).items():
         found, before = [], 0
@@ -98,7 +99,8 @@ def concatenate(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
 
 
 def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
-    """W_s and D summed entry by entry. Gains go into D, the larger k is taken, ids and numbers are the first's.
+    """W_s and D summed entry by entry. Gains are multiplied into D, the larger k is taken, ids and layer numbers are
+    those of the first.
 
     Raises `UserError` unless all have the same layers with the same atoms in the same heads.
     """
@@ -119,7 +121,7 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
             "encoder.weight": encoder,
             "decoder.weight": decoder,
             "gain": torch.ones_like(own["gain"]),
-            "usage": torch.zeros_like(own["usage"]),  # of sums of atoms, nothing was measured
+            "usage": torch.zeros_like(own["usage"]),  # not measured for sums of atoms
             "sigma.k": torch.stack([tensors["sigma.k"] for tensors in same]).amax(0),
         }
     densities = [max(each) for each in zip(*map(_densities, parts))]
@@ -127,12 +129,12 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts "blocks.2" before "blocks.10"."""
+    """A sorting key that puts "blocks.2" before "blocks.10"."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
 def _numbers(parts: Sequence[Part]) -> dict[str, int]:
-    """The L17 of every layer."""
+    """The number of every layer: 17 for L17."""
     numbers: dict[str, int] = {}
     for part in parts:
         new = {name: int(part.layers[name]["layer"]) for name in part.layers.keys() - numbers.keys()}
@@ -149,7 +151,7 @@ def _densities(part: Part) -> list[float]:
 
 
 def _config(parts: Sequence[Part], layers: Layers, densities: list[float]) -> AtomConfig:
-    """The first's, with the layers spelled out and the size of each."""
+    """The configuration of the first, with the names of all layers and the size of each."""
     sizes = {name: len(tensors["id"]) for name, tensors in layers.items()}
     num_atoms = Counter(sizes.values()).most_common(1)[0][0]
     return replace(
@@ -165,7 +167,7 @@ def _config(parts: Sequence[Part], layers: Layers, densities: list[float]) -> At
 
 
 def _check_sigma(first: Part, other: Part) -> None:
-    """One dictionary has one σ."""
+    """Raise `UserError` if two adapters have different σ: a `SparseDictionary` has only one."""
     dials = ["activation", "mix_first", "unit_encoder", "threshold_units"]
     if first.config.sigma.kind.threshold_is_fixed:
         dials.append("threshold")
@@ -174,7 +176,7 @@ def _check_sigma(first: Part, other: Part) -> None:
         if one != two:
             raise UserError(
                 f"{first.name} and {other.name} cannot become one adapter, because their {dial} differs ({one!r} and "
-                f"{two!r}): load both and let them act together with "
+                f"{two!r}): load both and activate them together with "
                 'model.base_model.set_adapter(["subject", "style"]).'
             )
 

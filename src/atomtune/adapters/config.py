@@ -1,4 +1,4 @@
-"""AtomConfig: every dial of an atom adapter. Saved as `adapter_config.json` by PEFT."""
+"""AtomConfig: all options of an atom adapter. Saved as `adapter_config.json` by PEFT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AtomConfig(PeftConfig):
 
     target_modules: list[str] | str | None = None
     """Names (or one regular expression) of the modules to adapt. An attention module ("attn1") gets attention atoms,
-    an `nn.Linear` ("to_v", "v_proj") gets linear atoms. Default: what `for_model` picks for the model it is put on."""
+    an `nn.Linear` ("to_v", "v_proj") gets linear atoms. Default: the targets that `for_model` picks for the model."""
 
     num_atoms: int = 256
     """M, the number of atoms in each adapted layer."""
@@ -33,35 +33,37 @@ class AtomConfig(PeftConfig):
     """M of layers that differ, by name or regular expression, as LoRA's `rank_pattern`. Pruning writes it."""
 
     activation: str = "topk"
-    """σ: "topk" (signed, by magnitude), "batch_topk" (k a token on average over the batch while training, then the
-    threshold that did so), "soft" (soft threshold), "relu" (ReLU(x − λ)) or "jumprelu" (x where x > λ, λ learned)."""
+    """σ: "topk" (signed, by magnitude), "batch_topk" (in training, k a token on average over the batch; later, the
+    estimated threshold of training), "soft" (soft threshold), "relu" (ReLU(x − λ)) or "jumprelu" (x where x > λ, λ
+    learned)."""
 
     density: float | list[float] = 0.04
     """ρ, the share of a layer's atoms that one token may use: k = max(1, round(ρM)). For "topk" and "batch_topk". A
-    list after concatenation: one for each adapter that went in."""
+    list after concatenation: one value for each concatenated adapter."""
 
     threshold: float = 0.1
-    """λ, for "soft" and "relu"; for "jumprelu", where it starts."""
+    """λ, for "soft" and "relu"; for "jumprelu" its first value."""
 
     threshold_units: str = "absolute"
     """Units of λ: those of the coefficients ("absolute"), or the running root mean square of the layer's coefficients
-    ("scale"), which is followed while training and then fixed."""
+    ("scale"), which is estimated in training and then fixed."""
 
     unit_encoder: bool = False
-    """The columns of W_s act at norm 1, so that coefficients cannot grow past a fixed λ with them."""
+    """Scale the columns of W_s to norm 1 when they are used, so that coefficients cannot outgrow a fixed λ."""
 
     mix_first: bool = True
     """Attention atoms only. True: σ(A X W_s), exactly k atoms a token (eq. 8). False: A σ(X W_s), the shortcut of the
-    paper's experiments, where mixing makes codes denser again."""
+    paper's experiments, in which mixing makes the codes denser."""
 
     exclude_modules: list[str] | str | None = None
-    """Names (or one regular expression) of modules to leave alone although `target_modules` matches them."""
+    """Names (or one regular expression) of modules that are not adapted although `target_modules` matches them."""
 
     layers_to_transform: list[int] | int | None = None
     """Adapt only these blocks, counted from 0. Needs `target_modules` to be a list of names."""
 
     layers_pattern: list[str] | str | None = None
-    """Name of the list that `layers_to_transform` counts in, such as "transformer_blocks". Default: the first one."""
+    """Name of the module list whose blocks `layers_to_transform` counts, such as "transformer_blocks". Default: the
+    first one."""
 
     init_weights: bool = True
     """True: D = 0, so that the adapted model starts as the base. False: D is random, for tests."""
@@ -71,14 +73,14 @@ class AtomConfig(PeftConfig):
 
     @classmethod
     def for_model(cls, model: nn.Module, **overrides: Any) -> AtomConfig:
-        """The targets that suit the family of `model`; `overrides` are any other dials.
+        """A configuration with the targets that suit the family of `model`; `overrides` are any other options.
 
-        Attention atoms on self-attention, as in the paper, where attention is diffusers' stock one (PixArt, DiT, UNet);
-        otherwise linear atoms on the value projections, of both streams where there are two; where q, k and v are one
-        product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
-        ones, as PEFT's own methods do for the models they know.
+        Attention atoms on self-attention, as in the paper, if the model has diffusers' stock attention (PixArt, DiT,
+        UNet). Otherwise linear atoms on the value projections, of both streams if there are two; or, if q, k and v are
+        one product (GPT-2), on the output projection of attention. `get_peft_model(model, AtomConfig())` takes the same
+        targets, as PEFT's own methods do for the models they know.
 
-        Raises `UserError`, naming what this model could carry atoms on, when the family is not known.
+        Raises `UserError`, with the modules of this model that could carry atoms, if the family is not known.
         """
         if "target_modules" not in overrides:
             overrides["target_modules"] = preset_targets(model)
@@ -86,7 +88,8 @@ class AtomConfig(PeftConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """What a saved configuration says, without the option `density_scope`, which said what `activation` says."""
+        """The fields of a saved configuration, without the old option `density_scope`, which `activation` has
+        replaced."""
         kwargs.pop("density_scope", None)
         return kwargs
 
@@ -99,14 +102,16 @@ class AtomConfig(PeftConfig):
         self.sigma  # noqa: B018  refuses what is out of range
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
-                raise UserError("layers_pattern says where layers_to_transform counts: give layers_to_transform too.")
+                raise UserError(
+                    "layers_pattern has no effect without layers_to_transform: give layers_to_transform too."
+                )
         elif isinstance(self.target_modules, str):
             raise UserError(
                 "layers_to_transform needs target_modules to be a list of names; with a regular expression, write the "
                 "block numbers into it."
             )
         elif self.layers_pattern is None:
-            # PEFT's own default wants a name before the list's, so it never matches "transformer_blocks.0.attn1".
+            # PEFT's default expects a name before that of the list, so it never matches "transformer_blocks.0.attn1".
             self.layers_pattern = r"[^.]+"
 
     @property

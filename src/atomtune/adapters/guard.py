@@ -1,8 +1,8 @@
-"""Guards: what would silently throw atoms away is refused while they are attached, and works again afterwards.
+"""Guards: methods that would silently lose atoms raise an error while atoms are attached, and work again afterwards.
 
-diffusers' `set_processor` replaces a processor without a word, and the atoms with it; `fuse_projections` replaces
-processors too, and computes projections without calling them. A module that carries atoms gets a method of its own in
-the place of each, which says so.
+diffusers' `set_processor` replaces a processor, and the atoms with it; `fuse_projections` replaces processors too, and
+computes projections without calling their modules. A module with atoms gets its own version of each method, which
+raises `UserError`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atomtune.errors import UserError
 
 
 def guard(model: nn.Module) -> None:
-    """Put guards where atoms are now, and take them out where there are none any more."""
+    """Add guards to modules that have atoms, and remove them from modules that no longer have any."""
     for module in model.modules():
         processor = getattr(module, "processor", None)
         _put(module, "set_processor", _KeepProcessor(processor) if isinstance(processor, AtomLayer) else None)
@@ -26,7 +26,7 @@ def guard(model: nn.Module) -> None:
 
 
 def _put(module: nn.Module, method: str, instead: Any) -> None:
-    """Let `instead`, or the class's own method again, answer for a method of this module."""
+    """Replace a method of this module by `instead`, or restore the method of its class if `instead` is None."""
     if instead is not None:
         setattr(module, method, instead)
     elif isinstance(own := vars(module).get(method), _KeepProcessor) or own is refuse_fusing:
@@ -34,7 +34,7 @@ def _put(module: nn.Module, method: str, instead: Any) -> None:
 
 
 class _KeepProcessor:
-    """Stands in for `set_processor`."""
+    """Replaces `set_processor`."""
 
     def __init__(self, atoms: AtomLayer) -> None:
         self.atoms = atoms
@@ -48,7 +48,7 @@ class _KeepProcessor:
 
 
 def refuse_fusing(*_args: object, **_kwargs: object) -> None:
-    """Stands in for `fuse_projections`."""
+    """Replaces `fuse_projections`."""
     raise UserError(
         "projections cannot be fused while atoms are attached, because the atoms would be silently lost: unload the "
         "adapter first."

@@ -1,4 +1,4 @@
-"""What attention atoms and linear atoms share: a dictionary per adapter, and the protocols of PEFT and diffusers."""
+"""The base class of attention atoms and linear atoms: a `SparseDictionary` for each adapter, with PEFT's interface."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class AtomLayer(BaseTunerLayer):
     in_features: int
     out_features: int
     heads: int = 1
-    # diffusers' layerwise casting turns off the cast of PEFT's layers with this. Ours is inside encoder and decoder,
-    # where the weight already has the precision it computes in, so there is nothing to turn off.
+    # diffusers' layerwise casting sets this to turn off the cast of PEFT's layers. Atoms cast inside encoder and
+    # decoder, where the weight already has the precision of the computation, so nothing needs to be turned off.
     cast_input_dtype_enabled: bool = True
 
     def update_layer(self, adapter_name: str, config: AtomConfig, num_atoms: int) -> None:
-        """Add an adapter with fresh atoms, where the base layer's weights are and in their precision."""
+        """Add an adapter with new atoms, on the device and in the precision of the base layer's weights."""
         self.atoms_dictionaries[adapter_name] = SparseDictionary(
             self.in_features,
             num_atoms,
@@ -42,24 +42,26 @@ class AtomLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
-        """Where PEFT puts new atoms. A base that is stored in 8 bits computes in more, and so do its atoms."""
+        """Device and precision of new atoms. A base that is stored in 8 bits computes in more bits, and so do its
+        atoms."""
         device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
         return device, dtype if dtype is not None and dtype.itemsize > 1 else None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise `UserError` if it would be this layer's atoms that are merged: those named, or else the active ones."""
+        """Raise `UserError` if atoms of this layer would be merged: those of the named adapters, or else the active
+        ones."""
         if any(name in self.atoms_dictionaries for name in (adapter_names or self.active())):
             refuse_merging()
 
     def unmerge(self) -> None:
-        """There never is anything to undo, which is said as PEFT's own layers say it."""
+        """Warn, as PEFT's own layers do, that there is nothing to undo."""
         warnings.warn("Atoms are never merged into the base weights, so there is nothing to unmerge.", stacklevel=2)
 
     def dictionary(self, adapter_name: str) -> SparseDictionary:
         return cast(SparseDictionary, self.atoms_dictionaries[adapter_name])
 
     def active(self) -> list[str]:
-        """Names of the adapters that act in this layer now, in the order they were activated."""
+        """Names of the active adapters in this layer, in the order of their activation."""
         return (
             [] if self.disable_adapters else [name for name in self.active_adapters if name in self.atoms_dictionaries]
         )
@@ -70,7 +72,7 @@ class AtomLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def set_scale(self, adapter_name: str, scale: float) -> None:
-        """Multiply this adapter's ΔO by `scale`. Does nothing where the layer does not have the adapter."""
+        """Multiply this adapter's ΔO by `scale`. Does nothing if the layer does not have the adapter."""
         if adapter_name in self.atoms_dictionaries:
             self.dictionary(adapter_name).scale.fill_(scale)
 
@@ -94,7 +96,7 @@ def adapted_layers(model: nn.Module, adapter: str = "default") -> list[AtomLayer
 
 
 def named_layers(model: nn.Module, adapter: str = "default") -> dict[str, AtomLayer]:
-    """`adapted_layers` by the names of what they adapt."""
+    """`adapted_layers`, by the names of the frozen layers."""
     return {
         adapted_name(name): module
         for name, module in model.named_modules()
@@ -103,8 +105,8 @@ def named_layers(model: nn.Module, adapter: str = "default") -> dict[str, AtomLa
 
 
 def adapted_name(name: str) -> str:
-    """The name of the frozen layer that a module's atoms adapt, whatever wraps it or holds them: "blocks.0.attn1" for
-    "blocks.0.attn1.processor", "to_v" for "to_v.base_layer". Files and configurations have this one."""
+    """The name of the frozen layer that a module's atoms adapt, without the names of wrappers: "blocks.0.attn1" for
+    "blocks.0.attn1.processor", "to_v" for "to_v.base_layer". Files and configurations use this name."""
     return re.sub(r"(\.processor|\.base_layer)+$", "", name)
 
 

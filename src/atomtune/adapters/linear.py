@@ -1,7 +1,7 @@
 """Linear atoms: y + σ(x W_s) D beside any `nn.Linear`, and beside GPT-2's `Conv1D`, a linear layer of another name.
 
-On the value projection this is A(V + S D): every head mixes the same code. It costs no attention work and goes with any
-attention kernel, rotary embedding, grouped queries, KV cache and architecture.
+On the value projection this is A(V + S D): every head mixes the same code. It adds no work to attention, and works
+with any attention kernel, rotary embedding, grouped queries, KV cache and architecture.
 """
 
 from typing import Any

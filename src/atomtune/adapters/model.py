@@ -1,6 +1,6 @@
-"""AtomModel: PEFT's plug. Finds the layers, puts atoms there, saves and loads them, takes them out again.
+"""AtomModel: PEFT's interface to a method. Finds the layers, adds atoms to them, saves, loads and removes the atoms.
 
-On disk an atom's tensors are named after the layer it adapts, whatever holds them in memory:
+On disk the tensors are named after the layer that the atoms adapt, not after the module that holds them in memory:
 
     …attn1.processor.atoms_dictionaries.default.encoder.weight   in memory
     …attn1.atoms_encoder.weight                                  in adapter_model.safetensors
@@ -41,11 +41,11 @@ class AtomModel(BaseTuner):
         """Without targets, those of the model's family, as PEFT's own methods do."""
         if peft_config.target_modules is None:
             peft_config.target_modules = preset_targets(self.model)
-            peft_config.__post_init__()  # layers_to_transform does not go with every preset
+            peft_config.__post_init__()  # which raises if layers_to_transform does not fit the preset
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        """Refuse unsuitable targets before anything is changed."""
+        """Raise `UserError` for unsuitable targets, before anything is changed."""
         inside_adapters = tuple(
             f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
         )
@@ -70,7 +70,7 @@ class AtomModel(BaseTuner):
             if not isinstance(layer, AttentionAtoms):
                 layer = AttentionAtoms.attach(target)
         else:
-            # Go below other adapters' wrappers, so that their names and files stay the same.
+            # Wrap the innermost layer, inside other adapters' wrappers, so that their names and files stay the same.
             while isinstance(target, BaseTunerLayer) and not isinstance(target, LinearAtoms):
                 parent, target_name, target = target, "base_layer", target.base_layer  # pyright: ignore[reportAttributeAccessIssue]
             layer = target if isinstance(target, LinearAtoms) else LinearAtoms(target)
@@ -79,7 +79,8 @@ class AtomModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config, peft_config.num_atoms_pattern.get(key, peft_config.num_atoms))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put the atoms in, and number the layers: the L17 of L17[137]. What is loaded later has its own numbers."""
+        """Add the atoms, and number the layers: the L17 of L17[137]. Atoms that are loaded later bring their own
+        numbers."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)
@@ -121,7 +122,7 @@ class AtomModel(BaseTuner):
     def prune(self, adapter_name: str = "default") -> Pruned:
         """Make permanent what `board.keep`, `drop` and `only` chose. Outputs stay as they are; the adapter shrinks.
 
-        Layers left with no atom lose the adapter. The adapter's configuration names the layers and their numbers of
+        Layers without any atom left lose the adapter. The adapter's configuration names the layers and their numbers of
         atoms, so that it saves and loads as any other. Raises `UserError` when nothing was kept, or where the weights
         are offloaded.
         """
@@ -196,7 +197,7 @@ class AtomModel(BaseTuner):
 
 
 def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same. Raises `UserError` where they cannot be read, because hooks hold them."""
+    """Return the tensors. Raises `UserError` if they cannot be read, because they are offloaded."""
     if any(tensor.is_meta for tensor in tensors.values()):
         raise UserError("atoms cannot be saved or merged while the model is offloaded: call remove_all_hooks() first.")
     return tensors

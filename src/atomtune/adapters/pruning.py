@@ -1,10 +1,10 @@
-"""Cut an adapter down: what the board dropped leaves the tensors, the file and the configuration.
+"""Pruning: atoms that the board dropped are removed from the tensors, the file and the configuration.
 
     board.keep(40)      the others take no part in the selection: S = σ(κ ∘ A X W_s), κ_m = 0 for a dropped atom
-    model.prune()       the others are gone: the same S without their columns, so the same ΔO = S D
+    model.prune()       the others are removed: the same S without their columns, so the same ΔO = S D
 
 Of M atoms K are left: (C_i + C_o)·K numbers. The paper counts C_i·M + ρ·C_o·M, ρ = K/M, because it keeps the encoder of
-all M. Addresses stay true: every atom has its id and every layer its number for life, saved with the weights.
+all M. Addresses stay the same: the id of every atom and the number of every layer are saved with the weights.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from atomtune.errors import UserError
 
 @dataclass
 class Pruned:
-    """What pruning left of an adapter, in all layers together."""
+    """The size of an adapter after pruning, over all layers."""
 
     atoms_before: int = 0
     """M."""
     atoms: int = 0
     """K."""
     layers: int = 0
-    """Layers that still carry atoms."""
+    """Number of layers that still have atoms."""
     numbers: int = 0
-    """(C_i + C_o)·K, what is stored."""
+    """(C_i + C_o)·K, the numbers that are stored."""
     numbers_in_the_paper: int = 0
-    """C_i·M + C_o·K, what the paper would count."""
+    """C_i·M + C_o·K, as the paper counts."""
 
 
 def prune(model: nn.Module, config: AtomConfig, adapter: str) -> Pruned:
-    """What `AtomModel.prune` does, to the layers of `model` and to the adapter's configuration."""
+    """Prune the layers of `model` and update the adapter's configuration, for `AtomModel.prune`."""
     found = named_layers(model, adapter)
     kept = {name: layer.dictionary(adapter).kept for name, layer in found.items()}
     if all(mask is not None and not mask.any() for mask in kept.values()):
@@ -63,7 +63,7 @@ def prune(model: nn.Module, config: AtomConfig, adapter: str) -> Pruned:
 
 
 def _remove(model: nn.Module, name: str, layer: AtomLayer, adapter: str) -> None:
-    """Take the adapter out of one layer; when it was the only one there, the frozen layer is itself again."""
+    """Remove the adapter from one layer; if it was the only one, restore the frozen layer."""
     del layer.atoms_dictionaries[adapter]  # not with PEFT's delete_adapter, which would activate another adapter
     if isinstance(layer, AttentionAtoms):
         del layer.mix_first[adapter]
@@ -72,7 +72,7 @@ def _remove(model: nn.Module, name: str, layer: AtomLayer, adapter: str) -> None
     if isinstance(layer, AttentionAtoms):
         layer.detach()
         return
-    for parent in model.modules():  # below the wrappers of other adapters, where there are some
+    for parent in model.modules():  # may be inside the wrappers of other adapters
         for last, child in parent.named_children():
             if child is layer:
                 setattr(parent, last, layer.get_base_layer())

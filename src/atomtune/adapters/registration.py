@@ -1,7 +1,7 @@
-"""Tell PEFT that atoms exist, so that `get_peft_model` and `PeftModel.from_pretrained` know `AtomConfig`.
+"""Register atoms with PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` know `AtomConfig`.
 
 PEFT lists its methods in an enum and refuses names that are not in it. The enum is extended in memory, once; nothing on
-disk changes and every other method of PEFT stays as it was. `import atomtune` arranges for this to run as soon as PEFT
+disk changes, and PEFT's other methods are not affected. `import atomtune` arranges for this to run as soon as PEFT
 is imported, so `import atomtune` must come before an atom adapter is opened.
 """
 
@@ -22,7 +22,7 @@ def register() -> None:
 
 
 def _extend_enum() -> None:
-    """What the enum's own metaclass does for a member, for one more."""
+    """Add a member to the enum, as its metaclass does."""
     member = str.__new__(PeftType, NAME)
     member._name_ = NAME
     member._value_ = NAME

@@ -1,11 +1,11 @@
-"""Where atoms go: the targets of the model families people use, and why a module cannot carry any.
+"""Targets: the modules that are adapted in known model families, and the reasons why a module cannot carry atoms.
 
 The paper adapts self-attention, A X W_v → A X W_v + ΔO. Three forms of that, in order of preference:
 
     attention atoms    σ(A X W_s) D beside the attention layer, where it is diffusers' stock one
     value projections  A (V + S D): linear atoms on every stream's values, for any other attention
     output projection  O W_o + σ(O W_s) D with O = A V: for layers that compute q, k and v in one product. Atoms on that
-                       product would also move q and k, and with them the map A, which eq. 8 leaves alone.
+                       product would also change q and k, and so the map A, which eq. 8 does not change.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ TARGETS: dict[str, list[str] | str] = {
     "DiTTransformer2DModel": ["attn1"],
     "PixArtTransformer2DModel": ["attn1"],
     "UNet2DConditionModel": ["attn1"],
-    # Attention of their own; attn2 looks at the text and is left alone, as in the paper.
+    # These have their own attention classes; attn2 attends to the text and is not adapted, as in the paper.
     "CogVideoXTransformer3DModel": ["attn1.to_v"],
     "HunyuanDiT2DModel": ["attn1.to_v"],
     "SanaTransformer2DModel": ["attn1.to_v"],
@@ -53,7 +53,7 @@ OUTPUTS = {"to_out", "c_proj", "o_proj", "out_proj"}
 def preset_targets(model: nn.Module) -> list[str] | str:
     """`target_modules` for a model of a known family.
 
-    Raises `UserError`, with what this model could carry atoms on, when the family is not known.
+    Raises `UserError`, with the modules of this model that could carry atoms, if the family is not known.
     """
     config = getattr(model, "config", None)
     for name in [*(cls.__name__ for cls in type(model).__mro__), getattr(config, "model_type", None)]:
@@ -67,7 +67,7 @@ def preset_targets(model: nn.Module) -> list[str] | str:
 
 
 def why_not(model: nn.Module, name: str) -> str | None:
-    """The reason the module of that name cannot carry atoms, and what can instead; or None."""
+    """The reason why the module of that name cannot carry atoms, and which modules can instead; None if it can."""
     module: Any = model.get_submodule(name)
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, Attention):
@@ -76,10 +76,10 @@ def why_not(model: nn.Module, name: str) -> str | None:
         return reason + _instead(module, name)
     if not _is_linear(module):
         kind, instead = type(_unwrapped(module)).__name__, _instead(module, name)
-        return f"it is a {kind}, and atoms go on diffusers' Attention, an nn.Linear or a Conv1D{instead}"
+        return f"it is a {kind}, and atoms need diffusers' Attention, an nn.Linear or a Conv1D{instead}"
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weights and never calls it, so that the atoms would do nothing"
-    if isinstance(parent, Attention):  # its own flag stays up after unfusing
+    if isinstance(parent, Attention):  # its own flag is not reset by unfusing
         fused = type(parent.processor).__name__.startswith("Fused")
     else:
         fused = getattr(parent, "fused_projections", False)
@@ -89,7 +89,7 @@ def why_not(model: nn.Module, name: str) -> str | None:
 
 
 def why_not_attention_atoms(attn: Attention) -> str | None:
-    """The reason this attention layer cannot carry attention atoms, or None."""
+    """The reason why this attention layer cannot carry attention atoms; None if it can."""
     if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
         return f"its processor is {type(attn.processor).__name__}, not diffusers' stock AttnProcessor2_0"
     if attn.to_v is None or attn.to_out is None:

@@ -68,7 +68,7 @@ def overlay(
 
 
 def tint(image: Image.Image, strength: Float[np.ndarray, "height width"], full: float) -> Image.Image:
-    """The image in pale grey, coloured by a signed strength at each pixel; |strength| >= `full` gets the full colour."""
+    """The image in pale grey, coloured by a signed strength at each pixel, with the full colour from `full` on."""
     grey = 0.5 * np.asarray(image.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
     opacity = np.clip(np.abs(strength) / full if full > 0 else np.zeros_like(strength), 0, 1)[..., None] ** 0.7
     opacity *= STRONGEST

@@ -15,7 +15,8 @@ def counts(below: int) -> list[int]:
 
 
 def densities(board: AtomBoard) -> list[float]:
-    """Densities at which a token uses different numbers of atoms, lowest first, with the board's present density among them.
+    """Densities at which a token uses different numbers of atoms, lowest first, with the board's present density among
+    them.
 
     An empty list if σ has no density.
     """

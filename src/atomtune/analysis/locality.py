@@ -2,8 +2,8 @@
 
     p_n = |w_n| / Σ|w|        coverage = exp(−Σ_n p_n log p_n) / N
 
-The exponential of a distribution's entropy is its effective number of places: a map on one token of N has coverage 1/N, and
-a map that is equal on all tokens has 1.
+The exponential of a distribution's entropy is its effective number of places: a map on one token of N has coverage
+1/N, and a map that is equal on all tokens has 1.
 """
 
 import torch

@@ -6,8 +6,8 @@ is the cosine between these matrices, which is a product:
     likeness(a, b) = cos(s_a, s_b) · cos(d_a, d_b)         the same places and the same direction: 1
 
 so reversing the sign of both code and direction changes nothing. Each atom of the smaller adapter is matched with one
-atom of the other, none twice, so that the sum of likenesses is largest (Hungarian assignment). Both adapters must be run
-on the same inputs; "by chance" is the likeness with the directions d_b in a random order.
+atom of the other, none twice, so that the sum of likenesses is largest (Hungarian assignment). Both adapters must be
+run on the same inputs; "by chance" is the likeness with the directions d_b in a random order.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A name for each atom, proposed, with its evidence; no name where the evidence is weak.
 
 Rows are observations: an image, or one phase or one region of an image. p is the share of this atom in all that fired
-there; f is 1 if a factor (a word of the prompt, a phase, a region) was present, else 0. An atom answers to a factor when
+there; f is 1 if a factor (a word of the prompt, a phase, a region) was present, else 0. An atom answers to a factor if
 
     lift      = E[p | f present] / E[p | f absent]  how many times as much of all that fires is this atom's
     explained = corr(p, f)²                         the share of the variance of p that the factor explains

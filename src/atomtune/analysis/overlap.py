@@ -3,7 +3,7 @@
     ΔO_a, ΔO_b    what each adds to a layer's output at a token, both active, on prompts of a and on prompts of b
     span          U_a: the fewest directions that hold 90 % of Σ_m ‖u_m d_m‖², u_m = mean |s_m| on a's own prompts
     angles        cos θ_i = singular values of U_aᵀ U_b, the principal angles between two spans
-    span overlap  Σ cos²θ_i / min(r_a, r_b): 0 for orthogonal spans, 1 if one contains the other; random spans have max(r_a, r_b) / C_o
+    span overlap  Σ cos²θ_i / min(r_a, r_b): 0 if orthogonal, 1 if one contains the other; random: max(r_a, r_b) / C_o
     acting        ‖ΔO‖ is at least half of its root mean square on the adapter's own prompts
     cosine        Σ ΔO_a·ΔO_b / √(Σ‖ΔO_a‖² Σ‖ΔO_b‖²): below 0 they cancel each other, above 0 they add up
 

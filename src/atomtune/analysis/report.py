@@ -31,7 +31,7 @@ def refuse_other_file(file: Path) -> None:
     """Raise `UserError` if `file` exists and is not a report of atomtune, or its folder cannot be written."""
     refuse_output(file.parent)
     if file.exists() and not (file.is_file() and MARK in file.read_bytes()):
-        raise UserError(f"{file} is there already and is not a report of atomtune inspect: choose another name.")
+        raise UserError(f"{file} exists already and is not a report of atomtune inspect: choose another name.")
 
 
 def write_report(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
@@ -98,7 +98,8 @@ def _anchor(address: str) -> str:
 
 
 def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
-    """For each layer an image one pixel high, with one pixel for each atom, whose opacity is the square root of energy."""
+    """For each layer an image one pixel high, with one pixel for each atom, whose opacity is the square root of
+    energy."""
     columns = max(row.id for row in rows) + 1
     most = max(row.mean_energy for row in rows) or 1.0
     layers = {}

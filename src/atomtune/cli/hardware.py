@@ -38,7 +38,7 @@ class Base(Hardware):
     moji."""
 
     def name(self, adapter: "AdapterInfo | None" = None) -> str:
-        """Name of the base that is to be opened. Raises `UserError` if neither the command nor the adapter names one."""
+        """Name of the base to open. Raises `UserError` if neither the command nor the adapter names one."""
         from atomtune.bases import MOJI
 
         return self.base or (adapter.base if adapter else MOJI)

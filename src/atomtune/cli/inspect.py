@@ -39,8 +39,8 @@ def inspect(
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
-    The page is a single HTML file that loads nothing from the network. Energies are measured on the prompts; names are proposed from
-    other prompts, in which subjects, sizes, places and backgrounds vary independently.
+    The page is a single HTML file that loads nothing from the network. Energies are measured on the prompts; names are
+    proposed from other prompts, in which subjects, sizes, places and backgrounds vary independently.
 
     Args:
         adapter: Folder of a run or of an adapter.

@@ -1,11 +1,11 @@
-"""A LoRA as atoms, so that the board, importance, influence and pruning work on its rank-1 components too.
+"""Convert a LoRA into atoms, so that the board, importance, influence and pruning work on its rank-1 components.
 
     LoRA            y + α/r · (x Aᵀ) Bᵀ            A [r, C_i], B [C_o, r]
     linear atoms    y + σ(x W_s) D                 W_s = Aᵀ, D = α/r · Bᵀ, M = r, density 1: σ is the identity
 
 Component m is atom m: its code a_m · x is dense, every token uses all of them. The split of BA into r components is not
-unique, (BR)(R⁻¹A) is the same LoRA. `principal` takes the one that is: the singular directions of BA, orthogonal and
-largest first, with √singular value on either side.
+unique, (BR)(R⁻¹A) is the same LoRA. `principal` chooses a unique one: the singular directions of BA, which are
+orthogonal, largest first, with the square root of the singular value on either side.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 
 def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = False) -> PeftModel:
-    """The same model with the LoRA replaced by linear atoms of density 1, under the same name, exactly as strong.
+    """Replace the LoRA of a model by linear atoms of density 1 that add exactly the same, under the same adapter name.
 
-    The LoRA is taken out of `model`, which must carry no other adapter. Raises `UserError`, see
-    `refuse_other_than_lora`.
+    `model` loses the LoRA, and must have no other adapter. Raises `UserError`, see `refuse_other_than_lora`.
     """
     from peft import get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -53,8 +52,8 @@ def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = 
 
 
 def refuse_other_than_lora(model: PeftModel, adapter: str = "default") -> None:
-    """Raise `UserError` unless `model` carries this LoRA alone, each component one direction in and one direction out:
-    no DoRA, no biases, no convolutions."""
+    """Raise `UserError` unless `model` has this LoRA and no other adapter, and the LoRA is plain: no DoRA, no biases,
+    no convolutions."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 

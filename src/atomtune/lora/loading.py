@@ -1,8 +1,8 @@
-"""LoRAs in one file, as other programs write them: brought to PEFT's names, or refused before anything is changed.
+"""Read LoRA files that other programs wrote: rename the tensors to PEFT's names, or refuse the file.
 
 diffusers   transformer.transformer_blocks.0.attn1.to_q.lora_A.weight, unet.….lora.down.weight
 kohya       lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight, lora_transformer_….alpha
-            (diffusers has converters for the bases whose pipelines load LoRAs; with others the names are the modules')
+            (diffusers converts them for pipelines that load LoRAs; for others the names are those of the modules)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MORE = ("dora_scale", "lora_magnitude_vector", "lora_mid", "hada_", "lokr_", "o
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that holds a LoRA and nothing else. Raises `UserError`; no base is needed for that."""
+    """The tensors of a file that holds a LoRA and nothing else. Raises `UserError`. Needs no base."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -44,7 +44,7 @@ def read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{str(file)!r} is a pickle, which may run any code when it is read: save it as .safetensors.")
     if (file.parent / "adapter_config.json").is_file():
         raise UserError(
-            f"{str(file)!r} is half of an adapter: name its folder, whose adapter_config.json says the rest."
+            f"{str(file)!r} is only a part of an adapter: give its folder, which also has adapter_config.json."
         )
     if more := [key for key in state if any(word in key for word in _MORE)]:
         raise UserError(f"{str(file)!r} is more than a plain LoRA (it has {more[0]!r}): only plain LoRA becomes atoms.")
@@ -54,16 +54,16 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `read` gave, under PEFT's names for the pipeline's denoiser, and the fields of its `LoraConfig`.
+    """The tensors of `read` under PEFT's names for the pipeline's denoiser, and the fields of their `LoraConfig`.
 
-    What is for text encoders is left out, and that is logged as a warning. Raises `UserError` if the rest does not fit.
+    Weights for text encoders are left out, with a warning in the log. Raises `UserError` if the rest does not fit.
     """
     from diffusers.utils.peft_utils import get_peft_kwargs
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     state, alphas = _by_diffusers(pipe, state, file)
     if any(key.startswith(_TEXT) for key in state):
-        logger.warning("%s: what it has for text encoders is left out; only the denoiser carries atoms", file)
+        logger.warning("%s: its weights for text encoders are left out; only the denoiser gets atoms", file)
     state, alphas = _of_the_denoiser(state), _of_the_denoiser(alphas)
     modules = dict(denoiser(pipe).named_modules())
     state = _by_modules(state, modules, file)
@@ -76,14 +76,14 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
 
 
 def _of_the_denoiser(values: dict[str, Any]) -> dict[str, Any]:
-    """What is not for text encoders, by names inside the denoiser."""
-    own = ("transformer.", "unet.")
+    """The values that are not for text encoders, by their names inside the denoiser."""
+    prefixes = ("transformer.", "unet.")
     values = {key: value for key, value in values.items() if not key.startswith(_TEXT)}
-    return {key.split(".", 1)[1] if key.startswith(own) else key: value for key, value in values.items()}
+    return {key.split(".", 1)[1] if key.startswith(prefixes) else key: value for key, value in values.items()}
 
 
 def _by_diffusers(pipe: Any, state: dict[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors and alphas by the converters of the pipeline, if it has them."""
+    """The tensors and alphas, converted by the pipeline if it has converters."""
     if not hasattr(pipe, "lora_state_dict"):
         return state, {}
     options: dict[str, Any] = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
@@ -91,14 +91,14 @@ def _by_diffusers(pipe: Any, state: dict[str, Tensor], file: Path) -> tuple[dict
         options["return_alphas"] = True
     try:
         found = pipe.lora_state_dict(dict(state), **options)
-    except Exception as error:  # converters stumble over foreign keys in any way
+    except Exception as error:  # converters fail in many ways on keys that they do not know
         raise _misfit(file, " ".join(str(error).split())[:200]) from error
     found, alphas = found if isinstance(found, tuple) else (found, {})
     return found, {key: float(value) for key, value in (alphas or {}).items()}
 
 
 def _by_modules(state: dict[str, Tensor], modules: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """kohya's names are those of the modules with `_` for `.`, so they are found by looking."""
+    """Rename kohya's keys: each is a module's name with `_` for `.`, so the module is looked up."""
     names = {name.replace(".", "_"): name for name in modules}
     found = {}
     for key, value in state.items():
@@ -113,9 +113,9 @@ def _by_modules(state: dict[str, Tensor], modules: dict[str, Any], file: Path) -
 
 
 def _refuse_misfits(state: dict[str, Tensor], modules: dict[str, Any], file: Path) -> None:
-    """Raise `UserError` unless every tensor is A or B of a layer that is there, and as wide as it."""
+    """Raise `UserError` unless every tensor is the A or B of a layer that exists, with the width of the layer."""
     if not state:
-        raise _misfit(file, "there is nothing for its denoiser")
+        raise _misfit(file, "it has no weights for the denoiser")
     for key, tensor in state.items():
         name, half, rest = key.rpartition(".lora_A.") if ".lora_A." in key else key.rpartition(".lora_B.")
         if not half or rest != "weight":
@@ -124,7 +124,7 @@ def _refuse_misfits(state: dict[str, Tensor], modules: dict[str, Any], file: Pat
             raise _misfit(file, f"it has no layer {name!r}")
         other = state.get(key.replace(".lora_A.", ".lora_B.") if "_A" in half else key.replace(".lora_B.", ".lora_A."))
         if other is None:
-            raise UserError(f"{str(file)!r} is incomplete, the other half of {key!r} is missing: fetch it again.")
+            raise UserError(f"{str(file)!r} is incomplete, the other half of {key!r} is missing: download it again.")
         kind, side = ("in", 1) if "_A" in half else ("out", 0)
         width = getattr(layer, f"{kind}_features", getattr(layer, f"{kind}_channels", None))
         if tensor.ndim < 2 or tensor.shape[side] != width or tensor.shape[1 - side] != other.shape[side]:

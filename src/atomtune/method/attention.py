@@ -1,4 +1,4 @@
-"""Attention that is a sparse dictionary and nothing else, trained from scratch; and ordinary attention seen as one.
+"""Attention layers made of a sparse dictionary alone, trained from scratch; and ordinary attention written as one.
 
     eq. 7   O = A X W_v   = S D   S = A X,  D = W_v                                  every token uses every atom
             H heads               S = [A_1 X | … | A_H X],  D = [W_v¹ W_o¹; …; W_v^H W_o^H]
@@ -6,7 +6,7 @@
             O = A σ(X W_s) D      mix_first=False   each token is sparse before the map, not after it
 
 The adapters add ΔO = σ(A X W_s) D to a frozen layer; here there is no frozen layer. With several heads the M atoms are
-divided among them, each head's map mixing its own, as in `adapters.attention`.
+divided among them, and each head's map mixes its own atoms, as in `adapters.attention`.
 """
 
 import torch
@@ -20,7 +20,7 @@ from atomtune.method.sigma import SigmaConfig
 
 
 class _Attention(nn.Module):
-    """Queries, keys and the attention map; what the map mixes is the subclass's."""
+    """Queries, keys and the attention map; subclasses choose what the map mixes."""
 
     def __init__(self, width: int, heads: int, attention_width: int | None) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class DictionaryAttention(_Attention):
     Args:
         width: width C_i of the tokens.
         num_atoms: M.
-        out_features: width C_o of the output; as `width` when not given.
+        out_features: width C_o of the output; `width` if not given.
         heads: number of heads; the atoms are divided among them.
-        attention_width: width of queries and keys over all heads; as `width` when not given.
+        attention_width: width of queries and keys over all heads; `width` if not given.
         mix_first: σ after the attention map (eq. 8) or before it.
         sigma: σ and its dials.
     """
@@ -85,11 +85,11 @@ class DictionaryAttention(_Attention):
         mask: Tensor | None = None,
     ) -> Float[Tensor, "batch queries atoms"]:
         """S, what multiplies D: σ(A X W_s), or A σ(X W_s). `mask` is that of `scaled_dot_product_attention`."""
-        own = self.dictionary
-        coefficients = own.coefficients(x if context is None else context)
-        values = own.seating.split(coefficients if self.mix_first else own.activate(coefficients))
-        mixed = own.seating.join(self.mix(x, context, values, mask))
-        return own.activate(mixed) if self.mix_first else mixed
+        dictionary = self.dictionary
+        coefficients = dictionary.coefficients(x if context is None else context)
+        values = dictionary.seating.split(coefficients if self.mix_first else dictionary.activate(coefficients))
+        mixed = dictionary.seating.join(self.mix(x, context, values, mask))
+        return dictionary.activate(mixed) if self.mix_first else mixed
 
     def forward(
         self,
@@ -105,9 +105,9 @@ class OrdinaryAttention(_Attention):
 
     Args:
         width: width C_i of the tokens.
-        out_features: width C_o of the output; as `width` when not given.
+        out_features: width C_o of the output; `width` if not given.
         heads: number of heads. One head has no output projection, as in the paper's single-head form.
-        attention_width: width of queries, keys and, with several heads, values; as `width` when not given.
+        attention_width: width of queries, keys and, with several heads, values; `width` if not given.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class OrdinaryAttention(_Attention):
         return self.mix(x, context, values, mask).transpose(1, 2).flatten(2)
 
     def atoms(self) -> Float[Tensor, "atoms out"]:
-        """D: the rows of W_v, seen through W_o; heads one below the other."""
+        """D: the rows of W_v, multiplied by W_o; the rows of all heads, one head after the other."""
         W_v = self.to_v.weight.T
         if isinstance(self.to_out, nn.Identity):
             return W_v

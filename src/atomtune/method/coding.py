@@ -1,4 +1,4 @@
-"""Sparse coding alone: the nonlinearities σ that decide which atoms a token uses, and solvers for eq. 5.
+"""Sparse coding as plain functions: the nonlinearities σ that decide which atoms a token uses, and solvers for eq. 5.
 
     soft        σ(c) = sign(c) · max(|c| − λ, 0)
     relu        σ(c) = max(c − λ, 0)
@@ -9,7 +9,7 @@
 
     eq. 5   min over s of  ½‖x − s D‖² + λ‖s‖₁
 
-Tensors in, tensors out; nothing here knows of modules, transformers or images.
+Functions take and return tensors, and do not depend on modules, transformers or images.
 """
 
 import torch
@@ -61,9 +61,9 @@ def batch_threshold(coefficients: Float[Tensor, "*batch atoms"], k: int) -> Floa
 def step(
     coefficients: Float[Tensor, "*batch atoms"], threshold: Float[Tensor, "#atoms"], bandwidth: float | Tensor
 ) -> Float[Tensor, "*batch atoms"]:
-    """H(c − λ): 1 where an atom fires, with the straight-through ∂H/∂λ := −rect((c − λ)/ε)/ε and none to c.
+    """H(c − λ): 1 where an atom fires, with the straight-through ∂H/∂λ := −rect((c − λ)/ε)/ε and no gradient to c.
 
-    ε is `bandwidth`, rect is 1 on (−½, ½): only coefficients near λ say where it should go (Rajamanoharan et al. 2024).
+    ε is `bandwidth`, rect is 1 on (−½, ½): only coefficients near λ have an effect on λ (Rajamanoharan et al. 2024).
     """
     c = coefficients.detach()
     near = ((c - threshold).abs() < bandwidth / 2).to(c.dtype).detach()
@@ -89,7 +89,7 @@ def top_k(
     with the integer `k_max` it never exceeds: k_max entries are selected, and those of rank k and beyond are dropped.
     """
     k_max = int(k) if k_max is None else k_max
-    # Selecting costs more than everything after it, so the winners are gathered once and scattered back.
+    # The selection costs more than everything after it, so the selected entries are gathered once and scattered back.
     index = coefficients.detach().abs().topk(k_max).indices  # [*batch, k_max], largest first
     kept = coefficients.gather(-1, index)
     if isinstance(k, Tensor):

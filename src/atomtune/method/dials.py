@@ -1,8 +1,8 @@
-"""Dials: a module whose own numbers are exact and at hand, whatever is done to the model around it.
+"""Dials: a module whose own buffers stay exact and on the computing device, whatever is done to the model around it.
 
-Gains, thresholds, statistics and numbers of atoms are few, they are compared, counted and followed in small steps, and
-a user turns them at any time. So they never go below float32 (`model.to(torch.bfloat16)` moves them to the device
-alone), and offloading, of buffers too, leaves them where the model computes.
+Gains, thresholds, statistics and ids of atoms are few numbers, which are compared, counted and changed in small steps,
+and which a user may change at any time. So they always have at least float32 (`model.to(torch.bfloat16)` changes only
+their device), and offloading, of buffers too, leaves them on the device where the model computes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 
 class Dials(nn.Module):
-    """An `nn.Module` whose own floating-point buffers keep at least float32. What trains, and its children, follow as
-    usual."""
+    """An `nn.Module` whose own floating-point buffers keep at least float32. Parameters
+    and children behave as usual."""
 
     def __init__(self) -> None:
         super().__init__()
         self._saved: set[str] = set()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As torch's, but only saving and loading see that a buffer is persistent: what is not, accelerate's
-        offloading leaves in place. It takes every such name for a tensor's, so those of None are not among them."""
+        """As torch's, but a buffer is persistent only while saving and loading, because accelerate's offloading leaves
+        buffers in place that are not persistent. It takes every such name for that of a tensor, so buffers that are
+        None stay persistent."""
         if persistent:
             self._saved.add(name)
         super().register_buffer(name, tensor, persistent=tensor is None)
@@ -66,5 +67,5 @@ class Dials(nn.Module):
 
 
 def _narrow(tensor: Tensor) -> bool:
-    """Whether it holds floating-point numbers of fewer bits than float32."""
+    """Whether the tensor holds floating-point numbers of fewer bits than float32."""
     return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32

@@ -1,12 +1,12 @@
 """SparseDictionary: M atoms, and the encoder that decides which of them a token uses. The heart of the method.
 
-    codes  S  = σ(κ ∘ x W_s)    [N, M]   data dependent: which atoms, where, how strongly
+    codes  S  = σ(κ ∘ x W_s)    [N, M]   depend on the data: which atoms, where, how strongly
     output ΔO = (S ∘ g) D · α   [N, C_o] the atoms (rows of D) do not depend on the data
 
-W_s is `encoder`, D is `decoder`; only these two train, and the λ of a σ that learns it. What a user turns: g is `gain`,
-after selection (0 silences an atom and nobody takes its place); κ is `kept`, 0 or 1, before selection (the others
-compete for the places of a dropped one, as if it had never been); α is `scale · strength`, the whole adapter. Attention
-layers put the attention map between x W_s and σ: see `adapters.attention`.
+W_s is `encoder`, D is `decoder`; only these two train, and λ if σ learns it. The dials of a user: g is `gain`, after
+selection (0 silences an atom, and no other atom takes its place); κ is `kept`, 0 or 1, before selection (other atoms
+compete for the place of a dropped atom, as if it did not exist); α is `scale · strength`, for the whole adapter.
+Attention layers put the attention map between x W_s and σ: see `adapters.attention`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from atomtune.method.sigma import SigmaConfig
 
 
 class DictionaryEncoder(nn.Module):
-    """x W_s. Row m of `weight` [M, C_i] is the column of W_s that finds atom m.
+    """x W_s. Row m of `weight` [M, C_i] is the column of W_s for atom m.
 
-    This and `DictionaryDecoder` compute in the finer precision of their input's and their weight's. The weight is read in
-    `forward` alone: where a model is offloaded, or stored in fewer bits than it computes in, the hooks that do so bring
-    the weight only while a module's `forward` runs.
+    This class and `DictionaryDecoder` compute in the precision of the input or of the weight, whichever is finer. The weight is
+    read only in `forward`: if a model is offloaded, or stored in fewer bits than it computes in, hooks provide the
+    weight only while a module's `forward` runs.
     """
 
     weight: Tensor
@@ -44,7 +44,7 @@ class DictionaryEncoder(nn.Module):
         self.weight = _parameter(num_atoms, in_features)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
-        """With `unit`, W_s acts with columns of norm 1, however long they are: c_m = x · w_m / ‖w_m‖."""
+        """With `unit`, the columns of W_s are scaled to norm 1: c_m = x · w_m / ‖w_m‖."""
         weight = F.normalize(self.weight, dim=1) if self.unit else self.weight
         precision = torch.promote_types(x.dtype, weight.dtype)
         return F.linear(x.to(precision), weight.to(precision))
@@ -65,20 +65,20 @@ class DictionaryDecoder(nn.Module):
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
-    """Random, as torch's own linear layers start; `SparseDictionary.reset_parameters` has the method's start."""
+    """Random, as in torch's linear layers. `SparseDictionary.reset_parameters` sets the start of the method."""
     return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rows, columns), a=5**0.5))
 
 
 class SparseDictionary(Dials):
     """M atoms and the encoder that decides which of them a token uses (eq. 8).
 
-    Coefficients are data dependent, atoms are not: codes = σ(x W_s), output = codes · D.
-    `gain` scales each atom and is how a user turns one down; it never trains.
+    Coefficients depend on the data, atoms do not: codes = σ(x W_s), output = codes · D.
+    `gain` scales each atom, so that a user can make it stronger or weaker; it never trains.
 
-    Every atom carries numbers that are saved with it: `id`, its number for life, which with the layer's own, `layer`,
-    makes addresses such as L17[137] that survive pruning; `head`, the attention head whose map mixes it; `group`, the
-    adapter it came from when dictionaries were concatenated, each group with a k of its own; `usage`, its mean |s_m|
-    over a token while it was trained.
+    Every atom has numbers that are saved with it: `id`, which never changes and together with `layer`, the number of
+    the layer, makes addresses such as L17[137] that survive pruning; `head`, the attention head whose map mixes it;
+    `group`, the adapter it came from if adapters were concatenated, each group with its own k; `usage`, its mean |s_m|
+    over tokens in training.
 
     Args:
         in_features: width C_i of the tokens.
@@ -86,7 +86,7 @@ class SparseDictionary(Dials):
         out_features: width C_o of the output.
         sigma: σ and its dials.
         heads: number of attention heads among which the atoms are divided.
-        unit_encoder: the columns of W_s act at norm 1.
+        unit_encoder: whether the columns of W_s are scaled to norm 1 when they are used.
     """
 
     _alive: ClassVar[WeakSet[SparseDictionary]] = WeakSet()
@@ -102,7 +102,7 @@ class SparseDictionary(Dials):
     kept: Tensor | None
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> SparseDictionary:
-        """Every one is known, copies and unpickled ones too, so that the running estimates of σ follow training."""
+        """Register every instance, copies and unpickled ones too, so that the running estimates of σ are updated."""
         new = super().__new__(cls)
         cls._alive.add(new)
         return new
@@ -162,21 +162,21 @@ class SparseDictionary(Dials):
         return self.decoder(codes * (self.gain * (self.scale * self.strength)).to(codes.dtype))
 
     def forward(self, x: Tensor, part: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """ΔO of tokens x [*batch, width]; or of x just `part`, some of the steps above.
+        """ΔO of tokens x [*batch, width]; or, if `part` is given, part(x), which does some of the steps above.
 
-        Whoever needs single steps while a model runs has them called here and not beside it, because hooks that move a
-        module's buffers, as offloading does, move them around its `forward`.
+        A model that needs single steps calls them through here, because hooks that move a module's buffers, as
+        offloading does, act only around its `forward`.
         """
         return self.synthesize(self.codes(x)) if part is None else part(x)
 
     def atoms(self) -> Float[Tensor, "atoms out"]:
-        """D in float32, without gradient, also where the weights are offloaded."""
+        """D in float32, without gradient, also if the weights are offloaded."""
         with align_module_device(self.decoder):
             return self.decoder.weight.detach().float()
 
     @property
     def mean_energy(self) -> Float[Tensor, " atoms"]:
-        """usage · ‖d_m‖: how much each atom added to the layer's output while it was trained."""
+        """usage · ‖d_m‖: how much each atom added to the layer's output in training."""
         return self.usage * self.atoms().norm(dim=1)
 
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
@@ -186,7 +186,8 @@ class SparseDictionary(Dials):
 
     @torch.no_grad()
     def prune(self) -> None:
-        """Take the atoms that κ leaves out from the tensors. The output stays, so do the others' id, head and group."""
+        """Remove the dropped atoms from all tensors. The output stays the same, and the other atoms keep id, head and
+        group."""
         if self.kept is None:
             return
         if self.encoder.weight.is_meta:
@@ -202,7 +203,7 @@ class SparseDictionary(Dials):
         self.update_layout()
 
     def update_layout(self) -> None:
-        """Lay out heads and groups by the numbers the atoms carry."""
+        """Update the layout of heads and groups to the `head` and `group` of the atoms."""
         self.seating.seat(self.head.tolist(), self.head.device)
         self.sigma.set_group_sizes(torch.bincount(self.group, minlength=len(self.sigma.k)).tolist())
 
@@ -213,11 +214,11 @@ class SparseDictionary(Dials):
 
 
 PER_LAYER = {"layer", "scale", "strength", "k", "slots", "places"}
-"""Tensors of a dictionary that are not one row for each atom; every other one is."""
+"""Tensors of a `SparseDictionary` that do not have one row for each atom; every other tensor has."""
 
 
 def _update_estimates(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    """The estimates that σ takes while training move once per optimizer step, in any training loop."""
+    """Update the running estimates of σ once per optimizer step, in any training loop."""
     estimating = [dictionary for dictionary in SparseDictionary._alive if dictionary.sigma.has_estimates]
     if estimating:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

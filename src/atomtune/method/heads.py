@@ -1,8 +1,8 @@
-"""Seating: which atom sits in which attention head.
+"""Seating: which atom belongs to which attention head, and where its coefficient is in the tensor that is mixed.
 
 Attention mixes the coefficients of one head with that head's map, and needs them as [heads, slots]. When the heads are
-equal and in order this is a view. Otherwise each head gets as many slots as the largest one has atoms; `slots` says
-which atom sits where (M: nobody, reads a zero), `places` where to find each atom again.
+equal and in order this is a view. Otherwise each head gets as many slots as the largest head has atoms: `slots` is
+the atom of each slot (M for an empty slot, which reads a zero), `places` the slot of each atom.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from atomtune.method.dials import Dials
 
 
 class Seating(Dials):
-    """The M atoms of a layer in its heads, in any division: M need not be a multiple of the number of heads.
+    """The M atoms of a layer, divided among its heads in any way: M need not be a multiple of the number of heads.
 
     Args:
         heads: number of attention heads.
@@ -31,7 +31,7 @@ class Seating(Dials):
         self._lay_out(None, None)
 
     def seat(self, heads: Sequence[int], device: torch.device | None = None) -> None:
-        """Lay out the slots for atoms that belong to these heads, one for each atom."""
+        """Compute the slots, given the head of each atom."""
         seats = [[atom for atom, head in enumerate(heads) if head == h] for h in range(self.heads)]
         width = max(map(len, seats))
         flat = [atom for seat in seats for atom in seat + [len(heads)] * (width - len(seat))]

@@ -1,19 +1,19 @@
-"""σ: from coefficients to sparse codes. One class for each, all behind one interface, in one registry.
+"""σ: from coefficients to sparse codes. One class for each σ, with one interface and one registry.
 
     topk        c where |c| is among the token's k largest
-    batch_topk  c where |c| ≥ λ              training: λ leaves k·N of the batch's coefficients; afterwards: the λ that
-                                             did so in training, whatever else is in the batch (Bussmann et al. 2024)
+    batch_topk  c where |c| ≥ λ              training: the λ that keeps k·N of the batch's coefficients; afterwards: the
+                                             running estimate of this λ, for any batch (Bussmann et al. 2024)
     soft        sign(c) · max(|c| − λ, 0)    λ is given
     relu        max(c − λ, 0)                λ is given
     jumprelu    c · H(c − λ)                 λ = e^θ, one θ for each atom, learned (Rajamanoharan et al. 2024)
 
 A given or learned λ may be in units of the layer's running activation scale, λ · r with r the root mean square of c, so
-that growing encoders do not outgrow it. What is estimated while training is saved with the adapter, a row per atom, so
-that pruning and concatenation take it along.
+that λ grows with the coefficients. Running estimates are saved with the adapter, one row for each atom, so that pruning
+and concatenation keep them.
 
-An estimate moves once per optimizer step, towards the mean of what the step's forward passes saw. They only add to that
-mean, so it does not matter how many there are: several micro batches, or each of them twice under gradient
-checkpointing. `SparseDictionary` sees to it that `update_estimates` is called after the step of any `torch.optim.Optimizer`.
+An estimate moves once per optimizer step, towards the mean over the step's forward passes. It does not matter how many
+forward passes there are: several micro batches, or each of them twice with gradient checkpointing. `SparseDictionary`
+calls `update_estimates` after the step of any `torch.optim.Optimizer`.
 
 A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 """
@@ -45,7 +45,7 @@ from atomtune.method.dials import Dials
 OCTAVES = 11
 """`levels` has λ at the densities 1, 1/2, 1/4, …, 2⁻¹⁰; the λ of those between is interpolated over log ρ."""
 PACE = 0.1
-"""How much of a running estimate one optimizer step replaces."""
+"""Share of a running estimate that one optimizer step replaces."""
 BANDWIDTH = 0.25
 """ε of jumprelu, in units of λ."""
 SAMPLE = 2**14
@@ -60,9 +60,9 @@ class SigmaConfig:
         activation: "topk", "batch_topk", "soft", "relu" or "jumprelu".
         density: ρ, the share of the atoms one token may use ("batch_topk": on average): k = max(1, round(ρM)). A
             sequence has one for each group of atoms.
-        threshold: λ of soft and relu, and where jumprelu's starts.
-        threshold_units: of λ: those of the coefficients ("absolute"), or the running root mean square of the layer's
-            coefficients ("scale").
+        threshold: λ of soft and relu, and the first λ of jumprelu.
+        threshold_units: units of λ: those of the coefficients ("absolute"), or the running root mean square of the
+            layer's coefficients ("scale").
     """
 
     activation: str = "topk"
@@ -99,9 +99,9 @@ class SigmaConfig:
 class Sigma(Dials):
     """σ of a layer with M atoms.
 
-    Atoms belong to groups (the adapters that were concatenated), each with a k of its own: how many of its atoms one
-    token may use. A forward pass in training mode with gradients also records what the running estimates, if this σ has
-    any, will move towards; any other forward pass is a fixed function.
+    Atoms belong to groups (the adapters that were concatenated). Each group has its own k, the number of its atoms that
+    one token may use. A forward pass in training mode with gradients also records values for the running estimates, if
+    this σ has any; any other forward pass is a fixed function.
 
     Args:
         num_atoms: M.
@@ -109,11 +109,11 @@ class Sigma(Dials):
     """
 
     dial: ClassVar[str] = "threshold"
-    """What makes codes sparser: "threshold", fixed once trained, or "density", which a user turns at any time."""
+    """The dial for sparsity: "threshold", fixed after training, or "density", which a user may change at any time."""
     learned: ClassVar[bool] = False
     """Whether λ is a parameter that trains."""
     threshold_is_fixed: ClassVar[bool] = False
-    """Whether λ is a setting, and neither a tensor that is saved with the atoms nor nothing."""
+    """Whether this σ has a λ that is an option, and not a tensor that is saved with the atoms."""
 
     k: Tensor
     observed_sum: Tensor | None
@@ -123,7 +123,7 @@ class Sigma(Dials):
         super().__init__()
         self.activation = config.activation
         self.group_sizes = [num_atoms] + [0] * (len(config.densities) - 1)
-        # k is a tensor too, so that changing it does not compile again; k_max is what is selected.
+        # k is a tensor too, so that a change of k does not compile again; k_max entries are selected.
         self.k_now = self.k_trained = self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in config.densities]
         self.register_buffer("k", torch.tensor(self.k_now))
         self.start_estimates(None, None)
@@ -133,7 +133,7 @@ class Sigma(Dials):
 
     def set_density(self, density: float) -> None:
         """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
-        beyond its largest k, with "batch_topk" never. Raises `UserError` where density is not the dial."""
+        beyond its largest k, with "batch_topk" never. Raises `UserError` if density is not the dial."""
         if self.dial != "density":
             raise UserError(f"density belongs to top-k; this adapter uses {self.activation}, whose dial is threshold.")
         k = [min(size, atoms_per_token(size, density)) for size in self.group_sizes]
@@ -155,14 +155,14 @@ class Sigma(Dials):
         return self.k_now != self.k_trained
 
     def _set_k(self, k: list[int]) -> None:
-        """Each token may use k atoms of each group. Nothing is read from a GPU, nor sent there: annealing comes by here
-        in every step."""
+        """Let each token use k atoms of each group. Nothing is copied to or from a GPU, because annealing calls this in
+        every step."""
         self.k_now = list(k)
         for own, now in zip(self.k, k):
             own.fill_(now)
 
     def set_group_sizes(self, group_sizes: list[int]) -> None:
-        """Groups have so many atoms now; a k is never above its group's size."""
+        """Set the number of atoms of each group. No k may be larger than its group."""
         self.group_sizes = group_sizes
         if self.k.is_meta:  # it is about to be loaded
             return
@@ -176,22 +176,23 @@ class Sigma(Dials):
         super()._load_from_state_dict(*args, **kwargs)
         self.set_group_sizes(self.group_sizes)
 
-    # Running estimates. `observed_sum` and `observed_count`: since the last optimizer step, the sum of what was seen and how often.
+    # Running estimates. `observed_sum` and `observed_count` are the sum and the number of observations since the last
+    # optimizer step.
 
     def start_estimates(self, observed_sum: Tensor | None, observed_count: Tensor | None) -> None:
-        """Begin with these: [atoms, ...] and [atoms], both zero, or None for nothing that is estimated."""
+        """Start with these zeros, [atoms, ...] and [atoms], or with None if nothing is estimated."""
         self.register_buffer("observed_sum", observed_sum, persistent=False)
         self.register_buffer("observed_count", observed_count, persistent=False)
 
     @torch.no_grad()
-    def observe(self, seen: Tensor) -> None:
-        """Add what this batch shows to what the running estimates will move towards."""
-        self.observed_sum += seen  # pyright: ignore[reportOperatorIssue]
+    def observe(self, value: Tensor) -> None:
+        """Add the value of this batch to the observations."""
+        self.observed_sum += value  # pyright: ignore[reportOperatorIssue]
         self.observed_count += 1  # pyright: ignore[reportOperatorIssue]
 
     @property
     def observing(self) -> bool:
-        """Whether this forward pass is one of training."""
+        """Whether this forward pass is observed: one of training, of a σ with estimates."""
         return self.has_estimates and self.training and torch.is_grad_enabled()
 
     @property
@@ -200,20 +201,21 @@ class Sigma(Dials):
         return self.observed_count is not None
 
     def update_estimates(self) -> None:
-        """Move the running estimates towards the mean of what was seen since the last call. The first is taken as it
-        is; without anything seen, nothing happens."""
+        """Move the running estimates towards the mean of the observations since the last call. The first mean is taken
+        as it is. Without observations nothing happens."""
 
     def discard_observations(self) -> None:
-        """What was seen since the last `update_estimates`: after an optimizer step that was skipped, it counts for nothing."""
-        for seen in (self.observed_sum, self.observed_count):
-            if seen is not None:
-                seen.zero_()
+        """Delete the observations since the last `update_estimates`, as after an optimizer step that was skipped."""
+        for observed in (self.observed_sum, self.observed_count):
+            if observed is not None:
+                observed.zero_()
 
     def average_observations(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Before an optimizer step: let `mean`, over processes, replace what was seen, so that all follow the same."""
-        for seen in (self.observed_sum, self.observed_count):
-            if seen is not None:
-                seen.copy_(mean(seen))
+        """Before an optimizer step: replace the observations by their `mean` over processes, so that all have the
+        same."""
+        for observed in (self.observed_sum, self.observed_count):
+            if observed is not None:
+                observed.copy_(mean(observed))
 
 
 class TopK(Sigma):
@@ -229,7 +231,7 @@ class TopK(Sigma):
 
 
 class BatchTopK(Sigma):
-    """c where |c| ≥ λ: k a token on average over the batch while training, then by the λ that did so."""
+    """c where |c| ≥ λ: in training, k a token on average over the batch; later, the estimated λ of training."""
 
     dial = "density"
 
@@ -256,7 +258,7 @@ class BatchTopK(Sigma):
     def _set_k(self, k: list[int]) -> None:
         super()._set_k(k)
         if sum(self.group_sizes) == len(self.levels):
-            # Written where they are used: what is sent to a GPU in every training step makes the CPU wait for it.
+            # Made on the device: a copy to a GPU in every training step would make the CPU wait.
             new, sizes = self.levels.new_full, self.group_sizes
             share = torch.cat([new((size,), own / max(1, size), dtype=torch.float32) for own, size in zip(k, sizes)])
             place = -share.log2().clamp(1 - OCTAVES, 0)[:, None]
@@ -272,7 +274,7 @@ class BatchTopK(Sigma):
 
 
 class _Threshold(Sigma):
-    """σ by a λ that is given or learned, in its own units or those of the layer's running scale."""
+    """σ with a λ that is given or learned, in absolute units or in units of the layer's running scale."""
 
     spread: Tensor | None
 
@@ -285,7 +287,7 @@ class _Threshold(Sigma):
 
     @property
     def unscaled_threshold(self) -> float | Float[Tensor, " atoms"]:
-        """λ in its own units."""
+        """λ before it is multiplied by the running scale."""
         return self.threshold
 
     @property
@@ -294,8 +296,8 @@ class _Threshold(Sigma):
         return self.unscaled_threshold if self.spread is None else self.unscaled_threshold * self.spread
 
     def threshold_for(self, coefficients: Float[Tensor, "*batch atoms"]) -> float | Float[Tensor, " atoms"]:
-        """λ as it is compared with these. Only in the first step of training, when there is no running scale yet, it is
-        another than `current_threshold`: in units of these coefficients' own."""
+        """λ as it is compared with these coefficients: `current_threshold`, except in the first step of training, when
+        there is no running scale yet and that of these coefficients is used."""
         if self.spread is None or not self.training:
             return self.current_threshold
         return self.unscaled_threshold * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
@@ -303,7 +305,7 @@ class _Threshold(Sigma):
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if self.observing:
             self.observe(_mean_square(coefficients))
-        # λ has float32, where coefficients may have less: they are compared as they are, and codes are as they were.
+        # λ has float32, and the coefficients may have fewer bits: the codes get the precision of the coefficients.
         return self.shrink(coefficients, self.threshold_for(coefficients)).to(coefficients.dtype)
 
     def shrink(self, coefficients: Tensor, λ: Any) -> Float[Tensor, "*batch atoms"]:
@@ -352,7 +354,7 @@ class JumpReLU(_Threshold):
         return jump_relu(coefficients, λ, BANDWIDTH * λ.detach())
 
     def firing(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
-        """H(c − λ), with the gradient to λ that says how the density follows from it."""
+        """H(c − λ), with the straight-through gradient to λ."""
         λ: Any = self.threshold_for(coefficients)
         return step(coefficients, λ, BANDWIDTH * λ.detach())
 
@@ -368,20 +370,20 @@ SIGMAS: dict[str, type[Sigma]] = {
 
 
 def _mean_square(coefficients: Tensor) -> Float[Tensor, ""]:
-    """In float32 at least: half precision overflows from |c| = 256."""
+    """In float32 at least, because half precision overflows from |c| = 256."""
     c = coefficients.detach()
     return c.to(torch.promote_types(c.dtype, torch.float32)).square().mean()
 
 
 def _quantiles(coefficients: Tensor) -> Float[Tensor, " octaves"]:
-    """The |c| that is exceeded or met by each share 2⁻ʲ of the coefficients."""
+    """For each j, the |c| that a share 2⁻ʲ of the coefficients reaches or exceeds."""
     magnitudes = coefficients.abs().flatten()
     largest = magnitudes[:: max(1, len(magnitudes) // SAMPLE)].sort(descending=True).values
     places = [max(0, math.ceil(len(largest) * 2.0**-octave) - 1) for octave in range(OCTAVES)]
-    return torch.stack([largest[place] for place in places])  # a list as an index would be sent to the GPU
+    return torch.stack([largest[place] for place in places])  # a list as an index would be copied to the GPU
 
 
 def _move(running: Tensor, now: Tensor) -> None:
-    """`now` is not a number where nothing was seen, or where a step was skipped because its numbers overflowed."""
+    """Move `running` towards `now`, except where `now` is NaN: without observations, or after an overflow."""
     moved = torch.where(running == 0, now, running.lerp(now, PACE))
     running.copy_(torch.where(now.isfinite(), moved, running))

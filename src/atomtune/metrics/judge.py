@@ -1,8 +1,8 @@
-"""The judge: how well an image shows what was asked for, and whether it is the same subject.
+"""The judge: how well an image fits its prompt, and whether it shows the same subject.
 
 It was trained on real drawings alone, never on generated images (`python -m pretraining.judge`), for moji's 64 × 64
-scenes; images of other sizes are resized. How often it is right itself is in `Judge.accuracy`; `print(judge)` says
-it in one sentence, which belongs beside its numbers.
+scenes; images of other sizes are resized. How often the judge is right is in `Judge.accuracy`; `print(judge)`
+prints this in one sentence, which belongs beside its numbers.
 """
 
 import json
@@ -30,7 +30,7 @@ _BATCH = 256
 
 
 def name_prompt(name: str) -> str:
-    """The prompt that says a name and nothing else: "a red apple"."""
+    """The shortest prompt for a name: "a red apple"."""
     return f"a {spoken(name)}"
 
 
@@ -60,7 +60,7 @@ class Judge:
         """What `pretraining.judge` measured on scenes the judge had not seen, see `metrics/weights/judge.json`."""
 
     def __str__(self) -> str:
-        """How far its numbers can be trusted, in one sentence to print beside them."""
+        """How far the judge's numbers can be trusted, in one sentence to print beside them."""
         of = {key: round(value, 3) + 0.0 for key, value in self.accuracy.items()}  # no "-0.000"
         return (
             f"The judge itself, on real drawings it had not seen: names {of['name_top1']:.1%} and styles "
@@ -75,10 +75,10 @@ class Judge:
         return self._features(images).numpy()
 
     def alignment(self, images: Sequence[ImageLike], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
-        """Cosine in [-1, 1] between each image and its prompt: what it shows, in which style, on what.
+        """Cosine in [-1, 1] between each image and its prompt: subject, style and background.
 
         A prompt is a sentence ("a teapot on a blue background") or one of moji's names ("red-apple"). A word the judge
-        was not taught ("sks") is better left out. Places are not heard (top and bottom score alike): `place_and_size`
+        was not taught ("sks") is better left out. Places have no effect (top and bottom score alike): `place_and_size`
         reads them exactly. Raises ValueError when there is not one prompt for each image.
         """
         _one_each(images, prompts, "prompts")
@@ -90,7 +90,7 @@ class Judge:
         return (shown * words[[different.index(prompt) for prompt in prompts]]).sum(-1).numpy()
 
     def rank(self, images: Sequence[ImageLike], names: Sequence[str]) -> np.ndarray:
-        """How many of the 534 names fit each image better than its own: 0 is an image recognised at once.
+        """How many of the 534 names fit each image better than its own name: 0 for an image that is recognised.
 
         Raises UserError for a name that is not one of `atomtune.moji.names`.
         """

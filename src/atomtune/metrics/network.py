@@ -1,11 +1,11 @@
 """The judge's two towers: a small CNN for images and a head on MiniLM for words.
 
-An image is taken apart before it is looked at. Its background and the box around what lies on it are found by their
-pixels (`locate`), and the CNN sees only the box, enlarged, with the background removed (`crop`). So what it says of the
-subject cannot depend on background, size and place; those enter beside it as seven numbers, the layout.
+An image is first split into background and subject. The background and the box around the subject are found from the
+pixels (`locate`), and the input of the CNN is only the box, enlarged, with the background removed (`crop`). So its
+features do not depend on background, size and place; these are seven further numbers, the layout.
 
     f = CNN(crop), l = MLP(layout)                         features [256] and [64]
-    alignment = cos(P [f, l], text tower(prompt))          does the image show what the prompt says?
+    alignment = cos(P [f, l], text tower(prompt))          does the image fit the prompt?
     fidelity = mean over references of cos(Q f, Q f')      is it the same subject?
     style = argmax MLP(f)
 """
@@ -23,16 +23,16 @@ WIDTHS = (32, 64, 96, 128)  # channels at 24 × 24, 12 × 12, 6 × 6 and 3 × 3
 
 
 def locate(images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is on the background of images in [-1, 1], and where.
+    """Find the background of images in [-1, 1], and the box around what is on it.
 
     Returns the background's colour [batch, 3], how much each pixel differs from it [batch, height, width], and the box
     around those that do: its center and half its sides [batch, 2], x before y, where the image reaches from -1 to 1.
-    An image with nothing on it is all box.
+    For an image with nothing on it, the box is the whole image.
     """
     inside = torch.zeros(images.shape[-2:], dtype=torch.bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
     colour = images[:, :, ~inside].median(-1).values
-    smooth = F.avg_pool2d(images - colour[:, :, None, None], 3, 1, 1)  # a little noise is no subject
+    smooth = F.avg_pool2d(images - colour[:, :, None, None], 3, 1, 1)  # so that noise does not count as subject
     difference = smooth.square().sum(1).sqrt()
     low, high = [], []
     for axis in (1, 2):  # over rows leaves columns, that is x
@@ -51,7 +51,7 @@ def crop(
     center: Float[Tensor, "batch 2"],
     half: Float[Tensor, "batch 2"],
 ) -> Float[Tensor, "batch 4 48 48"]:
-    """The square around a box, a tenth wider: colours with the background at 0, and how much of a pixel is subject."""
+    """The square around a box, a tenth wider: colours with the background at 0, and a mask of the subject."""
     mask = (difference / (2 * DIFFERENT)).clamp(0, 1)[:, None]
     side = 1.1 * half.amax(1)
     zero = torch.zeros_like(side)

@@ -1,4 +1,4 @@
-"""What can be read off the pixels of a scene without a model: its background colour, and where the drawing is."""
+"""Read from the pixels of a scene, without a model: the background colour, and the drawing's place and size."""
 
 import numpy as np
 from PIL import Image
@@ -59,7 +59,7 @@ def place_and_size(image: ImageLike) -> tuple[str, str] | None:
     extent = max(bottom - top, right - left) + 1
     size = min(SIZES, key=lambda word: abs(SIZES[word] - extent))
     center = np.array([left + right, top + bottom]) / 2 - (RESOLUTION - 1) / 2
-    if size == "large":  # fills the image: there is no other place for it
+    if size == "large":  # a large drawing fills the image, so it is in the center
         return "center", size
     reach = (RESOLUTION - SIZES[size]) // 2 - MARGIN  # how far `compose` moves it
     if np.abs(center).max() < 0.7 * reach:  # more than half: many drawings sit a little low in their own canvas

@@ -1,8 +1,8 @@
 """What moji can draw: the names, the split, and the words of a prompt.
 
 A name is the slug the emoji sets share (`red-apple`); `spoken` turns it into what a person types ("red apple"). The
-split is fixed: the base never sees the 30 held-out names, nor a drawing of the same thing under another name (a seen
-name shares no word with a held-out one). The judge that scores pictures may know them.
+split is fixed: the base never sees the 30 held-out names, nor a drawing of the same subject under another name (a seen
+name shares no word with a held-out one). The judge that scores images may know them.
 """
 
 NATURE = """

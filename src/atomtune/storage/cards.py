@@ -1,4 +1,4 @@
-"""The README of an adapter folder: what a hub reads, how to open it, what it is."""
+"""The README of an adapter folder: fields for the hub, how to open the adapter, and a description."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _DIGEST_LINE = "<!-- as atomtune wrote it: {} -->"
 def adapter_card(
     base: str, method: str, title: str, text: str, *, prompt: str | None = None, license: str | None = None
 ) -> str:
-    """Markdown that begins with what a hub reads, and the import without which PEFT does not know atoms.
+    """Markdown that begins with fields for the hub, and with the import without which PEFT does not know atoms.
 
-    `prompt` is one to draw. A base that is a folder of this machine is not named to the hub.
+    `prompt` is an example to draw. A base that is a local folder is not named in the fields for the hub.
     """
     fields = [f"base_model: {base}"] if not Path(base).is_absolute() else []
     fields += [f"license: {license}"] if license else []
@@ -48,8 +48,8 @@ The import comes first: without it PEFT does not know the method and says so wit
 def write_card(new: Path, folder: Path, text: str) -> None:
     """Write `text` as the README.md of the adapter in `new`, which is about to take its place in `folder`.
 
-    Its last line, which no reader sees, holds the digest of the others: the proof that the card is ours. If `folder`
-    has a README.md without it, somebody else's or changed since, none is written.
+    Its last line, an invisible comment, holds the digest of the other lines: the proof that atomtune wrote the card. If
+    `folder` has a README.md without this proof, that file stays and no new one is written.
     """
     there = folder / CARD
     if there.is_file() and not _is_ours(there, text):
@@ -61,7 +61,7 @@ def write_card(new: Path, folder: Path, text: str) -> None:
 
 
 def read_card(folder: Path) -> str | None:
-    """The README.md of an adapter, without the line that says whether it is ours; None if there is none."""
+    """The README.md of an adapter, without the line with the digest; None if there is no README.md."""
     if not (folder / CARD).is_file():
         return None
     text = (folder / CARD).read_text(encoding="utf-8", errors="replace").rstrip()

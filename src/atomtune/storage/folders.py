@@ -59,16 +59,16 @@ def adapter_folder(path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter folder says, before any weights are loaded."""
+    """The configuration and metadata of an adapter folder, read without loading the weights."""
 
     path: str
-    """As it was asked for: a folder, a run, or a hub name."""
+    """The path as given: a folder, a run, or a hub name."""
     folder: Path
     """The PEFT folder."""
     config: dict[str, Any]
     """PEFT's own fields: `adapter_config.json`."""
     metadata: dict[str, Any]
-    """Ours, see `storage.metadata`."""
+    """atomtune's own fields, see `storage.metadata`."""
 
     @property
     def kind(self) -> str:
@@ -77,10 +77,10 @@ class AdapterInfo:
 
     @property
     def base(self) -> str:
-        """The base that it was trained on. Raises `UserError` if it does not say."""
+        """The base that it was trained on. Raises `UserError` if it is not known."""
         if name := self.config.get("base_model_name_or_path"):
             return name
-        raise UserError(f"the adapter {self.path!r} does not say which base it was trained on: name one with --base.")
+        raise UserError(f"the adapter {self.path!r} does not name the base that it was trained on: give --base.")
 
     @property
     def trained_for(self) -> dict[str, str]:
@@ -88,14 +88,14 @@ class AdapterInfo:
         return {key: self.metadata[key] for key in ("token", "class_name", "license") if key in self.metadata}
 
     def refuse_other_than(self, kind: str, why: str) -> None:
-        """Raise `UserError` unless the adapter is of this method."""
+        """Raise `UserError` unless the adapter was made by this method."""
         if self.kind != kind:
             raise UserError(f"the adapter {self.path!r} is of the method {self.kind}: {why}.")
 
 
 def adapter_info(path: str | Path) -> AdapterInfo:
-    """What the adapter at `path` (see `adapter_folder`) says about itself. Raises `UserError` if there is none, or if
-    its config or its weights cannot be read."""
+    """Configuration and metadata of the adapter at `path` (see `adapter_folder`). Raises `UserError` if there is no
+    adapter, or if its configuration or weights cannot be read."""
     from peft import PeftType
     from safetensors import SafetensorError
 
@@ -109,7 +109,7 @@ def adapter_info(path: str | Path) -> AdapterInfo:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
     method = config.get("peft_type") if isinstance(config, dict) else None
     if method not in [kind.value for kind in PeftType]:
-        raise UserError(f"{file} is of no method that PEFT knows (peft_type {method!r}): save the adapter again.")
+        raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r}): save the adapter again.")
     try:
         return AdapterInfo(str(path), folder, config, read_metadata(folder, config))
     except (OSError, ValueError, SafetensorError) as error:
@@ -119,12 +119,12 @@ def adapter_info(path: str | Path) -> AdapterInfo:
 
 
 def unreadable(folder: Path, reason: object) -> UserError:
-    """For weights that cannot be read."""
+    """The error for weights that cannot be read."""
     return UserError(f"the weights in {str(folder)!r} cannot be read ({reason}): save the adapter again.")
 
 
 def refuse_different_bases(adapters: Sequence[AdapterInfo]) -> None:
-    """Raise `UserError` if two adapters say that they were trained on bases with different weights."""
+    """Raise `UserError` if two adapters were trained on bases with different weights, as far as known."""
     for first, other in pairwise(adapters):
         one, two = (each.metadata.get("base_fingerprint") for each in (first, other))
         if one and two and not same_weights(one, two):
@@ -136,7 +136,7 @@ def refuse_different_bases(adapters: Sequence[AdapterInfo]) -> None:
 
 
 def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo) -> str:
-    """Raise `UserError` if the adapter says that it was trained on another base; else return what would be said."""
+    """Raise `UserError` if the adapter is known to come from another base; else return the sentence of that error."""
     wanted, given = info.config.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
     if wanted == given:
         given = "the weights it has now"
@@ -158,9 +158,10 @@ def load_adapter(
     the adapted denoiser.
 
     With `hotswap`, the weights of the adapter of that name, which is there already, are replaced in place, so that a
-    compiled model is not compiled again: their shapes and dials must be the same. What the board had changed is reset.
+    compiled model is not compiled again: their shapes and options must be the same. Dials that the board changed are
+    reset.
 
-    Raises `UserError` if it was trained on another base, naming both, or cannot be swapped in.
+    Raises `UserError` if the adapter was trained on another base, or cannot be swapped in.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -189,7 +190,7 @@ def load_adapter(
 
 
 _SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units", "unit_encoder")
-"""Fields of a config that are compiled in, beside the tensors' shapes."""
+"""Fields of a configuration that are compiled into the model, as are the shapes of the tensors."""
 
 
 def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
@@ -245,12 +246,12 @@ def save_adapter(
 ) -> Path:
     """Write one adapter as a PEFT folder, whole or not at all, and return the folder.
 
-    In a folder that is there `ADAPTER_FILES` are replaced and every other file stays, and so does a README.md that
-    atomtune did not write or that was changed since.
+    In an existing folder `ADAPTER_FILES` are replaced and all other files stay. A README.md also stays if atomtune did
+    not write it, or if it was changed since.
 
     `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
-    The header of the weights says what the adapter was trained for (`storage.metadata`); `card` is the README, by
-    default one that says how to open the adapter.
+    The header of the weights holds `token`, `class_name` and `license` (see `storage.metadata`); `card` is the README,
+    by default one about how to open the adapter.
     """
     from peft import PeftModel
 

@@ -28,7 +28,7 @@ from atomtune.storage.folders import AdapterInfo, adapter_folder, adapter_info, 
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, write_weights
 
 PEFT_KEYS = ("base_model_class", "parent_library")
-"""What PEFT has in `auto_mapping`, where earlier versions had our metadata."""
+"""PEFT's own fields in `auto_mapping`, in which earlier versions also stored atomtune's metadata."""
 _INSIDE = f".{AtomModel.prefix}"  # between a layer's name and its tensor's, on disk
 
 
@@ -42,10 +42,10 @@ def merge(
 
         atomtune.merge(["runs/teapot", "runs/openmoji"], "runs/both", weights=[1, 0.7])
 
-    `combination_type` is "cat" or "linear"; `weights` are 1 by default. The header of the merged weights says which
-    adapters went in (`merged_from`): name, weight, and `first_id`, by which the ids of its atoms moved. Nothing is
-    written when they do not fit, when `out` contains one of them or when it holds an adapter that was not made by
-    `merge`, and the `UserError` says why. Other files in `out` stay.
+    `combination_type` is "cat" or "linear"; `weights` are 1 by default. The header of the merged weights lists
+    the adapters (`merged_from`): name, weight, and `first_id`, the number that was added to the ids of its atoms.
+    Raises `UserError`, and writes nothing, if the adapters do not fit, if `out` contains one of them, or if `out` holds
+    an adapter that was not made by `merge`. Other files in `out` stay.
     """
     weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
     if len(weights) != len(adapters):
@@ -63,7 +63,7 @@ def merge(
     sources = [_source(info, weight, first) for info, weight, first in zip(infos, weights, moved)]
     metadata = infos[0].metadata | {"merged_from": sources, "combination_type": combination_type}
     if any(info.metadata.get("license") != metadata.get("license") for info in infos):
-        metadata.pop("license", None)  # none of them is that of all
+        metadata.pop("license", None)  # there is no one license for all
     tensors = {
         f"base_model.model.{name}{_INSIDE}{key}": tensor.contiguous()
         for name, own in layers.items()
@@ -80,7 +80,7 @@ def merge(
 
 
 def parts_of(path: str | Path) -> list[dict[str, Any]]:
-    """What a merged adapter was made of (`merged_from`); of any other adapter, an empty list."""
+    """The parts of a merged adapter (`merged_from`); an empty list for any other adapter."""
     return adapter_info(path).metadata.get("merged_from", [])
 
 
@@ -104,7 +104,7 @@ def _source(info: AdapterInfo, weight: float, first_id: int) -> dict[str, Any]:
 
 
 def _text(sources: list[dict[str, Any]], combination_type: str) -> str:
-    """What the card says."""
+    """The text of the card."""
     rows = "\n".join(f"| `{source['adapter']}` | {source['weight']:g} | {source['first_id']} |" for source in sources)
     return f"""\
 Made by `atomtune merge --combination-type {combination_type}`.

@@ -1,12 +1,11 @@
-"""What an adapter says about itself beside PEFT's configuration: in the header of its weights.
+"""Metadata of an adapter that PEFT's configuration does not have, in the header of the weights.
 
     token, class_name     the words it was trained with
-    license               as hubs spell them
-    base_fingerprint      some of the base's weights, by which it is known again (`bases.fingerprint`)
-    merged_from, combination_type     of a merged adapter: what went in, and how
+    license               as the Hugging Face hub spells it
+    base_fingerprint      some of the base's weights, by which the base is recognised (`bases.fingerprint`)
+    merged_from, combination_type     of a merged adapter: its parts, and how they were merged
 
-The header is read without the weights, and PEFT leaves it alone, while it warns of keys in `adapter_config.json` that
-the configuration of a method does not have.
+The header can be read without the weights. PEFT ignores it, while it warns about unknown keys in `adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LISTS = ("base_fingerprint", "merged_from")  # as JSON: a header holds text alon
 
 
 def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Our fields of the adapter in `folder`, whose `adapter_config.json` says `config`; what is not known is left out.
+    """atomtune's metadata of the adapter in `folder`, whose `adapter_config.json` is `config`, without unknown values.
 
     Adapters of earlier versions have them in the config, under PEFT's `auto_mapping`. Raises what safetensors and the
     file system raise for weights that cannot be read: the header knows how long the file is.
@@ -47,7 +46,7 @@ def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write the tensors of the adapter whose `adapter_config.json` is in `folder`, with `metadata` in the header.
 
-    In a fixed order: safetensors would write the header's entries in any, and no two files would be the same.
+    The entries of the header are in a fixed order, so that equal adapters are equal files; safetensors has no order.
     """
     from safetensors.torch import save
 
@@ -61,10 +60,10 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, 
 
 
 def _header(config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, str]:
-    """What a hub or a person can tell without loading the weights.
+    """What a hub or a person can read without loading the weights.
 
     `base_model` and `base_hash`; `metadata`; of atoms also their number `num_atoms`, over all layers, `density` and
-    `activation`. What is not known is left out.
+    `activation`. Unknown values are left out.
     """
     known = {"peft_type": config.get("peft_type"), "base_model": config.get("base_model_name_or_path")}
     known |= {key: metadata.get(key) for key in TEXTS}

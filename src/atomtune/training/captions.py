@@ -1,8 +1,8 @@
-"""What each image of a folder is captioned with, and which captions belong to none of them.
+"""The caption of each image of a folder, and the captions that belong to no image.
 
-For `a.png`, the first of these that there is: its row in `metadata.jsonl` or `metadata.csv` (columns `file_name` and
-`text`, as in Hugging Face's imagefolder), `a.png.txt`, `a.png.caption`, `a.txt`, `a.caption` (endings in any case), and
-else the default. All are UTF-8, with or without a byte order mark.
+For `a.png`, the first of these that exists: its row in `metadata.jsonl` or `metadata.csv` (columns `file_name` and
+`text`, as in Hugging Face's imagefolder), `a.png.txt`, `a.png.caption`, `a.txt`, `a.caption` (endings in upper or
+lower case), else the default. All are UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SUFFIXES = (".txt", ".caption")
 
 @dataclass
 class Captions:
-    """The caption of each image, and what was found on the way."""
+    """The caption of each image, and captions that need a warning."""
 
     of: dict[Path, str]
     differing: list[str] = field(default_factory=list)
     """Images with two captions that are not the same."""
     without_image: list[str] = field(default_factory=list)
-    """Caption files and rows of metadata whose image is not there."""
+    """Caption files and rows of metadata whose image does not exist."""
 
 
 def read_captions(images: list[Path], default: str) -> Captions:
@@ -39,14 +39,14 @@ def read_captions(images: list[Path], default: str) -> Captions:
     texts = [file for file in sorted(folder.iterdir()) if is_caption(file) and file.name not in METADATA]
     found = Captions({})
     for image in images:
-        own = [(file, text) for file, name, text in rows if folder / name == image]
-        own += [(file, _read_text(file).strip()) for file in _beside(image, texts)]
-        caption = found.of[image] = own[0][1] if own else default
+        candidates = [(file, text) for file, name, text in rows if folder / name == image]
+        candidates += [(file, _read_text(file).strip()) for file in _beside(image, texts)]
+        caption = found.of[image] = candidates[0][1] if candidates else default
         if not caption:
             raise UserError(f"the caption of {image} is empty: write one, or remove it to get {default!r}.")
         refuse_angle_brackets(caption)
-        if others := [file.name for file, text in own[1:] if text != caption]:
-            found.differing.append(f"{image.name} ({own[0][0].name} is used, not {', '.join(others)})")
+        if others := [file.name for file, text in candidates[1:] if text != caption]:
+            found.differing.append(f"{image.name} ({candidates[0][0].name} is used, not {', '.join(others)})")
     used = {file for image in images for file in _beside(image, texts)}
     found.without_image = [file.name for file in texts if file not in used]
     found.without_image += [f"{name!r} in {file.name}" for file, name, _ in rows if folder / name not in found.of]
@@ -60,7 +60,7 @@ def is_caption(file: Path) -> bool:
 
 
 def _beside(image: Path, texts: list[Path]) -> list[Path]:
-    """The caption files of an image, the one that is read first."""
+    """The caption files of an image, in the order in which they count."""
     return [
         file
         for name in (image.name, image.stem)

@@ -1,4 +1,4 @@
-"""The README of a run's adapter: what it learned and what was measured."""
+"""The README of a run's adapter: what the adapter learned, and its numbers."""
 
 from __future__ import annotations
 

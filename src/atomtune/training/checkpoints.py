@@ -1,9 +1,9 @@
-"""Everything a run needs to continue as if nothing had happened, as safetensors and JSON: loading runs no pickled code.
+"""Checkpoints: everything that a run needs to continue to the same bits, as safetensors and JSON, without pickle.
 
 checkpoints/step-000100/
     adapter/            the weights, a PEFT folder that opens like any other
     state.safetensors   tensors of the optimizer, the schedule and the gradient scaler
-    state.json          their shape, the step (which is the position in the data), and the numbers so far
+    state.json          how they are nested, the step (which is also the position in the data), and the numbers so far
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def remove_old(folder: Path, keep: int, spare: str | None = None) -> None:
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where `step`'s checkpoint is."""
+    """The folder of `step`'s checkpoint."""
     return folder / f"step-{step:06d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps that a checkpoint has behind it."""
+    """Number of optimizer steps before a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -81,7 +81,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def flatten(tree: Any, tensors: dict[str, torch.Tensor], name: str = "state") -> Any:
-    """The tree with its tensors moved to `tensors`, and dictionaries as lists of pairs (keys may be numbers)."""
+    """The tree with its tensors moved to `tensors`, and Python dicts as lists of pairs (keys may be numbers)."""
     if isinstance(tree, torch.Tensor):
         tensors[name] = tree.detach().cpu().clone().contiguous()
         return {TENSOR: name}

@@ -1,4 +1,4 @@
-"""Whose folder it is: a run starts in it, continues there, has finished there, or is refused."""
+"""Decide whether a run may use its folder: to start there, to continue, to return finished numbers, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = ("adapter", "samples", "checkpoints", "logs", "class_images")
 RECORD = Path("logs", "run.json")
-"""What was trained on, by content (see `content_of`), so that it is known again under another path."""
+"""The content that was trained on (see `content_of`), so that it is recognised under another path."""
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
     "config.yaml", "summary.json", RECORD.as_posix(), "class_images/[0-9][0-9][0-9][0-9].png",
@@ -30,18 +30,19 @@ NAMES = (
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
 )  # fmt: skip
-"""Patterns of all that a run writes, but for what its tracker adds to the logs."""
+"""Patterns of all files that a run writes, except those of its tracker in the logs."""
 
-STARTS = ("out", "overwrite", "device")  # options of one start, not of the run
+STARTS = ("out", "overwrite", "device")  # options of one start, which are not part of the run
 WATCHING = (
     "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
 )  # fmt: skip
-"""Options that may change between the starts of a run: none of them, nor a longer `LENGTH`, undoes what was trained."""
+"""Options that may change between the starts of a run, as may a longer `LENGTH`: they do not change what was
+trained."""
 
 
 def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
-    """See that `out` can be this run's: return the numbers if it has finished all `steps`, raise `UserError` if it is
-    another run's or cannot go on to `steps`."""
+    """Check that this run may use `out`. Return its numbers if it has finished all `steps`; raise `UserError` if `out`
+    belongs to another run, or the run cannot go on to `steps`."""
     refuse_output(config.out, config.images, *([] if config.base == bases.MOJI else [config.base]))
     if config.init_adapter is not None:
         for name in FOLDERS:
@@ -62,7 +63,8 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
         return None
     record = _record(config.out)
     defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
-    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))  # it may be older than an option
+    # written before some options existed
+    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))
     there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
     if unknown := sorted(there.keys() - here.keys()):
         raise UserError(
@@ -85,7 +87,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
 
 
 def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
-    """The numbers of the run in `out` if it has finished `steps`, none if there are steps to train."""
+    """The numbers of the run in `out` if it has finished `steps`; None if there are steps to train."""
     file, last = config.out / "summary.json", checkpoints.newest_checkpoint(config.out / "checkpoints")
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": 0}
     if summary["steps"] == steps:
@@ -98,8 +100,8 @@ def _finished(config: CustomizeConfig, steps: int) -> dict[str, Any] | None:
         )
     if summary["steps"] and last is None:
         raise UserError(
-            f"{config.out} cannot go on from step {trained} to {steps}, its checkpoints are gone: train in another "
-            f"folder, with --init-adapter {config.out} to start from what it has learnt."
+            f"{config.out} cannot go on from step {trained} to {steps}, because its checkpoints were removed: train "
+            f"in another folder, with --init-adapter {config.out} to start from what it has learnt."
         )
     return None
 
@@ -124,13 +126,13 @@ def _is_run(file: Path) -> bool:
 
 
 def content_of(config: CustomizeConfig, pipe: Any, images: str) -> dict[str, Any]:
-    """What the run learns from, whatever the paths: digests of images and first adapter, fingerprint of the base."""
+    """What the run learns from, without paths: digests of the images and the first adapter, fingerprint of the base."""
     base = bases.fingerprint(bases.denoiser(pipe))
     return {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}
 
 
 def _digest(adapter: Path | None) -> str | None:
-    """Of an adapter's weights."""
+    """Digest of an adapter's weights."""
     if adapter is None:
         return None
     return hashlib.sha256((folders.adapter_folder(adapter) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]

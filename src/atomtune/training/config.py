@@ -31,8 +31,8 @@ class CustomizeConfig:
     """All options of a run. The defaults are the paper's; recipes (one for moji, some for PixArt-Σ) differ."""
 
     images: Path
-    """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or from
-    name.txt or name.caption beside name.png."""
+    """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or
+    from name.txt or name.caption beside name.png."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
     class_name: Text
     """The class of the subject, in one or two words that the base knows: "teapot"."""

@@ -28,17 +28,17 @@ _NOT_DECODED = {
     "HDF5",
     "MPEG",
     "WMF",
-}  # Pillow knows these by name; others would have to draw them
+}  # Pillow knows these by name; but cannot decode them
 _HEIF = (".heic", ".heif", ".hif")
 _NAMED = 5  # files that a warning names
 
 
 def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
-    """Every image and its caption, by name, each decoded once to see that it can be.
+    """Every image and its caption, sorted by name. Each image is decoded once, to check that it can be.
 
     Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the images (see `captions`), else they
-    are `default_caption`. What else is in the folder and is not used is logged as a warning, a line for each kind,
-    but for names that begin with a dot. Raises `UserError` for an empty folder, a broken image or a broken caption.
+    are `default_caption`. Other files in the folder are logged as a warning, one line for each kind, except names
+    that begin with a dot. Raises `UserError` for an empty folder, a broken image or a broken caption.
     """
     images = expanded(images)
     files = image_files(images)
@@ -46,25 +46,25 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     captions = read_captions(files, default_caption)
     _warn(images, "only the first frame is used of", several)
     _warn(images, "captions differ for", captions.differing)
-    if images.is_dir():  # else the others are not meant
+    if images.is_dir():  # for a single image, the other files beside it do not matter
         _warn(images, "there is no image for the captions", captions.without_image)
         others = [file for file in sorted(images.iterdir()) if file not in files and not file.name.startswith(".")]
         folders = [file.name for file in others if file.is_dir() and any(map(_is_image, file.rglob("*")))]
-        _warn(images, "not read are the images in the subfolders", folders)
+        _warn(images, "images in subfolders are not read:", folders)
         passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
-        _warn(images, "neither images nor captions, by their names, are", passed)
+        _warn(images, "by their names, neither images nor captions:", passed)
     return captions.of
 
 
 def _warn(folder: Path, what: str, names: list[str]) -> None:
-    if names and os.environ.get("RANK", "0") == "0":  # one of several processes is enough
+    if names and os.environ.get("RANK", "0") == "0":  # only one of several processes warns
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         logger.warning("%s: %s %s%s", folder, what, ", ".join(names[:_NAMED]), more)
 
 
 @functools.cache
 def extensions() -> frozenset[str]:
-    """Endings of the files that are taken for images: those of the formats that Pillow decodes here, and HEIF's."""
+    """File endings of images: those of the formats that Pillow decodes here, and those of HEIF."""
     with_heif()
     known = Image.registered_extensions().items()
     return frozenset(_HEIF) | {end for end, kind in known if kind in Image.OPEN and kind not in _NOT_DECODED}
@@ -72,7 +72,7 @@ def extensions() -> frozenset[str]:
 
 @functools.cache
 def with_heif() -> bool:
-    """Let Pillow open HEIC and HEIF, as telephones save them, where pillow-heif is installed."""
+    """Let Pillow open HEIC and HEIF files, as phones save them, if pillow-heif is installed. Return whether it is."""
     try:
         import pillow_heif
     except ImportError:
@@ -103,7 +103,8 @@ def image_files(images: Path) -> list[Path]:
 def read_image(file: Path) -> Image.Image:
     """Decode one image to RGB, upright, with transparency over white. Raises `UserError` if it cannot be.
 
-    The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames it is the first.
+    The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames, the first is
+    returned.
     """
     return _decoded(file)[0]
 
@@ -123,7 +124,7 @@ def _decoded(file: Path) -> tuple[Image.Image, int]:
                 return to_rgb(ImageOps.exif_transpose(image)), frames
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{file} is too large for a photograph (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
+            f"{file} is too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."
         ) from error
     except UserError as error:
         raise UserError(f"{file} {error}") from error
@@ -142,7 +143,7 @@ def _what_is_wrong(file: Path, error: Exception) -> str:
 def _scale_transparent_colour(image: Image.Image) -> None:
     """Pillow brings the pixels of a PNG to 8 bits, and leaves its transparent colour (tRNS) in the bits of the file."""
     colour, tiles = image.info.get("transparency"), getattr(image, "tile", None)
-    mode = tiles[0][3] if tiles else None  # what the decoder is told of the file's pixels
+    mode = tiles[0][3] if tiles else None  # the pixel format in the file
     if colour is not None and mode in ("L;2", "L;4"):
         image.info["transparency"] = colour * (85 if mode == "L;2" else 17)
     elif isinstance(colour, tuple) and mode == "RGB;16B":
@@ -150,10 +151,10 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: grey, palettes, CMYK, and transparency composed over white.
+    """Any mode to RGB: grey, palettes, CMYK, and transparent pixels on white.
 
     Grey of more than 8 bits is scaled by its range: 16-bit integers by 65535, floats by 1, and those of Pillow's 32-bit
-    mode "I" by 255 or 65535, the smallest that holds them all. Raises `UserError` for numbers outside that.
+    mode "I" by 255 or 65535, the smallest that is not below any of them. Raises `UserError` for numbers outside that.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
@@ -187,12 +188,12 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
-    """RGB to the -1 to 1 that autoencoders take."""
+    """RGB as numbers from -1 to 1, the input of autoencoders."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def digest(images: list[Image.Image], captions: list[str]) -> str:
-    """Sixteen hex digits that tell these images and captions from others."""
+    """Sixteen hex digits that differ if the images or captions differ."""
     sha = hashlib.sha256()
     for image, caption in zip(images, captions, strict=True):
         sha.update(image.tobytes() + caption.encode() + b"\0")

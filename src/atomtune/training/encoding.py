@@ -1,7 +1,7 @@
-"""Images to latents and captions to conditioning, once, by the base's own parts.
+"""Encode images to latents and captions to conditioning, once, with the base's own parts.
 
-What a denoiser is told about a caption differs from base to base (masks, pooled vectors, sizes). So it is not imitated:
-the pipeline is called with the caption, and the arguments with which it reaches its denoiser are kept.
+The arguments that a denoiser gets for a caption differ from base to base (masks, pooled vectors, sizes). So they are
+not computed here: the pipeline is called with the caption, and the arguments of its call of the denoiser are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Conditioning = dict[str, Any]
 
 @dataclass
 class Latents:
-    """The autoencoder's answer for n images: a Gaussian each (of width zero if the autoencoder has none)."""
+    """The autoencoder's output for n images: a Gaussian for each (with std 0 if the autoencoder is not variational)."""
 
     mean: Float[Tensor, "n channels height width"]
     std: Float[Tensor, "n channels height width"]
@@ -55,7 +55,7 @@ def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents
     The autoencoder runs in float32: some overflow in half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
-    device = getattr(pipe, "_execution_device", vae.device)  # under offload it comes there
+    device = getattr(pipe, "_execution_device", vae.device)  # with offloading, the autoencoder is moved there
     shift, scale = latent_statistics(vae)
     means, stds = [], []
     for image in images:
@@ -69,14 +69,14 @@ def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents
 
 
 def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
-    """What the pipeline tells its denoiser about a prompt (batch of one; two with guidance)."""
+    """The arguments with which the pipeline calls its denoiser for a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
 
     def stop(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         arguments.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
         raise Reached
 
-    model = bare_model(denoiser(pipe))  # PEFT's wrapping hides the names of the arguments
+    model = bare_model(denoiser(pipe))  # PEFT's wrapper hides the names of the arguments
     options |= call_options(pipe, resolution) | {"num_inference_steps": 1}
     handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -102,9 +102,9 @@ def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Co
 
 
 def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
-    """What `pipe.encode_prompt` answers for a prompt when an image of it is drawn with the pipeline's own guidance.
+    """What `pipe.encode_prompt` returns for a prompt when the pipeline draws it with its default guidance.
 
-    Raises `UserError` for a pipeline that has no such function, no sampler or no autoencoder: none can be trained on.
+    Raises `UserError` for a pipeline without this function, a sampler or an autoencoder: it cannot be trained on.
     """
     for part in ("encode_prompt", "scheduler", "vae"):
         if getattr(pipe, part, None) is None:
@@ -123,20 +123,21 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
 
 @contextlib.contextmanager
 def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
-    """The pipeline draws the prompt that `encode_prompt` recorded, with its text encoder gone."""
+    """Inside the block the pipeline draws the prompt of `answer`, a result of `encode_prompt`, without its text
+    encoder."""
     with replaced(pipe, "encode_prompt", lambda *args, **kwargs: answer):
         yield
 
 
 def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: int) -> None:
     """Raise `UserError` unless training agrees with how the pipeline draws `prompt`, for which `encode_prompt` gave
-    `answer`. In float32 on whatever base: half a precision's rounding would be amplified by the sampler."""
+    `answer`. In float32 on every base: the sampler would amplify the rounding of half precision."""
     with replayed(pipe, cast(answer, torch.float32)):
         observed.check(pipe, objective, prompt, resolution)
 
 
 def collate(conditionings: list[Any]) -> Any:
-    """Conditionings of one each, joined to a batch."""
+    """Join conditionings of one caption each to a batch."""
     first = conditionings[0]
     if isinstance(first, Tensor):
         return torch.cat(conditionings)
@@ -166,7 +167,7 @@ def cast(conditioning: Any, dtype: torch.dtype) -> Any:
 
 
 def release(pipe: DiffusionPipeline) -> None:
-    """Let the text encoders and the autoencoder leave memory: everything they say is cached."""
+    """Free the memory of the text encoders and the autoencoder: all their outputs are cached."""
     for name in pipe.components:
         if name.startswith(("text_encoder", "vae", "image_encoder")):
             setattr(pipe, name, None)
@@ -174,12 +175,12 @@ def release(pipe: DiffusionPipeline) -> None:
 
 @dataclass
 class Cache:
-    """All that the text encoder and the autoencoder have to say."""
+    """All outputs of the text encoder and the autoencoder that a run needs."""
 
     latents: Latents
     conditionings: list[Conditioning]
     empty: Conditioning
-    samples: dict[str, Any]  # prompt: what encode_prompt answers
+    samples: dict[str, Any]  # prompt: what encode_prompt returned
     class_latents: Latents | None = None
     class_conditioning: Conditioning = field(default_factory=dict)
 
@@ -192,10 +193,10 @@ def encode(
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
-    """Encode everything a run will need, then let the encoders leave memory.
+    """Encode everything that a run will need, then free the memory of the encoders.
 
-    Each part is on the accelerator while it works, and in the end the denoiser alone. Raises `UserError` if the
-    pipeline draws otherwise than training would train (see `observed`).
+    Each part is on the accelerator while it works, and at the end only the denoiser. Raises `UserError` if the pipeline
+    does not draw as training assumes (see `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":

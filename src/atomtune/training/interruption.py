@@ -10,7 +10,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = 1.0
-"""Seconds within which a second signal counts as the first one: launchers repeat the signal that the terminal has sent."""
+"""Seconds within which a second signal counts as the first one: launchers repeat the signal that the terminal has
+sent."""
 
 
 class Interruption:

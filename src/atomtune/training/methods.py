@@ -32,15 +32,18 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
 
 
 def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
-    """Raise `UserError` if the adapter in `start` is of another method than the run's."""
+    """Raise `UserError` if the adapter in `start` was made by another method than the run's."""
     kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
     kind = folders.adapter_info(start).kind
     if config.method not in kinds.get(kind, ()):
-        raise UserError(f"the adapter in {start} is {kind}, and the run is of method {config.method}: give its method.")
+        raise UserError(
+            f"the adapter in {start} is {kind}, and the run is of method {config.method}: give the method of the "
+            "adapter."
+        )
 
 
 def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfig:
-    """What PEFT needs to know. LoRA's α is its rank, as in diffusers' DreamBooth scripts."""
+    """The PEFT configuration of the run's adapter. LoRA's α is its rank, as in diffusers' DreamBooth scripts."""
     import peft
 
     layers = None if config.layers_to_transform is None else list(config.layers_to_transform)

@@ -1,10 +1,11 @@
-"""What the denoiser is asked to predict, and how much each example counts.
+"""What the denoiser is trained to predict, and the weight of each example.
 
 Diffusion:      x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε     target ε, v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0, or x_0
 Flow matching:  x_t = (1 - σ_t) x_0 + σ_t ε               target ε - x_0
 
-The sampler says which, and its α and σ are read from it. Its `add_noise` is never called: DPM-Solver's looks timesteps
-up in its *current* schedule and is silently wrong after a preview. `observed.check` compares both with a drawing.
+The sampler's configuration decides which, and α and σ are read from it. Its `add_noise` is never called: DPM-Solver's
+looks timesteps up in its *current* schedule and is silently wrong after an image was drawn. `observed.check` compares
+α and σ with those of a drawing.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ class Diffusion:
         return squared.sqrt(), (1 - squared).sqrt()
 
     def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the denoiser is to answer for alpha · latents + sigma · noise."""
+        """The output that the denoiser should give for alpha · latents + sigma · noise."""
         if self.prediction_type == "epsilon":
             return noise
         return latents if self.prediction_type == "sample" else alpha * noise - sigma * latents
 
     def weight(self, timesteps: Shaped[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """min(SNR, γ) as a weight on the loss in x_0, put in terms of what is predicted."""
+        """min(SNR, γ) as a weight on the loss in x_0, converted to the loss in what is predicted."""
         if self.snr_gamma is None:
             return torch.ones(len(timesteps))
         from diffusers.training_utils import compute_snr
@@ -80,7 +81,7 @@ class FlowMatching:
     def __init__(self, sampler_config: Any):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        # DPM-Solver and its kin say "flow_shift" where the flow-matching scheduler says "shift".
+        # DPM-Solver and similar samplers call "flow_shift" what the flow-matching scheduler calls "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
         options = {"use_dynamic_shifting": sampler_config.get("use_dynamic_shifting", False), "shift": shift}
         self.scheduler: Any = FlowMatchEulerDiscreteScheduler(sampler_config["num_train_timesteps"], **options)
@@ -103,7 +104,7 @@ class FlowMatching:
         return 1 - sigma, sigma
 
     def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the denoiser is to answer for alpha · latents + sigma · noise."""
+        """The output that the denoiser should give for alpha · latents + sigma · noise."""
         return noise - latents
 
 
@@ -111,12 +112,12 @@ Objective = Diffusion | FlowMatching
 
 
 def objective_for(sampler: Any, snr_gamma: float | None = None) -> Objective:
-    """The objective that fits a pipeline's sampler. Raises `UserError` for a process or a prediction that has none."""
+    """The objective that fits a pipeline's sampler. Raises `UserError` if there is none."""
     kind = sampler.config.get("prediction_type", "flow_prediction" if "FlowMatch" in type(sampler).__name__ else None)
     if kind == "flow_prediction":
         if snr_gamma is not None:
             raise UserError(
-                "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it for this one, which flows."
+                "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it, this base uses flow matching."
             )
         return FlowMatching(sampler.config)
     if kind not in ("epsilon", "v_prediction", "sample"):
@@ -136,7 +137,7 @@ def prediction_loss(
 ) -> Float[Tensor, " batch"]:
     """Weighted mean squared error of each example.
 
-    A denoiser with learned variance answers twice the channels; the second half is left alone, as diffusers does.
+    A denoiser with learned variance returns twice the channels; the second half is ignored, as diffusers does.
     """
     if prediction.shape[1] == 2 * noised.target.shape[1]:
         prediction = prediction.chunk(2, dim=1)[0]

@@ -1,13 +1,13 @@
-"""Training gives the denoiser what its own pipeline gives it while drawing: observed, not assumed.
+"""Check that training gives the denoiser the same inputs as its pipeline does while drawing.
 
-Families differ in their clock (0 to 1000, 0 to 1, backwards), in the sign of the answer, in the scale of the input and
-in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an oracle in
-place of its denoiser: one that knows the latents x_0 that are to be drawn and answers the target of training. A
-solver's first step is exact on such answers. So if the two agree, the oracle's second input is
+Model families differ in their timesteps (0 to 1000, 0 to 1, reversed), in the sign of the output, in the scale of the
+input and in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an
+oracle in place of its denoiser: it knows the latents x_0 that are to be drawn and returns the target of training. The
+first step of a solver is exact for such outputs. So if drawing and training agree, the oracle's second input is
 
-    x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep that comes with it,
+    x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep of this call,
 
-and what goes to the autoencoder in the end is the sampler's last latents with the scaling of `encode_images` undone.
+and the autoencoder's input at the end is the sampler's last latents with the scaling of `encode_images` undone.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ TOLERANCE = 0.01
 
 
 class Reached(Exception):
-    """The pipeline reached the part at which it was to stop."""
+    """The pipeline reached the part at which it should stop."""
 
 
 @contextlib.contextmanager
 def until_reached(pipe: DiffusionPipeline, resolution: int) -> Iterator[None]:
-    """Draw until something raises `Reached`; raises `UserError` if the pipeline fails before."""
+    """Inside the block a pipeline draws until something raises `Reached`. Raises `UserError` if it fails before."""
     try:
         yield
     except (Reached, UserError) as end:
@@ -58,7 +58,8 @@ def until_reached(pipe: DiffusionPipeline, resolution: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` for a while; a hook that sat there before (offloading has them) comes back."""
+    """Inside the block `owner.name` is `value`. An earlier attribute of the instance (a hook of offloading) is
+    restored."""
     before = vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -87,11 +88,12 @@ class Input:
     image: float
     noise: float
     rest: float
-    alpha: float  # what training gives at this timestep in place of `image`
-    sigma: float  # and in place of `noise`
+    alpha: float  # what training would give as `image` at this timestep
+    sigma: float  # and as `noise`
 
     def agrees(self, stochastic: bool) -> bool:
-        """Whether training would give the same; part of a stochastic sampler's noise is fresh and was left out."""
+        """Whether training would give the same. A stochastic sampler's fresh noise was left out, so it has less
+        noise."""
         noise = abs(self.noise - self.sigma) <= TOLERANCE
         if stochastic:
             noise = -TOLERANCE <= self.noise <= self.sigma + TOLERANCE
@@ -100,20 +102,20 @@ class Input:
 
 @torch.no_grad()
 def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, resolution: int) -> list[Input]:
-    """What the denoiser gets at two timesteps of drawing; raises `UserError` where training would differ.
+    """The inputs of the denoiser at two timesteps of drawing; raises `UserError` if those of training would differ.
 
-    Nothing is computed by the denoiser or the autoencoder. The scheduler is left as after any drawing.
+    Neither the denoiser nor the autoencoder is run. The scheduler is left as after any drawing.
     """
     return [_Oracle(pipe, objective).draw(pipe, prompt, resolution, steps) for steps in STEPS]
 
 
 class _Oracle:
-    """Stands in for the denoiser and answers the target of training for latents that it knows."""
+    """Replaces the denoiser, and returns the target of training for latents that it knows."""
 
     x_0: Tensor
     noise: Tensor
     timestep: float  # the timestep of the last call
-    target: Tensor  # the answer to it
+    target: Tensor  # the output of the last call
     others: dict[str, Any]  # the first call's other arguments
     latents: Tensor  # what the sampler's last step gave
 
@@ -127,14 +129,14 @@ class _Oracle:
         self.cause: str | None = None
 
     def draw(self, pipe: Any, prompt: str, resolution: int, steps: int) -> Input:
-        """The second input of one drawing, as far as the autoencoder. Raises `UserError`."""
+        """The oracle's second input in one drawing, which stops at the autoencoder. Raises `UserError`."""
         scheduler, vae, decoded = pipe.scheduler, pipe.vae, []
 
         def decode(latents: Tensor, *args: Any, **kwargs: Any) -> None:
             decoded.append(latents.float().cpu())
             raise Reached
 
-        # Pipelines look at signatures: the originals' are kept.
+        # Pipelines read the signatures of these functions, so the originals' are kept.
         answer = functools.wraps(self.model.forward)(functools.partial(self.answer))
         step = functools.wraps(scheduler.step)(functools.partial(self.step, scheduler.step))
         options = call_options(pipe, resolution) | {"num_inference_steps": steps, "guidance_scale": 1.0}
@@ -148,9 +150,9 @@ class _Oracle:
         shift, scale = latent_statistics(vae)
         if not decoded or not _close((decoded[0] - shift) * scale, self.latents.float().cpu()):
             names = "scaling_factor, shift_factor, latents_mean and latents_std"
-            raise self.refusal(f"undoes the scaling of its latents otherwise than its autoencoder's {names} say")
+            raise self.refusal(f"does not undo the scaling of its latents by its autoencoder's {names}")
         if self.second is None:
-            raise self.refusal(f"asks its denoiser less than twice in {steps} steps")
+            raise self.refusal(f"calls its denoiser less than twice in {steps} steps")
         return self.second
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +169,7 @@ class _Oracle:
         if self.calls == 1:
             random = torch.rand(noisy.shape, generator=torch.Generator().manual_seed(1), dtype=noisy.dtype)
             self.x_0 = 1.8 * random - 0.9  # below 1, so that nothing is clipped
-        noise = (noisy - alpha * self.x_0) / sigma.clamp(min=1e-6)  # a clock that runs backwards begins at 0
+        noise = (noisy - alpha * self.x_0) / sigma.clamp(min=1e-6)  # reversed timesteps begin at σ = 0
         if self.calls == 1:
             self.noise, self.others = noise, arguments
         elif self.calls == 2:
@@ -182,19 +184,20 @@ class _Oracle:
         return Transformer2DModelOutput(sample=target.to(sample))  # pyright: ignore[reportArgumentType]
 
     def step(self, original: Any, model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        """In place of the scheduler's `step`: without fresh noise, and seeing what it is handed."""
+        """In place of the scheduler's `step`: without fresh noise, and with a check of its arguments."""
         with _WithoutNoise() as mode:
             result = original(model_output, timestep, *args, **kwargs)
         self.stochastic |= mode.asked
         self.latents = result[0]
-        # If the next input is not what training would give, one of these says why.
+        # If the next input is not what training would give, one of these is the reason.
         target = self.target.flatten()
         handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
         factor = float(handed @ target / (target @ target))
         if abs(self.timestep - float(timestep)) > 1:
-            self.cause = f"tells its denoiser {self.timestep:g} where its sampler's timestep is {float(timestep):g}"
+            self.cause = f"calls its denoiser with the timestep {self.timestep:g} "
+            self.cause += f"where its sampler's is {float(timestep):g}"
         elif abs(factor - 1) > TOLERANCE:
-            self.cause = f"hands its sampler {factor:.3g} times what its denoiser answers"
+            self.cause = f"gives its sampler {factor:.3g} times the output of its denoiser"
         return result
 
     def _compared(self, noisy: Tensor, alpha: float, sigma: float) -> Input:
@@ -212,13 +215,13 @@ class _Oracle:
     def refusal(self, what: str) -> UserError:
         """The sentence that names the pipeline and what differs."""
         return UserError(
-            f"{self.name} {what}: it would be trained on what it never sees while drawing, so training on this base is "
-            "not supported; choose another base."
+            f"{self.name} {what}: training would give the denoiser other inputs than drawing does, so training on this "
+            "base is not supported; choose another base."
         )
 
 
 class _WithoutNoise(TorchFunctionMode):
-    """Normal noise is zero, and that it was asked for is known."""
+    """Inside the block normal noise is zero; `asked` is set when any was drawn."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +236,7 @@ class _WithoutNoise(TorchFunctionMode):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of a denoiser tell it the same; what is neither tensor nor plain value is passed over."""
+    """Whether two arguments of a denoiser are equal. Anything but tensors and plain values counts as equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):

@@ -45,8 +45,8 @@ def make_schedule(
 
 
 def refuse_what_cannot_step(config: CustomizeConfig, device: torch.device, steps: int, processes: int) -> None:
-    """Raise `UserError` unless optimizer and schedule can make a step. Tried on a small weight, before any base is
-    opened: an optimizer may want a closure (LBFGS), sparse gradients (SparseAdam) or matrices alone (Muon)."""
+    """Raise `UserError` unless optimizer and schedule can make a step. They are tried on a small weight, before a base
+    is opened: an optimizer may need a closure (LBFGS), sparse gradients (SparseAdam) or only matrices (Muon)."""
     vectors = config.method == "dora" or (config.method == "atoms" and SIGMAS[config.activation].learned)
     shapes = [(2, 2), (2,)] if vectors else [(2, 2)]
     parameters = [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in shapes]

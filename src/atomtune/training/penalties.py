@@ -1,13 +1,13 @@
-"""What may be added to the loss of atoms, and the annealing of their density.
+"""Terms that can be added to the loss of atoms, and the annealing of their density.
 
     l1               (1/LN) Σ ‖s‖₁                      eq. 5: over N tokens of L layers, what multiplies D
     orthogonality    (1/L) Σ (1/M) Σ_{i≠j} cos²(d_i, d_j)
-    density          (1/L) Σ (ρ̂/ρ − 1)²                 ρ̂ = mean of H(c − λ), straight through to λ (jumprelu)
+    density          (1/L) Σ (ρ̂/ρ − 1)²                 ρ̂ = mean of H(c − λ), straight-through gradient to λ (jumprelu)
     annealing        ρ_t = ρ_0 (ρ/ρ_0)^min(1, 2t/T)
 
-Orthogonality is the paper's A.1. It makes atoms less alike; it does not make eq. 16 exact, which asks for atoms that no
-token uses together, not for atoms at right angles (docs/results/paper.md). More atoms than channels cannot all be at
-right angles: the least of the sum is M/C_o − 1. Cosines, because lengths would be penalised along with angles.
+Orthogonality is the paper's A.1. It makes atoms less alike. It does not make eq. 16 exact, which needs atoms that no
+token uses together, not orthogonal atoms (docs/results/paper.md). More atoms than channels cannot all be orthogonal:
+the least value of the sum is then M/C_o − 1. Cosines are used, because products would penalise lengths too.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def density_error(firing: Float[Tensor, "*batch atoms"], density: float) -> Floa
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least, in which sums over tokens neither overflow nor lose what is small."""
+    """In float32 at least, in which sums over tokens neither overflow nor lose small terms."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def annealed(density: float, start: float | None, progress: float) -> float:
-    """ρ_t after a share `progress` of the run."""
+    """ρ_t when a share `progress` of the run is done."""
     return density if start is None else start * (density / start) ** min(1.0, 2 * progress)
 
 
 class Penalties:
-    """The weighted sum of those that a run asks for, over the dictionaries of its adapter."""
+    """The weighted sum of a run's penalties, over the dictionaries of its adapter."""
 
     def __init__(self, config: CustomizeConfig, dictionaries: Sequence[SparseDictionary]) -> None:
         self.config, self.dictionaries = config, dictionaries
@@ -62,7 +62,7 @@ class Penalties:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Collect what has to be seen while the model runs inside the block."""
+        """Collect the penalties that need codes or coefficients, while the model runs inside the block."""
         self._terms, hooks = [], []
         for dictionary in self.dictionaries:
             if self.config.l1:
@@ -79,12 +79,12 @@ class Penalties:
         self._terms.append(self.config.l1 * l1(inputs[0]))
 
     def _saw_coefficients(self, sigma: Any, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
-        # The coefficients are cut off: those that are near λ should not move because of the count.
+        # Detached: the density should move λ, and not the coefficients that are near λ.
         error = density_error(sigma.firing(_wide(inputs[0].detach())), self.config.density)
         self._terms.append(self.config.density_penalty * error)
 
     def total(self) -> Tensor | float:
-        """Their sum, for the model's last run. Zero when there are none."""
+        """The sum of all penalties for the model's last run. Zero if there are none."""
         terms = self._terms
         if self.config.orthogonality:
             weight = self.config.orthogonality

@@ -1,6 +1,6 @@
-"""Recipes: YAML files of options, some of which ship with atomtune, and how a configuration comes out of them.
+"""Recipes: YAML files of options, some of which ship with atomtune, and how a run's configuration is made from them.
 
-options > the YAML that was asked for > the recipe that ships for the base > the defaults of `CustomizeConfig`
+options > the YAML that was named > atomtune's recipe for the base > the defaults of `CustomizeConfig`
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from atomtune.training.config import LENGTH, CustomizeConfig, convert
 
 RECIPES = resources.files("atomtune.training") / "recipes"
 FEW_ATOMS, ONE_IMAGE = "few-atoms", "one-image"
-"""What the name of a recipe ends with that is for a small `total_atoms`, or for a single image."""
+"""Endings of the names of recipes for a small `total_atoms`, and for a single image."""
 
 
 def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
-    which wins over the recipe that ships for the base, which wins over the defaults."""
+    which wins over atomtune's recipe for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
     kind = "" if given.get("total_atoms") is None else FEW_ATOMS
     values = recipe_for(given.get("base", CustomizeConfig.base), given, kind) | given
@@ -62,9 +62,9 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def recipe_for(base: str, given: Collection[str] = (), kind: str = "") -> dict[str, Any]:
-    """The recipe that ships for a base, or nothing: the first by name, or the one whose name ends with `kind`.
+    """The options of atomtune's recipe for a base, or none: the first by name, or the one whose name ends with `kind`.
 
-    Its `LENGTH` is left out when `given`, the options that were named, say one.
+    The recipe's `LENGTH` is left out if `given`, the options that the user named, has one.
     """
     for name in recipe_names():
         if name.endswith(kind) and (recipe := load_recipe(name))["base"] == base:

@@ -1,4 +1,4 @@
-"""A run as a whole: images in, adapter out, in a folder of its own."""
+"""A whole run: learn an adapter from images, and write everything into one folder."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str,
 
     Takes a `CustomizeConfig`, or the images and any of its fields as keywords; then the recipe for the base applies,
     as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`, and the list of them, `atomtune-files.txt`; what is not in the list is neither removed nor replaced.
-    Where the same run was stopped it continues; where it has finished it goes on to more `steps` or `epochs`, or
-    returns its numbers if there are no more. Raises `UserError`, and `KeyboardInterrupt` with a sentence that says how
-    to continue when Ctrl-C or SIGTERM ended the training after a step, which is saved.
+    into `out`, and the list of them, `atomtune-files.txt`; other files are neither removed nor replaced. A
+    stopped run continues. A finished run goes on if more `steps` or `epochs` are given, and else returns its numbers.
+    Raises `UserError`, and `KeyboardInterrupt` with a sentence about how to continue when Ctrl-C or SIGTERM stopped
+    the training, after a checkpoint was saved.
     """
     config = images if isinstance(images, CustomizeConfig) else configure(images=images, **options)
     try:
@@ -66,15 +66,16 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         refuse_other_method(config, config.init_adapter)
     accelerator = _accelerator(config)
-    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # what "auto" came to
+    config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # in place of "auto"
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
-    accelerator.wait_for_everyone()  # before the main process writes what the others look at
-    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])  # its parts go to the device to work
+    accelerator.wait_for_everyone()  # the main process writes files that the others read here
+    # on the CPU: its parts go to the device when they work
+    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])
     if config.init_adapter is not None:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
@@ -92,7 +93,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         if main:
             manifest.record(config.out, config.out / "config.yaml", config.out / RECORD)
             write_text(config.out / RECORD, json.dumps(content))
-            resolved = config.to_dict() | {"overwrite": False}  # or starting again from this file would start over
+            resolved = config.to_dict() | {"overwrite": False}  # else a start from this file would delete the run
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
@@ -101,13 +102,13 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
             if main and not trained:
-                manifest.clear(config.out)  # refused options leave nothing behind
+                manifest.clear(config.out)  # a refused run leaves no files
             raise
     return trainer.finish()
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
-    """Accelerate, told everything that the run's record says, so that no environment variable says otherwise."""
+    """The `Accelerator`, with all settings of the run given, so that no environment variable changes them."""
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
@@ -116,13 +117,13 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     _refuse_sharding()
     device, state = pick_device(config.device), PartialState()
     if state.num_processes > 1 and device != state.device:
-        raise UserError(f"each of {state.num_processes} processes takes a device of its own: leave the device out.")
+        raise UserError(f"each of {state.num_processes} processes has a device of its own: leave the device out.")
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
     _warn_overruled(config, precision)
-    AcceleratorState._reset_state()  # or a second run in one process could not have another precision
-    state.device = device  # accelerate has no argument for it, and reads it here again and again
+    AcceleratorState._reset_state()  # so that a second run in one process can have another precision
+    state.device = device  # accelerate has no argument for the device, and always reads it here
     try:
         return Accelerator(
             mixed_precision=precision,
@@ -134,7 +135,7 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     except ValueError as error:
         if "mixed precision" not in str(error):
             raise
-        raise UserError(f"{precision} does not go on the device {str(device)!r}: {error}") from error
+        raise UserError(f"{precision} cannot be used on the device {str(device)!r}: {error}") from error
 
 
 def _refuse_unknown_tracker(name: str) -> None:
@@ -148,7 +149,7 @@ def _refuse_unknown_tracker(name: str) -> None:
 
 
 def _refuse_sharding() -> None:
-    """Raise `UserError` if the environment asks accelerate for what a run cannot do."""
+    """Raise `UserError` if the environment asks accelerate to split the model, which a run cannot do."""
     for variable, what in SHARDING.items():
         if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
             raise UserError(
@@ -158,8 +159,8 @@ def _refuse_sharding() -> None:
 
 
 def _warn_overruled(config: CustomizeConfig, precision: str) -> None:
-    """Say what the environment asks of accelerate and the run's own options overrule."""
-    overruled = {  # variable: the option that holds instead, and what does not differ from not being set
+    """Warn about settings of accelerate in the environment that the run's own options replace."""
+    overruled = {  # variable: the option that replaces it, the run's value, and the value that means unset
         "ACCELERATE_MIXED_PRECISION": ("mixed_precision", precision, "no"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
             "gradient_accumulation_steps", str(config.gradient_accumulation_steps), "1",

@@ -1,7 +1,8 @@
 """The training loop, and how it stops and continues.
 
 Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the images from (seed,
-epoch). So the step is the position in the data, and a run that was killed and started again ends with the same bits.
+epoch). So the step is also the position in the data, and a run that was killed and started again ends with the same
+bits.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# As in diffusers' scripts: the frozen base in the precision of the run, what is trained in float32.
+# As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHUFFLE, NOISE, DROPOUT = range(3)  # streams of random numbers
 
@@ -57,7 +58,7 @@ def _generator(*counters: int) -> torch.Generator:
 
 
 class Trainer:
-    """The training loop and what it holds."""
+    """The training loop, with the model, the optimizer and the numbers of a run."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Trainer:
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
-        if self.accelerator.optimizer_step_was_skipped:  # numbers overflowed in fp16
+        if self.accelerator.optimizer_step_was_skipped:  # because numbers overflowed in fp16
             for dictionary in self.dictionaries:
                 dictionary.sigma.discard_observations()
         loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
@@ -153,7 +154,8 @@ class Trainer:
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
     def _images(self, micro: int) -> list[int]:
-        """Which images this process sees now: every image once an epoch, in an order of its own."""
+        """Indices of this process's images in this step: every image once in an epoch, in another order in each
+        epoch."""
         config, count = self.config, len(self.cache.conditionings)
         batch = (self.step * config.gradient_accumulation_steps + micro) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * config.batch_size
@@ -177,7 +179,8 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Train to the end, write the result and return its numbers.
 
-        Ctrl-C and SIGTERM end it after the step, with a checkpoint: `KeyboardInterrupt`, which says how to continue.
+        Ctrl-C and SIGTERM end the training after the step, with a checkpoint, and raise `KeyboardInterrupt` with a
+        sentence about how to continue.
         """
         try:
             return self._finish()
@@ -189,7 +192,7 @@ class Trainer:
         self._start_trackers()
         self.wrapped.train()
         if self._sample_is_due() and not list((config.out / "samples").glob(f"step-{self.step:06d}-*")):
-            self._sample()  # it was stopped between the checkpoint and its samples
+            self._sample()  # the run was stopped between the checkpoint and its samples
         started, before = time.perf_counter(), self.seconds
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
         with bar, Interruption(bar.show_stopping) as interruption:
@@ -226,7 +229,8 @@ class Trainer:
         return summary
 
     def _start_trackers(self) -> None:
-        """Start the trackers of `report_to`. They choose the names of their files, so these are listed afterwards."""
+        """Start the trackers of `report_to`. They choose the names of their files, so the files are listed
+        afterwards."""
         logs = self.config.out / "logs"
         before = {*logs.glob("customize"), *logs.glob("customize/**/*")}
         self.accelerator.init_trackers("customize", self._hyperparameters())
@@ -255,7 +259,7 @@ class Trainer:
         return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
 
     def _measured_advance(self) -> None:
-        """A step during which the codes are counted."""
+        """One optimizer step, in which codes are counted for the numbers of the run."""
         if self.config.method != "atoms":
             self._advance()
             return
@@ -263,7 +267,7 @@ class Trainer:
 
         with trace(self.model) as counts:
             self._advance()
-        for layer in counts.layers:  # a running mean, which the adapter carries: how much each atom is used
+        for layer in counts.layers:  # a running mean, saved with the adapter: how much each atom is used
             layer.dictionary.usage.lerp_(self._mean(layer.usage), 0.2)
         by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
@@ -276,7 +280,7 @@ class Trainer:
         }
 
     def _mean(self, tensor: Tensor) -> Tensor:
-        """Over processes."""
+        """The mean over processes."""
         return self.accelerator.reduce(tensor, "mean")  # pyright: ignore[reportReturnType]
 
     def _numbers(self) -> dict[str, Any]:
@@ -305,7 +309,7 @@ class Trainer:
         }
 
     def _sample(self) -> list[str]:
-        """Draw the sample prompts into `samples/`; the autoencoder is on the device for as long as it decodes."""
+        """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
         if not self.accelerator.is_main_process:
             return []
         files = []
@@ -356,7 +360,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _finished_checkpoint(self) -> str | None:
-        """Name of the checkpoint that summary.json speaks of, while a finished run goes on to more steps."""
+        """Name of the checkpoint that summary.json names, while a finished run goes on to more steps."""
         summary = self.config.out / "summary.json"
         return Path(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"]).name if summary.is_file() else None
 
@@ -372,7 +376,7 @@ class Trainer:
         logger.info("continuing from %s", checkpoint)
 
     def _follow_schedule(self) -> None:
-        """The learning rate of the schedule as it is now: a run that goes on to more steps has a longer one."""
+        """Set the learning rate of the present schedule, which is longer when a run goes on to more steps."""
         schedule = self.schedule.scheduler
         rates = [rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
         for group, rate in zip(self.optimizer.param_groups, rates):
