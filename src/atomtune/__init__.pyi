@@ -41,3 +41,5 @@ from .tracing import Trace as Trace
 from .tracing import trace as trace
 from .training.config import CustomizeConfig as CustomizeConfig
 from .training.run import customize as customize
+
+__all__: list[str]

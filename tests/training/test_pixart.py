@@ -13,6 +13,7 @@ from PIL import Image
 import atomtune
 from atomtune.bases import load_base
 from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.training import load_recipe
 from tests.training.run_and_die import customize
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth256" / "dog"
@@ -25,7 +26,7 @@ PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth256" / 
 )
 def test_customize_kill_resume_generate(base, tmp_path):
     out = tmp_path / "run"
-    recipe = {**atomtune.training.load_recipe("pixart-sigma"), "base": base, "epochs": 2, "checkpoint_every": 3}
+    recipe = {**load_recipe("pixart-sigma"), "base": base, "epochs": 2, "checkpoint_every": 3}
     options = {**recipe, "images": str(PHOTOGRAPHS), "class_name": "dog", "out": str(out), "sample_every": 4}
     assert customize("step:7", **options) == -signal.SIGKILL
     assert (out / "checkpoints" / "step-000006").is_dir()

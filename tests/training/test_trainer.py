@@ -16,6 +16,7 @@ from transformers import T5EncoderModel
 
 import atomtune
 from atomtune.bases import load_base
+from atomtune.moji import random_pipeline
 from atomtune.sampling import read_settings
 from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import configure, trainer
@@ -229,7 +230,7 @@ def test_the_seed_decides_everything(run, tmp_path):
 
 
 def test_moji_by_its_name_and_recipe(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("atomtune.moji.load", lambda *args: atomtune.moji.random_pipeline())
+    monkeypatch.setattr("atomtune.moji.load", lambda *args: random_pipeline())
     summary = atomtune.customize(images, class_name="dog", out=tmp_path / "run", steps=2)
     assert (summary["base"], summary["resolution"], summary["method"]) == ("moji", 64, "atoms")
     assert summary["trainable_parameters"] == 8 * 2 * 256 * 256

@@ -31,9 +31,9 @@ from atomtune.method.sigma import SigmaConfig
 class DictionaryEncoder(nn.Module):
     """x W_s. Row m of `weight` [M, C_i] is the column of W_s for atom m.
 
-    This class and `DictionaryDecoder` compute in the precision of the input or of the weight, whichever is finer. The weight is
-    read only in `forward`: if a model is offloaded, or stored in fewer bits than it computes in, hooks provide the
-    weight only while a module's `forward` runs.
+    This class and `DictionaryDecoder` compute in the precision of the input or of the weight, whichever is finer. The
+    weight is read only in `forward`: if a model is offloaded, or stored in fewer bits than it computes in, hooks
+    provide the weight only while a module's `forward` runs.
     """
 
     weight: Tensor

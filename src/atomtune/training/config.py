@@ -23,7 +23,7 @@ LENGTH = ("steps", "epochs")
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Text that may begin with a dash on the command line."""
 
-Activation = Literal[tuple(SIGMAS)]  # pyright: ignore[reportInvalidTypeForm]
+Activation = str if typing.TYPE_CHECKING else Literal[tuple(SIGMAS)]
 
 
 @dataclasses.dataclass
