@@ -23,7 +23,10 @@ LENGTH = ("steps", "epochs")
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Text that may begin with a dash on the command line."""
 
-Activation = str if typing.TYPE_CHECKING else Literal[tuple(SIGMAS)]
+if typing.TYPE_CHECKING:
+    Activation = str
+else:
+    Activation = Literal[tuple(SIGMAS)]
 
 
 @dataclasses.dataclass
