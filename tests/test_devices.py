@@ -24,7 +24,7 @@ def test_a_device_that_is_not_there_is_a_sentence(name):
 
 
 def test_nothing_is_computed_on_meta():
-    with pytest.raises(UserError, match="nothing is computed on the device 'meta'"):
+    with pytest.raises(UserError, match="the device 'meta' computes nothing"):
         pick_device("meta")
 
 

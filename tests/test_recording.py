@@ -140,7 +140,7 @@ def test_energies_of_a_trace_from_before_pruning_are_given_to_the_same_atoms():
         sampling(model)
     board(other := adapted()).only(["L1[3]", "L1[4]"])
     other.prune()
-    with pytest.raises(UserError, match=r"there is no 'L1\[3\]' in this trace: give one of the adapter"):
+    with pytest.raises(UserError, match=r"there is no 'L1\[3\]' in this trace: give a trace of the adapter"):
         importance(other, traced=t)
 
 

@@ -139,7 +139,7 @@ def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(pipe):
 
 
 def test_a_negative_prompt_that_would_do_nothing_is_refused(pipe):
-    with pytest.raises(UserError, match="guidance_scale is 1, which is none"):
+    with pytest.raises(UserError, match="guidance_scale is 1, which means none"):
         generate(pipe, "a dog", guidance_scale=1.0, negative_prompt="snow")
 
     class Distilled(PixArtSigmaPipeline):

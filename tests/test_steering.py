@@ -119,7 +119,7 @@ def test_keep_takes_the_largest_over_the_model_or_in_each_layer(targets):
 def test_without_scores_keep_goes_by_the_energy_of_training():
     model = wake(get_peft_model(transformer(), atom_config()))
     atoms = board(model)
-    with pytest.raises(UserError, match="does not say how much its atoms were used in training"):
+    with pytest.raises(UserError, match="has no record of how much its atoms were used in training"):
         atoms.keep(3)
     for dictionary in atoms.dictionaries:
         dictionary.usage.copy_(torch.arange(18.0))

@@ -143,7 +143,7 @@ def test_the_same_command_draws_what_is_missing(run, tmp_path, capsys):
     files[1].unlink()
     capsys.readouterr()
     main(command)
-    assert "3 images" in (said := capsys.readouterr().out) and "2 were there already" in said
+    assert "3 images" in (said := capsys.readouterr().out) and "2 of them had been drawn before" in said
     after = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     assert (after[0], after[2]) == (before[0], before[2]) and after[1] != before[1]
 

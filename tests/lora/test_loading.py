@@ -70,7 +70,7 @@ def test_what_is_for_text_encoders_is_left_out_and_told(opened, tmp_path, caplog
     text = {key + ".weight": x for key, x in text.items()}
     save_file(kohya(state, "lora_unet_") | kohya(text, "lora_te_"), tmp_path / "a.safetensors")
     assert merged(load_lora(fresh(), tmp_path / "a.safetensors")).keys() == expected.keys()
-    assert "text encoders is left out" in caplog.text
+    assert "text encoders are left out" in caplog.text
 
 
 def change(state, name):
@@ -126,5 +126,5 @@ def test_broken_files_are_refused(tmp_path):
         with pytest.raises(UserError, match=sentence):
             load_lora(pipe, tmp_path / name)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is half of an adapter: name its folder"):
+    with pytest.raises(UserError, match="is only a part of an adapter: give its folder"):
         load_lora(pipe, good)

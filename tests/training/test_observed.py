@@ -194,7 +194,7 @@ def test_latents_are_standardized_where_the_pipeline_does_so():
 def test_statistics_that_the_pipeline_passes_over_are_refused(statistics):
     pipe = tiny_others.stable_diffusion()
     pipe.vae.register_to_config(**statistics)
-    with pytest.raises(UserError, match="StableDiffusionPipeline undoes the scaling of its latents otherwise"):
+    with pytest.raises(UserError, match="StableDiffusionPipeline does not undo the scaling of its latents"):
         check(pipe)
 
 
