@@ -216,3 +216,15 @@ def test_a_preset_for_another_adapter_changes_nothing(tmp_path):
     with pytest.raises(UserError, match="could not be read"):
         atoms.apply(tmp_path / "bad.json")
     assert atoms.preset() == {"gain": {"L0[3]": 0.5}}
+
+
+def test_what_is_printed_says_where_an_atom_sits():
+    atoms = board(get_peft_model(transformer(), atom_config(density=0.2)))
+    atoms["L1[4]"].gain = 0.5
+    atoms.drop(["L1[4]"])
+    assert repr(atoms["L1[4]"]) == "<L1[4] of transformer_blocks.1.attn1: head 0, gain 0.5, dropped>"
+    assert repr(atoms).splitlines() == [
+        "AtomBoard of 'default': 36 atoms in 2 layers, 35 kept",
+        "  <L0 = transformer_blocks.0.attn1: 18 atoms, density 0.222>",
+        "  <L1 = transformer_blocks.1.attn1: 18 atoms, density 0.222>",
+    ]

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from atomtune.adapters import AtomLayer, adapted_layers
+from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
@@ -36,12 +37,17 @@ from atomtune.method.dictionary import SparseDictionary
 from atomtune.tracing import bare_model, timesteps
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Atom:
-    """One atom: row `index` of a layer's dictionary."""
+    """One atom: row `index` of the dictionary of a layer, the module `name` of the model."""
 
     dictionary: SparseDictionary
     index: int
+    name: str = ""
+
+    def __repr__(self) -> str:
+        dropped = "" if self.kept else ", dropped"
+        return f"<{self.address} of {self.name}: head {self.head}, gain {self.gain:g}{dropped}>"
 
     @property
     def address(self) -> str:
@@ -72,11 +78,15 @@ class Atom:
         return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Layer:
-    """The atoms of one layer. Iterating gives each `Atom`."""
+    """The atoms of one layer, the module `name` of the model. Iterating gives each `Atom`."""
 
     dictionary: SparseDictionary
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.address} = {self.name}: {len(self):,} atoms, density {self.density:.3g}>"
 
     @property
     def address(self) -> str:
@@ -86,7 +96,7 @@ class Layer:
         return self.dictionary.num_atoms
 
     def __iter__(self) -> Iterator[Atom]:
-        return (Atom(self.dictionary, index) for index in range(len(self)))
+        return (Atom(self.dictionary, index, self.name) for index in range(len(self)))
 
     @property
     def gain(self) -> Float[Tensor, " atoms"]:
@@ -118,12 +128,21 @@ class AtomBoard:
         self.adapter = adapter
         self.model = bare_model(model)
         """The adapted model, without PEFT's wrapper."""
-        self.layers: list[AtomLayer] = adapted_layers(model, adapter)
+        layers = named_layers(self.model, adapter)
+        self.layers: list[AtomLayer] = list(layers.values())
         """In the order of their addresses: L0, L1, ..."""
+        self.names = list(layers)
+        """Of each layer, the module that its atoms adapt."""
         if not self.layers:
             raise UserError(
                 f"{type(model).__name__} carries no atoms under the name {adapter!r}: attach or load an adapter."
             )
+
+    def __repr__(self) -> str:
+        lines = [
+            f"AtomBoard of {self.adapter!r}: {len(self):,} atoms in {len(self.layers)} layers, {len(self.kept):,} kept"
+        ]
+        return "\n".join([*lines, *(f"  {Layer(*pair)!r}" for pair in zip(self.dictionaries, self.names))])
 
     @property
     def dictionaries(self) -> list[SparseDictionary]:
@@ -137,13 +156,14 @@ class AtomBoard:
         return self.num_atoms
 
     def __iter__(self) -> Iterator[Atom]:
-        return (atom for dictionary in self.dictionaries for atom in Layer(dictionary))
+        return (atom for pair in zip(self.dictionaries, self.names) for atom in Layer(*pair))
 
     def __getitem__(self, address: str) -> Any:
         """The `Atom` at "L3[139]", or the `Layer` at "L3". Raises `UserError` when there is none."""
         dictionaries = self.dictionaries
         place, row = find(address, [(int(d.layer), d.id) for d in dictionaries], "adapter")
-        return Layer(dictionaries[place]) if row is None else Atom(dictionaries[place], row)
+        dictionary, name = dictionaries[place], self.names[place]
+        return Layer(dictionary, name) if row is None else Atom(dictionary, row, name)
 
     # -- dials ------------------------------------------------------------------------------------------------------
 
