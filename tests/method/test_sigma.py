@@ -159,3 +159,11 @@ def test_what_was_followed_while_training_is_saved_with_the_adapter(tmp_path, op
     assert torch.equal(run(again), expected)
     trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"weight"} | ({"log_threshold"} if "jumprelu" in options.values() else set())
+
+
+@pytest.mark.parametrize("activation", SIGMAS)
+def test_several_densities_before_there_are_several_groups(activation):
+    """All atoms are in the first group."""
+    c = coefficients(50, 10)
+    one, two = (SigmaConfig(activation, density=ρ).build(10).double() for ρ in (0.3, (0.3, 0.5)))
+    assert torch.equal(one(c), two(c))

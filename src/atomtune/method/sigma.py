@@ -226,8 +226,10 @@ class TopK(Sigma):
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if len(self.k_max) == 1:
             return top_k(coefficients, self.k[0], self.k_max[0])
-        groups = coefficients.split(self.group_sizes, dim=-1)
-        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
+        groups, sizes = coefficients.split(self.group_sizes, dim=-1), self.group_sizes
+        # A fresh adapter with several densities has all its atoms in the first group.
+        most = [min(size, k_max) for size, k_max in zip(sizes, self.k_max)]
+        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, most)], dim=-1)
 
 
 class BatchTopK(Sigma):
