@@ -46,7 +46,7 @@ def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
         block = block.replace('"photos/teapot"', repr(str(images)))
         exec(re.sub(r"generate\((.*)\)", r"generate(\1, steps=2)", block), scope)
     assert set(scope["board"].preset()) == {"density", "gain", "dropped", "schedule"}
-    assert scope["layer"].maps(139).shape == (4, 64)
+    assert scope["atom"].maps().shape == (4, 64) and scope["layer"].maps().shape == (4, 64, 256)
 
 
 PAGES = [

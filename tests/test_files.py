@@ -147,7 +147,7 @@ def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "unmounted" / "disk")
     for write in (lambda path: write_text(path, "text"), lambda path: atomic_folder(path).__enter__(), refuse_output):
         for path in (tmp_path / "link", tmp_path / "link" / "run"):
-            with pytest.raises(UserError, match=r"is a link to .*disk, which is not there"):
+            with pytest.raises(UserError, match=r"is a link to .*disk, which does not exist"):
                 write(path)
     assert names(tmp_path) == ["link"] and (tmp_path / "link").is_symlink()
 
