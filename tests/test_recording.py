@@ -199,3 +199,15 @@ def test_a_map_of_one_atom_does_not_lay_out_the_others():
     with Largest() as largest:
         next(iter(layer)).maps()
     assert largest.elements <= 2 * 400
+
+
+def test_energies_of_atoms_that_were_pruned_inside_the_block_are_refused():
+    """One atom is left: its norm must not become that of all."""
+    model = adapted()
+    with trace(model) as t:
+        run(model)
+        board(model).only(["L0[3]", "L1"])
+        model.prune()
+    assert t["L0"].usage.any() and t["L1"].mean_energy.any()
+    with pytest.raises(UserError, match="prune outside the block"):
+        _ = t["L0"].mean_energy

@@ -228,3 +228,23 @@ def test_what_is_printed_says_where_an_atom_sits():
         "  <L0 = transformer_blocks.0.attn1: 18 atoms, density 0.222>",
         "  <L1 = transformer_blocks.1.attn1: 18 atoms, density 0.222>",
     ]
+
+
+def test_a_board_from_before_pruning_stays_usable_when_a_layer_is_gone():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms = board(model)
+    atoms.only(["L1[3]", "L1[7]"])
+    model.prune()
+    assert atoms.kept == ["L1[3]", "L1[7]"] == board(model).kept
+    assert repr(atoms) == repr(board(model))
+    atoms.reset()
+    with pytest.raises(UserError, match="no 'L0'"):
+        atoms["L0"]
+
+
+def test_scores_of_another_adapter_are_refused():
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    for scores in ([torch.rand(18)], [torch.rand(18), torch.rand(17)]):
+        with pytest.raises(UserError, match=r"a score for each atom: expected \[18, 18\]"):
+            atoms.keep(3, by=scores)
+    assert len(atoms.kept) == 36

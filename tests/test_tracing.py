@@ -190,3 +190,33 @@ def test_statistics_of_a_long_run_take_no_more_memory_than_of_a_short_one():
         sizes.append([len(layer.by_timestep) for layer in t.layers])
         assert not any(layer.codes for layer in t.layers)
     assert sizes[0] == sizes[1] == [3, 3]
+
+
+def test_runs_without_the_adapter_count_as_samples_in_which_no_atom_acts():
+    model = adapted()
+    with trace(model, codes=True) as t:
+        with model.disable_adapter():
+            run(model)
+        run(model)
+    energy = t["L0"].mean_energy_by_sample
+    assert len(energy) == 4 and not energy[:2].any() and energy[2:].any()
+
+
+def test_numbers_of_a_trace_that_saw_nothing_are_refused_or_empty():
+    with trace(adapted()) as t:
+        pass
+    with pytest.raises(UserError, match="the trace saw no tokens"):
+        _ = t.density
+    assert t["L0"].mean_energy_by_sample.shape == (0, 18)
+
+
+def test_a_trace_cannot_be_entered_inside_its_own_block():
+    model = adapted()
+    with trace(model) as t:
+        run(model)
+        with pytest.raises(UserError, match="recording already"), t:
+            pass
+    tokens = t["L0"].tokens
+    run(model)
+    assert t["L0"].tokens == tokens > 0
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

@@ -127,7 +127,7 @@ class LayerTrace:
         codes = codes.detach()
         codes = codes.reshape(codes.shape[0], -1, codes.shape[-1]) if codes.ndim > 2 else codes[None]
         if codes.shape[2] != len(self):
-            raise UserError(f"the atoms of {self.address} were pruned while they were traced: prune outside the block.")
+            raise self._pruned()
         magnitudes = codes.abs()
         fired, magnitude = (codes != 0).sum(1), magnitudes.sum(1, dtype=torch.float32)  # [batch, atoms]
         peak, tokens = magnitudes.amax(1).float(), codes.shape[1]
@@ -144,7 +144,7 @@ class LayerTrace:
                     self.by_timestep[t][half].add(total)
         for row in range(first, len(codes)):
             sample = run.first_sample + row - first
-            if sample == len(self.samples):
+            while len(self.samples) <= sample:  # more than one, if runs before this one left the layer's atoms out
                 self.samples.append(TokenSums.zero(len(self), codes.device))
             self.samples[sample].add(TokenSums(fired[row], magnitude[row], peak[row], tokens))
         if self.keep_codes:
@@ -155,10 +155,18 @@ class LayerTrace:
 
     def close(self) -> None:
         """Store the norms of the present atoms, which the energies need."""
-        self._norms = self._direction_norms()
+        if self.dictionary.num_atoms == len(self):
+            self._norms = self._direction_norms()
 
     def _direction_norms(self) -> Float[Tensor, " atoms"]:
-        return self.dictionary.atoms().norm(dim=1) if self._norms is None else self._norms
+        if self._norms is not None:
+            return self._norms
+        if self.dictionary.num_atoms != len(self):
+            raise self._pruned()
+        return self.dictionary.atoms().norm(dim=1)
+
+    def _pruned(self) -> UserError:
+        return UserError(f"the atoms of {self.address} were pruned while they were traced: prune outside the block.")
 
     def total(self, unguided: bool = False) -> TokenSums:
         """Sums over all timesteps."""
@@ -208,7 +216,10 @@ class LayerTrace:
     @property
     def mean_energy_by_sample(self) -> Float[Tensor, "samples atoms"]:
         """`mean_energy` in each sample: in which images an atom acts most."""
-        return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * self._direction_norms()
+        norms = self._direction_norms()
+        if not self.samples:
+            return norms.new_zeros(0, len(self))
+        return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * norms
 
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False

@@ -128,11 +128,7 @@ class AtomBoard:
         self.adapter = adapter
         self.model = bare_model(model)
         """The adapted model, without PEFT's wrapper."""
-        layers = named_layers(self.model, adapter)
-        self.layers: list[AtomLayer] = list(layers.values())
-        """In the order of their addresses: L0, L1, ..."""
-        self.names = list(layers)
-        """Of each layer, the module that its atoms adapt."""
+        self._found = named_layers(self.model, adapter)
         if not self.layers:
             raise UserError(
                 f"{type(model).__name__} carries no atoms under the name {adapter!r}: attach or load an adapter."
@@ -143,6 +139,21 @@ class AtomBoard:
             f"AtomBoard of {self.adapter!r}: {len(self):,} atoms in {len(self.layers)} layers, {len(self.kept):,} kept"
         ]
         return "\n".join([*lines, *(f"  {Layer(*pair)!r}" for pair in zip(self.dictionaries, self.names))])
+
+    @property
+    def _layers(self) -> dict[str, AtomLayer]:
+        """Without layers that lost the adapter since, as by pruning."""
+        return {name: layer for name, layer in self._found.items() if self.adapter in layer.atoms_dictionaries}
+
+    @property
+    def layers(self) -> list[AtomLayer]:
+        """In the order of their addresses: L0, L1, ..."""
+        return list(self._layers.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Of each layer, the module that its atoms adapt."""
+        return list(self._layers)
 
     @property
     def dictionaries(self) -> list[SparseDictionary]:
@@ -186,6 +197,8 @@ class AtomBoard:
         if count < 1:
             raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
         scores = self.mean_energy() if by is None else [score.float() for score in by]
+        if (given := [len(score) for score in scores]) != (sizes := [d.num_atoms for d in self.dictionaries]):
+            raise UserError(f"there must be a score for each atom: expected {sizes} in the layers, got {given}.")
         present = [d.gain.new_ones(d.num_atoms) if d.kept is None else d.kept for d in self.dictionaries]
         scores = [score.cpu().masked_fill(there.cpu() == 0, -torch.inf) for score, there in zip(scores, present)]
         if per_layer:

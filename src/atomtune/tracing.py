@@ -63,6 +63,8 @@ class Trace:
         """The tokens of each sample, for a text model with `codes=True`."""
 
     def __enter__(self) -> Trace:
+        if self._hooks:
+            raise UserError("this trace is recording already: use another one for a block inside its block.")
         self._run = self._before = ModelRun()
         self.input_ids = []
         adapted = adapted_layers(self._model, self._adapter)
@@ -82,6 +84,7 @@ class Trace:
     def __exit__(self, *_exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
         for layer in self.layers:
             layer.close()
 
@@ -123,7 +126,8 @@ class Trace:
     @property
     def density(self) -> float:
         """Mean share of a layer's atoms that one token uses."""
-        return self._fired / sum(layer.tokens * len(layer) for layer in self.layers)
+        fired = self.active_per_token * self._tokens  # raises if no tokens were seen
+        return fired / sum(layer.tokens * len(layer) for layer in self.layers)
 
     @property
     def alive(self) -> int:

@@ -119,8 +119,7 @@ def test_pruning_takes_the_thresholds_along(options):
     expected = dictionary(x)
     dictionary.prune()
     assert dictionary.num_atoms == 6
-    if options["activation"] != "batch_topk":  # whose λ belongs to k of M, and M has changed
-        assert_close(dictionary(x), expected)
+    assert_close(dictionary(x), expected)
     assert all(len(value) == 6 for name, value in σ.state_dict().items() if name != "k")
 
 
@@ -159,3 +158,47 @@ def test_what_was_followed_while_training_is_saved_with_the_adapter(tmp_path, op
     assert torch.equal(run(again), expected)
     trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"weight"} | ({"log_threshold"} if "jumprelu" in options.values() else set())
+
+
+@pytest.mark.parametrize("activation", SIGMAS)
+def test_several_densities_before_there_are_several_groups(activation):
+    """All atoms are in the first group."""
+    c = coefficients(50, 10)
+    one, two = (SigmaConfig(activation, density=ρ).build(10).double() for ρ in (0.3, (0.3, 0.5)))
+    assert torch.equal(one(c), two(c))
+
+
+@pytest.mark.parametrize("left", [20, 3])
+@pytest.mark.parametrize("groups", [[32], [24, 8]])
+def test_batch_topk_keeps_its_threshold_when_atoms_are_pruned_and_when_it_is_loaded(left, groups):
+    """Also with fewer atoms left than k. The density stays a dial, and training goes on."""
+
+    def dictionary(atoms: int) -> Any:
+        return SparseDictionary(6, atoms, 7, SigmaConfig("batch_topk", (0.2,) * len(groups)))
+
+    torch.manual_seed(0)
+    full = dictionary(32)
+    full.group.copy_(torch.arange(len(groups)).repeat_interleave(torch.tensor(groups)))
+    full.update_layout()
+    torch.nn.init.normal_(full.decoder.weight)
+    for _ in range(5):
+        full(torch.randn(64, 6))
+        full.sigma.update_estimates()
+    full.eval()
+    full.keep_only(torch.randperm(32) < left)
+    x = torch.randn(200, 6)
+    expected = full(x)
+    full.prune()
+    assert_close(full(x), expected)
+    again = dictionary(left).eval()
+    again.load_state_dict(full.state_dict())
+    assert_close(again(x), expected)
+    active = []
+    for density in (0.05, 0.2, 1.0):
+        again.sigma.set_density(density)
+        active.append(int((again.codes(x) != 0).sum()))
+    assert active == sorted(active)
+    again.sigma.reset_density()
+    assert_close(again(x), expected)
+    again.train()(x)
+    again.sigma.update_estimates()

@@ -219,6 +219,8 @@ def test_a_hot_swapped_adapter_is_the_other_one(base, tmp_path):
     save_adapter(two, tmp_path / "two", base=base)
     board(one).drop(["L0[2]"])
     board(one)["L0[1]"].gain = 0.2
+    board(one).schedule = {1000: 0.3, 0: 0.1}
+    draw(one)
     load_adapter(one, tmp_path / "two", hotswap=True)
     assert_close(draw(one), draw(two), atol=0, rtol=0)
 

@@ -200,12 +200,16 @@ class SparseDictionary(Dials):
                     continue
                 trains = isinstance(tensor, nn.Parameter)
                 setattr(module, name, nn.Parameter(tensor[rows], tensor.requires_grad) if trains else tensor[rows])
-        self.update_layout()
+        self.seating.seat(self.head.tolist(), self.head.device)
+        self.sigma.set_group_sizes_after_pruning(self._group_sizes())
 
     def update_layout(self) -> None:
         """Update the layout of heads and groups to the `head` and `group` of the atoms."""
         self.seating.seat(self.head.tolist(), self.head.device)
-        self.sigma.set_group_sizes(torch.bincount(self.group, minlength=len(self.sigma.k)).tolist())
+        self.sigma.set_group_sizes(self._group_sizes())
+
+    def _group_sizes(self) -> list[int]:
+        return torch.bincount(self.group, minlength=len(self.sigma.k)).tolist()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -172,6 +172,10 @@ class Sigma(Dials):
             self.k_trained = self.k_max = k
         self._set_k(k)
 
+    def set_group_sizes_after_pruning(self, group_sizes: list[int]) -> None:
+        """The same, after atoms were removed from all tensors. The codes of the others stay as they are."""
+        self.set_group_sizes(group_sizes)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.set_group_sizes(self.group_sizes)
@@ -226,8 +230,10 @@ class TopK(Sigma):
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if len(self.k_max) == 1:
             return top_k(coefficients, self.k[0], self.k_max[0])
-        groups = coefficients.split(self.group_sizes, dim=-1)
-        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, self.k_max)], dim=-1)
+        groups, sizes = coefficients.split(self.group_sizes, dim=-1), self.group_sizes
+        # A fresh adapter with several densities has all its atoms in the first group.
+        most = [min(size, k_max) for size, k_max in zip(sizes, self.k_max)]
+        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, most)], dim=-1)
 
 
 class BatchTopK(Sigma):
@@ -258,13 +264,34 @@ class BatchTopK(Sigma):
     def _set_k(self, k: list[int]) -> None:
         super()._set_k(k)
         if sum(self.group_sizes) == len(self.levels):
-            # Made on the device: a copy to a GPU in every training step would make the CPU wait.
-            new, sizes = self.levels.new_full, self.group_sizes
-            share = torch.cat([new((size,), own / max(1, size), dtype=torch.float32) for own, size in zip(k, sizes)])
-            place = -share.log2().clamp(1 - OCTAVES, 0)[:, None]
-            below = place.long().clamp(max=OCTAVES - 2)
-            low, high = self.levels.gather(1, below), self.levels.gather(1, below + 1)
-            self.level.copy_(low.lerp(high, (place - below).to(low))[:, 0])
+            self.level.copy_(self._levels_at(self._octaves(self.group_sizes)[:, None])[:, 0])
+
+    def _octaves(self, rows: list[int]) -> Float[Tensor, " atoms"]:
+        """−log₂ ρ of each atom's group, for so many rows of each group."""
+        # Made on the device: a copy to a GPU in every training step would make the CPU wait.
+        new, k, sizes = self.levels.new_full, self.k_now, self.group_sizes
+        each = zip(rows, k, sizes)
+        return -torch.cat([new((n,), own / max(1, size), dtype=torch.float32) for n, own, size in each]).log2()
+
+    def _levels_at(self, octaves: Float[Tensor, "atoms places"]) -> Float[Tensor, "atoms places"]:
+        """λ between the estimates."""
+        place = octaves.clamp(0, OCTAVES - 1)
+        below = place.long().clamp(max=OCTAVES - 2)
+        low, high = self.levels.gather(1, below), self.levels.gather(1, below + 1)
+        return low.lerp(high, (place - below).to(low))
+
+    @torch.no_grad()
+    def set_group_sizes_after_pruning(self, group_sizes: list[int]) -> None:
+        """`levels` belong to shares of the atoms that there were. They become those of the atoms that are left, so that
+        λ at the present k stays the same."""
+        λ, before = self.level.clone(), self._octaves(group_sizes)
+        super().set_group_sizes_after_pruning(group_sizes)
+        now = self._octaves(group_sizes)
+        shifted = torch.arange(OCTAVES, device=now.device) + (before - now)[:, None]
+        self.levels.copy_(self._levels_at(shifted))
+        found = self._levels_at(now[:, None])
+        self.levels.mul_(torch.where(found == 0, 1, λ[:, None] / found))  # what interpolating twice has changed
+        self._set_k(self.k_now)
 
     @torch.no_grad()
     def update_estimates(self) -> None:

@@ -198,6 +198,7 @@ def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
 
     from atomtune.adapters import adapted_layers
     from atomtune.adapters.formats import current
+    from atomtune.steering import board
 
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
@@ -215,8 +216,10 @@ def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
         raise UserError(f"{str(folder)!r} cannot be swapped in, {differ[0]} is {is_now} and was {was}: {instead}")
     model.load_adapter(str(folder), adapter_name)
     model.peft_config[adapter_name] = config
-    for layer in adapted_layers(model, adapter_name):
-        layer.dictionary(adapter_name).keep_only(None)
+    if layers := adapted_layers(model, adapter_name):
+        board(model, adapter_name).schedule = {}
+        for layer in layers:
+            layer.dictionary(adapter_name).keep_only(None)
 
 
 def _shape(tensors: dict[str, Tensor], key: str) -> list[int] | None:
