@@ -5,10 +5,9 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import torch
-from peft import get_peft_model
 from torch.testing import assert_close
 
-from atomtune import AtomConfig, UserError
+from atomtune import UserError
 from atomtune.bases import (
     call_options,
     denoiser,
@@ -17,25 +16,8 @@ from atomtune.bases import (
     load_base,
     native_resolution,
     resolution_for,
-    set_denoiser,
 )
-from tests.tiny_pixart import tiny_pixart
-
-
-def adapted(base: str, config=None):
-    """The base with an adapter that does something."""
-    pipe = load_base(base)
-    model = get_peft_model(denoiser(pipe), config or AtomConfig(target_modules=["attn1"], num_atoms=8))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
-    set_denoiser(pipe, model)
-    return pipe
-
-
-def draw(pipe) -> torch.Tensor:
-    options = call_options(pipe) | {"num_inference_steps": 2, "output_type": "pt"}
-    return pipe("a sks dog", generator=torch.Generator().manual_seed(0), **options).images
+from tests.tiny_pixart import adapted, draw, tiny_pixart
 
 
 def test_a_base_that_does_not_say_its_size_is_left_to_its_own():

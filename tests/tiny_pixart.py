@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+from peft import get_peft_model
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from atomtune import AtomConfig
+from atomtune.bases import call_options, denoiser, load_base, set_denoiser
 
 WORDS = ["a", "the", "on", "of", "in", "sks", "dog", "cat", "photo", "blue", "red", "background", "snow", "beach"]
 AUTOENCODER: dict[str, Any] = {
@@ -66,3 +70,19 @@ def save_tiny_pixart(folder: Path, seed: int = 0, **scheduler_options) -> Path:
 
 if __name__ == "__main__":
     save_tiny_pixart(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+
+
+def adapted(base: str, config=None):
+    """The base with an adapter that does something."""
+    pipe = load_base(base)
+    model = get_peft_model(denoiser(pipe), config or AtomConfig(target_modules=["attn1"], num_atoms=8))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    set_denoiser(pipe, model)
+    return pipe
+
+
+def draw(pipe) -> torch.Tensor:
+    options = call_options(pipe) | {"num_inference_steps": 2, "output_type": "pt"}
+    return pipe("a sks dog", generator=torch.Generator().manual_seed(0), **options).images

@@ -91,6 +91,7 @@ def test_linear_sums_encoder_and_dictionary_entry_by_entry():
     model.add_weighted_adapter(["one", "two"], [1.0, -0.49], "c", combination_type="linear")
     c = layer.dictionary("c")
     W, D = (lambda part: part.encoder.weight.double()), (lambda part: part.decoder.weight.double())
+    # summed in float32, whose last bit is 1.2e-7 at 1
     assert_close(c.encoder.weight.double(), W(a) + 0.7 * W(b), atol=1e-6, rtol=0)
     assert_close(c.decoder.weight.double(), D(a) - 0.7 * D(b) * b.gain[:, None], atol=1e-6, rtol=0)
     assert (c.gain == 1).all() and not c.usage.any()

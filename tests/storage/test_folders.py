@@ -19,32 +19,14 @@ from torch.testing import assert_close
 
 from atomtune import AtomConfig, UserError, board, merge
 from atomtune.bases import (
-    call_options,
     denoiser,
     fingerprint,
     load_base,
-    set_denoiser,
 )
 from atomtune.storage.cards import read_card
 from atomtune.storage.folders import ADAPTER_FILES, adapter_info, load_adapter, save_adapter
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
-from tests.tiny_pixart import save_tiny_pixart, tiny_pixart
-
-
-def adapted(base: str, config=None):
-    """The base with an adapter that does something."""
-    pipe = load_base(base)
-    model = get_peft_model(denoiser(pipe), config or AtomConfig(target_modules=["attn1"], num_atoms=8))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
-    set_denoiser(pipe, model)
-    return pipe
-
-
-def draw(pipe) -> torch.Tensor:
-    options = call_options(pipe) | {"num_inference_steps": 2, "output_type": "pt"}
-    return pipe("a sks dog", generator=torch.Generator().manual_seed(0), **options).images
+from tests.tiny_pixart import adapted, draw, save_tiny_pixart, tiny_pixart
 
 
 @pytest.mark.parametrize("config", [None, LoraConfig(r=2, target_modules=["to_q"])], ids=["atoms", "lora"])
