@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import statistics
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from atomtune import bases, manifest, sampling
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.shell import command_line
 from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding
 from atomtune.training.card import model_card
@@ -253,7 +253,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return ""
         processes, last = self.accelerator.num_processes, checkpoints.newest_checkpoint(self.folder)
-        command = f"atomtune customize --config {shlex.quote(str(self.config.out / 'config.yaml'))}"
+        command = command_line("customize", "--config", self.config.out / "config.yaml")
         together = f", in {processes} processes as before," if processes > 1 else ""
         goes_on = f"goes on from step {checkpoints.step_of(last)}" if last else "starts again"
         return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
