@@ -7,7 +7,7 @@ from pathlib import Path
 
 import atomtune
 
-IMAGES = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"  # yours: any folder with 1 to 6 images
+IMAGES = atomtune.example_images("runs/example-images") / "teapot"  # yours: any folder with 1 to 6 images
 RUN = Path("runs/example-teapot")
 
 summary = atomtune.customize(IMAGES, class_name="teapot", out=RUN, steps=100)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import atomtune
 
-TEAPOT = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+TEAPOT = atomtune.example_images("runs/example-images") / "teapot"
 BALL = Path("runs/example-ball-images")
 
 BALL.mkdir(parents=True, exist_ok=True)

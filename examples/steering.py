@@ -10,7 +10,7 @@ import torch
 
 import atomtune
 
-IMAGES = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+IMAGES = atomtune.example_images("runs/example-images") / "teapot"
 RUN = Path("runs/example-steering")
 PROMPT = "a sks teapot on a blue background"
 

@@ -27,6 +27,7 @@ from .method.attention import DictionaryAttention as DictionaryAttention
 from .method.attention import OrdinaryAttention as OrdinaryAttention
 from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
+from .moji.example_images import example_images as example_images
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
 from .sampling import draw as draw

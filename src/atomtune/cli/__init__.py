@@ -30,6 +30,7 @@ app.command(
 app.command("atomtune.cli.merge:merge", help="Merge several adapters into one, or measure how far two overlap.")
 app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it on other backgrounds.")
+app.command("atomtune.cli.examples:examples", help="Lay out images and prompts to try everything with.")
 app.meta.suppress_keyboard_interrupt = False  # `main` prints the message of an interrupted command
 
 

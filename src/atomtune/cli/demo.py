@@ -71,7 +71,7 @@ def demo(
     options |= hardware.for_training()
     if steps is not None:
         options["steps"] = steps
-    with resources.as_file(resources.files("atomtune.moji") / "demo" / "teapot") as folder:
+    with resources.as_file(resources.files("atomtune.moji") / "images" / "teapot") as folder:
         examples = {text: read_image(file) for file, text in find_examples(folder, "a sks teapot").items()}
         learnt = {}
         for method in methods:

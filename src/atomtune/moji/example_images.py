@@ -1,0 +1,38 @@
+"""Images to begin with: what the pages of the documentation learn, edit and draw."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from atomtune.errors import UserError
+from atomtune.files import expanded
+
+IMAGES = Path(str(resources.files("atomtune.moji"))) / "images"
+
+
+def example_images(folder: str | Path) -> Path:
+    """Lay out the example images in a folder, and return the folder.
+
+    teapot/       five images of a subject that moji has never seen, and their captions
+    octopus/      another subject
+    openmoji/     ten drawings of a style that moji has never seen
+    teapot.png    one image, to edit
+    prompts.txt   eight prompts for the teapot
+    LICENSES.md   who drew them, and what may be done with them
+
+    Files that are there with the same content stay. Raises `UserError`, before anything is written, if one is there with
+    another content, or if the folder cannot be written to.
+    """
+    folder = expanded(folder)
+    shipped = {file.relative_to(IMAGES): file.read_bytes() for file in sorted(IMAGES.rglob("*")) if file.is_file()}
+    try:
+        for name in shipped:
+            if (folder / name).exists() and (folder / name).read_bytes() != shipped[name]:
+                raise UserError(f"{folder / name} is there already and is another file: choose another folder.")
+        for name, content in shipped.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
+    return folder

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+import atomtune
+from atomtune import cli
+
+
+def test_the_examples_are_images_with_captions_and_prompts(tmp_path):
+    folder = atomtune.example_images(tmp_path / "photos")
+    for name in ("teapot", "octopus", "openmoji"):
+        lines = (folder / name / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["file_name"] for line in lines} == {f.name for f in (folder / name).glob("*.png")}
+    assert len((folder / "prompts.txt").read_text(encoding="utf-8").splitlines()) == 8
+    assert (folder / "teapot.png").is_file()
+    assert "CC BY-SA 4.0" in (folder / "LICENSES.md").read_text(encoding="utf-8")
+
+
+def test_laying_out_examples_replaces_nothing(tmp_path):
+    (tmp_path / "teapot").mkdir()
+    (tmp_path / "teapot" / "9.png").write_bytes(b"mine")
+    atomtune.example_images(tmp_path)
+    atomtune.example_images(tmp_path)  # once more: all is there already
+    assert (tmp_path / "teapot" / "9.png").read_bytes() == b"mine"
+
+    other = tmp_path / "other"
+    (other / "teapot").mkdir(parents=True)
+    (other / "teapot" / "1.png").write_bytes(b"mine")
+    with pytest.raises(atomtune.UserError, match=r"teapot/1\.png is there already and is another file"):
+        atomtune.example_images(other)
+    assert [file.name for file in other.rglob("*") if file.is_file()] == ["1.png"]
+
+
+def test_a_file_cannot_be_the_folder_of_the_examples(tmp_path):
+    (tmp_path / "photos").write_text("")
+    with pytest.raises(atomtune.UserError, match="cannot be written to"):
+        atomtune.example_images(tmp_path / "photos")
+
+
+def test_the_command_says_what_it_laid_out_and_what_to_type_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["examples", "my photos"])
+    *entries, licenses, learn = capsys.readouterr().out.splitlines()
+    assert all((tmp_path / entry).exists() for entry in entries)
+    assert (tmp_path / licenses.split(": ")[1]).is_file()
+    assert learn.endswith("customize 'my photos/teapot' --class-name teapot --out runs/teapot")
