@@ -8,7 +8,8 @@ from atomtune.shell import command_line
 def examples(folder: Path, /) -> None:
     """Lay out images and prompts to try everything with: the ones that the documentation uses.
 
-    Two subjects and a style that moji has never seen, one image to edit, and prompts. Nothing that is there is replaced.
+    Two subjects and a style that moji has never seen, one image to edit, and prompts. Nothing that is
+    there is replaced.
 
     Args:
         folder: Where to put them. The pages of the documentation use `photos`.

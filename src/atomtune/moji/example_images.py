@@ -21,8 +21,8 @@ def example_images(folder: str | Path) -> Path:
     prompts.txt   eight prompts for the teapot
     LICENSES.md   who drew them, and what may be done with them
 
-    Files that are there with the same content stay. Raises `UserError`, before anything is written, if one is there with
-    another content, or if the folder cannot be written to.
+    Files that are there with the same content stay. Raises `UserError`, before anything is written, if one is there
+    with another content, or if the folder cannot be written to.
     """
     folder = expanded(folder)
     shipped = {file.relative_to(IMAGES): file.read_bytes() for file in sorted(IMAGES.rglob("*")) if file.is_file()}
