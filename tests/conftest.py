@@ -8,6 +8,10 @@ settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full-length", action="store_true", help="run the pages of the documentation as they stand")
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """The folder of a PixArt-Σ in miniature."""

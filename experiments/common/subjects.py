@@ -120,8 +120,11 @@ def draw(pipe: Any, name: str, num: int = 4, seed: int = 0, steps: int | None = 
 
 
 def measured() -> str:
-    """What a page says of its scores: which weights they belong to, and how good the judge is."""
-    return f"Measured on the base's weights as they were when this was run. {metrics.load_judge()}"
+    """What a page says of its scores: which weights they belong to, and where the judge is judged."""
+    return (
+        "Measured on the base's weights as they were when this was run; "
+        "[how good the judge is](../results/moji.md#the-judge)."
+    )
 
 
 def score(images: list[Image.Image], name: str) -> dict[str, float]:

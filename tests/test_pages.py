@@ -1,0 +1,121 @@
+"""A reader goes through README and every how-to page, types every command and every snippet, and meets no error.
+
+Each page goes on from the start (README's first commands). Training and drawing are cut to a few steps, unless
+`--full-length` asks for the pages as they stand (half an hour): `pytest tests/test_pages.py --full-length`. What needs
+the network, another program or a file of the reader's own is not run; its options are checked.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from atomtune import cli
+from atomtune.training import load_recipe
+
+ROOT = Path(__file__).parent.parent
+START = "docs/index.md"
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "how-to").glob("*.md"))]
+ELSEWHERE = {  # first word of a command: where it is run
+    "make": "tests/cli/test_demo.py, from the wheel",
+    "source": "by the shell that runs the tests",
+    "ACCELERATE_USE_CPU=1": "tests/training/test_processes.py",
+}
+NOT_HERE = re.compile(r"\b[A-Z]+-[A-Z]+\b|PixArt-alpha/")  # a file of the reader's own, a download
+SHORT = {  # command: options that make it quick
+    "customize": ["--steps", "2", "--measure-every", "1", "--sample-every", "0"],
+    "generate": ["--steps", "2"],
+    "edit": ["--steps", "2", "--num", "1"],
+    "inspect": ["--steps", "2", "--top", "2", "--naming-prompts", "16"],
+    "distill": ["--steps", "4", "--sampling-steps", "2", "--tokens", "256"],
+    "merge": ["--steps", "2"],
+    "prune": [],
+}
+
+
+LEFT = {  # page: what must be true of the names that its snippets leave behind
+    "docs/how-to/own-training-loop.md": lambda codes, **_: codes.active_per_token == 10,
+    "docs/how-to/peft.md": lambda model, **_: {"default", "both"} <= model.peft_config.keys(),
+    "docs/how-to/steer.md": lambda layer, atom, **_: atom.maps().shape == layer.maps().shape[:2] == (4, 64),
+}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The language and text of every fenced block that a reader types."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert not re.search(r"^    (atomtune|make|pip) ", text, re.MULTILINE), f"{page}: a command outside ```sh"
+    return re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+
+
+def run(command: list[str], short: bool) -> None:
+    if command[0] in ELSEWHERE:
+        return
+    program, name, *options = command
+    assert program == "atomtune", f"nobody runs {command}"
+    if NOT_HERE.search(" ".join(options)):
+        if "--config" in options:
+            place = options.index("--config")
+            load_recipe(options[place + 1])
+            del options[place : place + 2]
+        cli.parsed([name, *options])
+        return
+    if short and name in SHORT and not ({"--help"} & {*options}):
+        for flag in ("--steps", "--finetune-steps"):
+            if flag in options:
+                options[options.index(flag) + 1] = "4"
+        more = SHORT[name] if "--config" not in options else []
+        options += [] if "--steps" in options else more
+    cli.main([name, *options])
+
+
+def shortened(code: str) -> str:
+    code = re.sub(r"(atomtune\.generate|\bgenerate)\((.*?)\)(?=[\[\n])", r"\1(\2, steps=2)", code)
+    code = re.sub(r"customize\((.*), steps=\d+\)", r"customize(\1)", code)
+    code = re.sub(r"customize\((.*)\)", r"customize(\1, steps=2, measure_every=1, sample_every=0)", code)
+    return code.replace("range(250)", "range(2)").replace("steps=2, steps=2", "steps=2")
+
+
+def read(page: str, short: bool) -> dict:
+    """Type all of a page; returns the names that its snippets leave behind."""
+    scope: dict = {}
+    for language, block in blocks(page):
+        if language == "python":
+            exec(compile(shortened(block) if short else block, page, "exec"), scope)
+        else:
+            for command in filter(None, commands(block)):
+                run(command, short)
+    return scope
+
+
+@pytest.fixture(scope="session")
+def short(pytestconfig) -> bool:
+    return not pytestconfig.getoption("--full-length")
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory, short) -> Path:
+    """A folder in which a reader has typed the start."""
+    folder = tmp_path_factory.mktemp("reader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        read(START, short)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_line_of_a_page_works(page, started, tmp_path, monkeypatch, short):
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    left = read(page, short)
+    assert page not in LEFT or LEFT[page](**left)
+    for _, block in blocks(page):
+        for folder in re.findall(r"--out (runs/[\w-]+)", block):
+            line = next(line for line in block.replace("\\\n", " ").splitlines() if folder in line)
+            assert NOT_HERE.search(line) or line.split()[0] in ELSEWHERE or (tmp_path / folder).is_dir(), line
