@@ -1,0 +1,108 @@
+"""What an adapter does to prompts that have nothing to do with its subject: drift, and DreamBooth's PRES and DIV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from atomtune.errors import UserError
+from atomtune.metrics.judge import embed_sentences
+from atomtune.moji.names import SEEN_NAMES, spoken
+from atomtune.moji.scenes import BACKGROUNDS
+
+Features = Callable[[Sequence[Image.Image]], np.ndarray]
+"""Images → [images, width], one vector for each: `load_judge().features`, DINO's, CLIP's."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far images moved when an adapter was switched on: means over pairs of the same prompt and noise."""
+
+    features: float
+    """(1 - mean cosine of the features) / 2, from 0 (nothing moved) to 1; 0.5: nothing in common. PEFT's image
+    benchmark calls this drift."""
+    pixels: float
+    """Root mean square of the pixels' differences, of values from 0 to 1."""
+    unchanged: float
+    """Share of the images, 0 to 1, that are the base's own to the bit."""
+
+
+def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features: Features) -> Drift:
+    """Compare the base's images with the adapter's, pair by pair: the same prompts, the same noise.
+
+    Raises `UserError` if there is no image, or if two of a pair differ in size.
+    """
+    if not before or len(before) != len(after):
+        raise UserError(f"drift compares images in pairs, got {len(before)} without the adapter and {len(after)} with.")
+    pixels = []
+    for one, other in zip(before, after):
+        if one.size != other.size:
+            raise UserError(f"drift compares images of one size, got {one.size} and {other.size}.")
+        pixels.append((_values(other) - _values(one)) / 255)
+    cosines = (_unit(features(before)) * _unit(features(after))).sum(1)
+    return Drift(
+        features=float((1 - cosines.mean()) / 2),
+        pixels=float(np.mean([np.sqrt((difference**2).mean()) for difference in pixels])),
+        unchanged=float(np.mean([not difference.any() for difference in pixels])),
+    )
+
+
+def preservation(class_images: Sequence[Image.Image], subject: Sequence[Image.Image], features: Features) -> float:
+    """DreamBooth's PRES, in [-1, 1]: the mean cosine between images of the class, drawn without the token, and images
+    of the subject. The higher, the more of the class has become the subject."""
+    return float((_unit(features(class_images)) @ _unit(features(subject)).T).mean())
+
+
+def class_diversity(class_images: Sequence[Image.Image], features: Features) -> float:
+    """DreamBooth's DIV, in [0, 2]: the mean distance between two images of the class, drawn without the token. The
+    distance is 1 - cosine of the features here (DreamBooth takes LPIPS). Raises `UserError` for fewer than two."""
+    if len(class_images) < 2:
+        raise UserError(f"diversity is between images: expected two or more, got {len(class_images)}.")
+    unit = _unit(features(class_images))
+    first, second = np.triu_indices(len(unit), 1)
+    return float((1 - (unit[first] * unit[second]).sum(1)).mean())
+
+
+def other_prompts(class_name: str, unrelated: int = 40, neighbours: int = 10) -> dict[str, list[str]]:
+    """Three fixed sets of prompts on which an adapter of a subject should change little, or nothing.
+
+    unrelated    everyday things that have little to do with the class, spread evenly over how little
+    neighbours   the things most like the class
+    class        the class itself, without the token
+
+    Things are the names that moji knows, which are everyday words for any base; how alike two are is the cosine of
+    their sentence embeddings (MiniLM). Backgrounds take turns.
+    """
+    names = [spoken(name) for name in SEEN_NAMES if spoken(name) != class_name]
+    similar = embed_sentences(names) @ embed_sentences([class_name])[0]
+    nearest = [names[place] for place in similar.argsort(descending=True).tolist()]
+    far = nearest[len(nearest) // 2 :]
+    chosen = [far[round(place)] for place in np.linspace(0, len(far) - 1, unrelated)]
+    return {
+        "unrelated": _on_backgrounds(chosen),
+        "neighbours": _on_backgrounds(nearest[:neighbours]),
+        "class": _on_backgrounds([class_name] * len(BACKGROUNDS)),
+    }
+
+
+def _on_backgrounds(names: Sequence[str]) -> list[str]:
+    colours = [*BACKGROUNDS]
+    return [_sentence(name, colours[number % len(colours)]) for number, name in enumerate(names)]
+
+
+def _sentence(name: str, colour: str) -> str:
+    article, other = ("an" if word[0] in "aeiou" else "a" for word in (name, colour))
+    return f"{article} {name} on {other} {colour} background"
+
+
+def _values(image: Image.Image) -> Float[np.ndarray, "height width 3"]:
+    return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, dtype=float)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
