@@ -1,5 +1,6 @@
 """`atomtune customize`: learn a subject from a few images. Each field of `CustomizeConfig` is a flag and a YAML key."""
 
+import os
 from typing import Annotated
 
 from cyclopts import App, ArgumentCollection, Parameter
@@ -15,9 +16,11 @@ def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
     The result is a PEFT adapter in OUT/adapter. Options that are given neither as flags nor by --config come from
     atomtune's own recipe for the base, if there is one.
     """
-    from atomtune.training import customize
+    from atomtune.training import customize, outcome
 
-    customize(config)
+    summary = customize(config)
+    if os.environ.get("RANK", "0") == "0":  # the others of several processes are silent
+        print("\n".join(outcome.told(summary, config.out)))
 
 
 def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
