@@ -16,8 +16,10 @@ from atomtune.training.config import CustomizeConfig
 SHEET = "samples.png"
 THUMBNAIL = 256  # pixels, largest side of an image on the sheet
 STEPS_SHOWN = 6
+# On moji, five images of a teapot: after 5 steps the loss has fallen by 4 % and fidelity is -0.14, after 20 by 31 % and
+# -0.08, after 50 by 76 % and 0.69, after 250 by 93 % and 0.88.
 LITTLE_FIDELITY = 0.5
-LITTLE_FALL = 0.05  # of the held loss
+LITTLE_FALL = 0.05  # of the held loss; how far it falls differs from base to base, so this tells only the plain cases
 
 
 def prompts_for(config: CustomizeConfig, backgrounds: Sequence[str], num: int) -> list[str]:
@@ -79,16 +81,15 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
         )
     if "held_loss" in summary:
         learnt.append(
-            f"loss on noise held out of training {summary['held_loss_before']:.4f} without the adapter and "
-            f"{summary['held_loss']:.4f} with it"
+            f"loss on noise that was not trained on {summary['held_loss']:.3g}, and {summary['held_loss_before']:.3g} "
+            "without the adapter"
         )
     if learnt:
         lines.append(f"How well it learnt: {'; '.join(learnt)}.")
     if why := learnt_little(summary):
         again = command_line("customize", "--config", out / "config.yaml", "--steps", 2 * summary["steps"])
-        advice = f"more steps help, `{again}` goes on with this run; else try a higher --learning-rate in another folder"
-        lines.append(f"It learnt little ({why}): {advice}.")
-        lines += summary.get("misfits", [])
+        advice = f"more steps help, `{again}` goes on; else try a higher --learning-rate in another folder."
+        lines.append(f"It learnt little ({why}): {' '.join(summary.get('misfits', [advice]))}")
     if "next_command" in summary:
         lines.append(f"Now try: {summary['next_command']}")
     return lines
