@@ -92,6 +92,24 @@ def write_text(file: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_lines(file: str | Path) -> list[str]:
+    """The lines of a text file of prompts that are not empty. Raises `UserError`."""
+    try:
+        # `splitlines` would also split at U+2028 and its like, inside a prompt.
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
+    if not any(lines):
+        raise UserError(f"the prompts file {file} is empty: expected one prompt a line.")
+    return [line for line in lines if line]
+
+
+def cache_folder() -> Path:
+    """Where what takes long to compute is kept between runs: $ATOMTUNE_CACHE, or ~/.cache/atomtune."""
+    return expanded(os.environ.get("ATOMTUNE_CACHE") or "~/.cache/atomtune")
+
+
 def file_hash(*files: str | Path) -> str:
     """SHA-256 of the files' bytes, in order."""
     digest = hashlib.sha256()

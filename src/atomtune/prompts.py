@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atomtune.bases import MOJI
+from atomtune.moji.names import SEEN_NAMES, spoken
 
 CONTEXTS = ("", " in the snow", " on the beach", " in the jungle", " on top of a wooden floor")
 """Contexts for other bases, from the prompts by which DreamBooth was evaluated."""
+EVERYDAY, MEASURED = ([spoken(name) for name in SEEN_NAMES[first::2]] for first in (0, 1))
+"""Everyday things that moji and every larger base know: those that `--preserve` trains on, and those on which drift is
+measured."""
 ANY_SUBJECT = ("white", "black", "yellow")
 """Backgrounds for a subject whose colours are not known: no two are close to one colour."""
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from atomtune.errors import UserError
 from atomtune.metrics.judge import embed_sentences
-from atomtune.moji.names import SEEN_NAMES, spoken
 from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.prompts import MEASURED, background
 
 Features = Callable[[Sequence[Image.Image]], np.ndarray]
 """Images → [images, width], one vector for each: `load_judge().features`, DINO's, CLIP's."""
@@ -74,10 +74,10 @@ def other_prompts(class_name: str, unrelated: int = 40, neighbours: int = 10) ->
     neighbours   the things most like the class
     class        the class itself, without the token
 
-    Things are the names that moji knows, which are everyday words for any base; how alike two are is the cosine of
-    their sentence embeddings (MiniLM). Backgrounds take turns.
+    Things are names that moji knows, which are everyday words for any base, and none of those that `--preserve` trains
+    on; how alike two are is the cosine of their sentence embeddings (MiniLM). Backgrounds take turns.
     """
-    names = [spoken(name) for name in SEEN_NAMES if spoken(name) != class_name]
+    names = [name for name in MEASURED if name != class_name]
     similar = embed_sentences(names) @ embed_sentences([class_name])[0]
     nearest = [names[place] for place in similar.argsort(descending=True).tolist()]
     far = nearest[len(nearest) // 2 :]
@@ -95,8 +95,7 @@ def _on_backgrounds(names: Sequence[str]) -> list[str]:
 
 
 def _sentence(name: str, colour: str) -> str:
-    article, other = ("an" if word[0] in "aeiou" else "a" for word in (name, colour))
-    return f"{article} {name} on {other} {colour} background"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name} on {background(colour)}"
 
 
 def _values(image: Image.Image) -> Float[np.ndarray, "height width 3"]:

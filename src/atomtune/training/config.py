@@ -131,6 +131,14 @@ class CustomizeConfig:
     """Number of class images."""
     class_prompt: Text | None = None
     """Prompt of the class images ("a teapot" by default)."""
+    preserve: bool = False
+    """Keep the rest as it was: in every step also train on other prompts, where the base's own answer is the target."""
+    preserve_prompts: Path | None = None
+    """Text file with the other prompts, one a line (by default everyday things, and the class without the token)."""
+    preserve_rows: int = 1
+    """Examples of other prompts in every forward pass."""
+    preserve_weight: float = 1.0
+    """Weight of the other prompts in the loss."""
     resolution: int | None = None
     """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[
@@ -224,7 +232,7 @@ _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
     "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
     "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
-    "prior_loss_weight": 0, "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
+    "prior_loss_weight": 0, "preserve_rows": 1, "preserve_weight": 0, "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}

@@ -29,9 +29,13 @@ class Noised:
     target: Float[Tensor, "batch channels height width"]
     weight: Float[Tensor, " batch"]
 
-    def rows(self, chosen: slice) -> Noised:
+    def rows(self, chosen: slice | Tensor) -> Noised:
         """Some examples of the batch."""
         return Noised(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def joined(self, other: Noised) -> Noised:
+        """The batch, and another one after it."""
+        return Noised(*(torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)))
 
     def to(self, device: torch.device) -> Noised:
         """The same on another device."""
@@ -139,10 +143,12 @@ def objective_for(sampler: Any, snr_gamma: float | None = None) -> Objective:
 def prediction_loss(
     prediction: Float[Tensor, "batch out_channels height width"], noised: Noised
 ) -> Float[Tensor, " batch"]:
-    """Weighted mean squared error of each example.
+    """Weighted mean squared error of each example."""
+    difference = predicted(prediction, noised).float() - noised.target
+    return noised.weight * difference.square().mean(dim=(1, 2, 3))
 
-    A denoiser with learned variance returns twice the channels; the second half is ignored, as diffusers does.
-    """
-    if prediction.shape[1] == 2 * noised.target.shape[1]:
-        prediction = prediction.chunk(2, dim=1)[0]
-    return noised.weight * (prediction.float() - noised.target).square().mean(dim=(1, 2, 3))
+
+def predicted(prediction: Float[Tensor, "batch out_channels height width"], noised: Noised) -> Tensor:
+    """The part of a denoiser's output that is compared with the target. A denoiser with learned variance returns twice
+    the channels; the second half is ignored, as diffusers does."""
+    return prediction.chunk(2, dim=1)[0] if prediction.shape[1] == 2 * noised.target.shape[1] else prediction

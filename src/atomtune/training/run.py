@@ -18,7 +18,7 @@ from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.storage import folders
-from atomtune.training import checkpoints, data, encoding
+from atomtune.training import checkpoints, data, encoding, preserving
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -103,10 +103,11 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
+            others = preserving.answered(pipe, config, resolution, accelerator) if config.preserve else None
             cache = encoding.encode(pipe, config, resolution, images, sides, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
-            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
+            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
             if main and not trained:

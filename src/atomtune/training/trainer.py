@@ -35,6 +35,7 @@ from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
+from atomtune.training.preserving import Others
 from atomtune.training.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ class Trainer:
         autoencoder: type[torch.nn.Module],
         resolution: int,
         cache: encoding.Cache,
+        others: Others | None = None,
     ):
         self.config, self.accelerator, self.pipe = config, accelerator, pipe
         self.autoencoder, self.resolution, self.cache = autoencoder, resolution, cache
+        self.others = others
         self.folder = config.out / "checkpoints"
         self.objective = objective_for(pipe.scheduler, config.snr_gamma)
         self.dtype = PRECISIONS[config.mixed_precision]
@@ -145,15 +148,22 @@ class Trainer:
             drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
             latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
             conditionings += [cache.class_conditioning] * len(index)
-        noised = self.objective.add_noise(latents, generator).to(self.accelerator.device)
+        noised = self.objective.add_noise(latents, generator)
+        if self.others is not None:
+            examples, captions = self.others.draw(config.preserve_rows, generator)
+            noised, conditionings = noised.joined(examples), conditionings + captions
+        noised = noised.to(self.accelerator.device)
         conditioning = encoding.cast(encoding.collate(conditionings), self.dtype)
         with self.penalties.watched():
             prediction = self.wrapped(
                 noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
             )[0]
         losses = prediction_loss(prediction, noised)
-        own, prior = losses[: len(index)].mean() + self.penalties.total(), losses[len(index) :]
-        return own + config.prior_loss_weight * prior.mean() if len(prior) else own
+        own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
+        loss = own.mean() + self.penalties.total()
+        if len(prior):
+            loss = loss + config.prior_loss_weight * prior.mean()
+        return loss + config.preserve_weight * other.mean() if len(other) else loss
 
     @torch.no_grad()
     def _held_losses(self) -> dict[str, float]:
