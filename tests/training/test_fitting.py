@@ -69,13 +69,15 @@ def moji():
 def told(pipe, images: list[Image.Image], base: str = "moji", resolution: int = 64) -> list[str]:
     squares = [data.square(image, resolution) for image in images]
     sides = [min(image.size) for image in images]
-    return misfits(pipe, base, sides, squares, encoding.encode_images(pipe, squares))
+    return misfits(pipe, base, sides, squares, encoding.encode_images(pipe, squares).mean)
 
 
 @pytest.mark.parametrize("kind", [photographs, noise])
 def test_photographs_on_a_base_of_flat_drawings_are_told_in_one_sentence(moji, kind):
     (sentence,) = told(moji, kind())
-    assert sentence.startswith("moji draws flat emoji on plain backgrounds, at 64 pixels, and these look like photographs")
+    assert sentence.startswith(
+        "moji draws flat emoji on plain backgrounds, at 64 pixels, and these look like photographs"
+    )
     assert sentence.endswith("for photographs use another base, for example with --config pixart-sigma.")
 
 
@@ -98,7 +100,7 @@ def test_images_that_are_blown_up_are_told_on_every_base(moji):
 
 def test_what_the_autoencoder_loses_is_the_error_over_the_variance(moji):
     image = data.square(photographs()[0], 64)
-    latents = encoding.encode_images(moji, [image])
+    latents = encoding.encode_images(moji, [image]).mean
     x = data.to_tensor(image).double()
     with torch.no_grad():
         y = moji.vae.decode(moji.vae.encode(x[None].float()).latents).sample[0].double().clamp(-1, 1)
