@@ -22,8 +22,7 @@ TEAPOTS = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
 
 def photographs() -> list[Image.Image]:
     """Three real ones, and two crops of each."""
-    with get_sample_data("grace_hopper.jpg") as file:
-        whole = [Image.open(file).convert("RGB")]
+    whole = [data.read_image(Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False))))]
     whole += [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     return [image.crop(box) for image in whole for box in ((0, 0, *image.size), (0, 0, 300, 300), (150, 100, 500, 420))]
 

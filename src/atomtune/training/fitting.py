@@ -73,8 +73,8 @@ def misfits(
 ) -> list[str]:
     """What makes the images hard to learn for this base: a sentence each, and none if they fit.
 
-    `sides` are the shorter sides of the images in pixels as they were given, `images` are as they will be trained on, and `latents` are theirs, as
-    the denoiser gets them.
+    `sides` are the shorter sides of the images in pixels as they were given, `images` are as they will be trained on,
+    and `latents` are theirs, as the denoiser gets them.
     """
     found, resolution, count = [], images[0].width, len(images)
     if small := [side for side in sides if side * BLOWN_UP < resolution]:
