@@ -26,7 +26,7 @@ from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
 from atomtune.storage import folders
-from atomtune.training import checkpoints, encoding
+from atomtune.training import checkpoints, encoding, outcome
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT = range(3)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
 
 
 def _seed(*counters: int) -> int:
@@ -153,6 +153,14 @@ class Trainer:
         own, prior = losses[: len(index)].mean() + self.penalties.total(), losses[len(index) :]
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
+    def _held_losses(self) -> dict[str, float]:
+        generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size
+        model, device = self.model.eval(), self.accelerator.device
+        with self.accelerator.autocast():
+            found = outcome.held_losses(model, self.objective, self.cache, generator, batch_size, device, self.dtype)
+        self.model.train()
+        return found
+
     def _images(self, micro: int) -> list[int]:
         """Indices of this process's images in this step: every image once in an epoch, in another order in each
         epoch."""
@@ -219,7 +227,13 @@ class Trainer:
         }
         if accelerator.is_main_process:
             files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
-            manifest.record(config.out, *files, config.out / "summary.json")
+            sheet = config.out / outcome.SHEET
+            manifest.record(config.out, *files, config.out / "summary.json", sheet)
+            summary |= outcome.judged(config, samples, self.cache.images) | self._held_losses()
+            sampling.save_png(outcome.contact_sheet(config.out, self.cache.images, samples), sheet, {"step": self.step})
+            summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
+            if self.cache.misfits:
+                summary["misfits"] = self.cache.misfits
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
             write_text(config.out / "summary.json", json.dumps(summary, indent=2))
@@ -332,14 +346,16 @@ class Trainer:
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
+        (prompt,) = config.prompts(self.cache.backgrounds, 1)
         folders.save_adapter(
             self.model,
             folder,
             base=config.base,
             token=config.token,
             class_name=config.class_name,
+            backgrounds=self.cache.backgrounds,
             license=config.license,
-            card=model_card(config, self._numbers()),
+            card=model_card(config, self._numbers(), prompt),
         )
 
     def _save_checkpoint(self) -> None:
