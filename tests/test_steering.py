@@ -1,17 +1,22 @@
 """AtomBoard: what it counts, and its dials."""
 
+import copy
 import pickle
-from copy import deepcopy
+import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import atomtune
 from atomtune.errors import UserError
 from atomtune.steering import board
+from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, run, transformer, wake
+from tests.tiny_pixart import tiny_pixart
 
 
 def test_a_board_counts_atoms_and_layers_of_one_adapter():
@@ -119,13 +124,70 @@ def test_keep_takes_the_largest_over_the_model_or_in_each_layer(targets):
 def test_without_scores_keep_goes_by_the_energy_of_training():
     model = wake(get_peft_model(transformer(), atom_config()))
     atoms = board(model)
-    with pytest.raises(UserError, match="has no record of how much its atoms were used in training"):
-        atoms.keep(3)
     for dictionary in atoms.dictionaries:
         dictionary.usage.copy_(torch.arange(18.0))
     energies = torch.cat([d.usage * d.decoder.weight.norm(dim=1) for d in atoms.dictionaries])
     atoms.keep(3)
     assert {a.address for a, e in zip(atoms, energies) if e >= energies.sort().values[-3]} == set(atoms.kept)
+
+
+def lines_that_help(error: Exception) -> str:
+    """The code that a sentence shows."""
+    return textwrap.dedent(str(error).partition("\n\n")[2])
+
+
+@pytest.mark.parametrize("ask", ["keep", "importance"])
+def test_without_a_record_of_training_the_sentence_shows_the_two_lines_that_measure_it(ask):
+    """A pipeline, and an adapter whose training recorded nothing: the lines run as they are printed."""
+    pipe = tiny_pixart()
+    pipe.transformer = wake(get_peft_model(pipe.transformer, atom_config()))
+    atoms = board(pipe)
+
+    def asked():
+        return atoms.keep(5) if ask == "keep" else atomtune.importance(pipe, by="energy")
+
+    with pytest.raises(UserError, match="was trained without a record of how much its atoms are used") as error:
+        asked()
+    saved = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
+    exec(lines_that_help(error.value), {"atomtune": atomtune, "pipe": pipe})
+    scores = asked()
+    assert len(atoms.kept) == 5 if ask == "keep" else all(score.any() for score in scores)
+    now = pipe.transformer.state_dict()
+    assert now.keys() == saved.keys() and all(torch.equal(now[key], saved[key]) for key in saved)  # nothing is saved
+
+
+def test_a_text_model_is_shown_its_own_two_lines():
+    config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = wake(get_peft_model(LlamaForCausalLM(config), atom_config(target_modules=["v_proj"]), "own"), "own")
+    with pytest.raises(UserError, match="was trained without a record") as error:
+        board(model, "own").keep(3)
+    examples = {"input_ids": torch.arange(12).view(2, 6)}
+    exec(lines_that_help(error.value), {"atomtune": atomtune, "model": model, "examples": examples})
+    board(model, "own").keep(3)
+    assert len(board(model, "own").kept) == 3
+
+
+def test_a_traced_energy_is_that_of_the_trace_and_gives_way_to_that_of_training():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    with torch.inference_mode(), trace(model) as t:
+        run(model)
+    atoms = board(model)
+    for energy, layer in zip(atoms.mean_energy(), t.layers):
+        assert_close(energy, layer.mean_energy)
+    with pytest.raises(ZeroDivisionError), trace(model):
+        run(model, torch.float32)
+        raise ZeroDivisionError
+    with trace(model):
+        pass
+    assert_close(atoms.mean_energy(), [layer.mean_energy for layer in t.layers])  # neither of these ran to its end
+    strongest = atoms.mean_energy()[0].topk(4).indices.sort().values
+    atoms.keep(4, per_layer=True)
+    model.prune()
+    assert_close(atoms.mean_energy()[0], t.layers[0].mean_energy[strongest])
+    assert copy.deepcopy(model) is not model
+    for dictionary in atoms.dictionaries:
+        dictionary.usage.fill_(2.0)
+        assert_close(atoms.mean_energy()[int(dictionary.layer)], 2 * dictionary.atoms().norm(dim=1))
 
 
 def test_only_and_reset_and_a_whole_layer():
@@ -171,7 +233,7 @@ def test_a_schedule_is_the_strength_at_each_timestep():
     for layer in atoms.layers:
         layer.set_scale("default", 0.5)
     at_700 = at(700)
-    copied = deepcopy(model)
+    copied = copy.deepcopy(model)
     assert torch.equal(pickle.loads(pickle.dumps(copied))(**given, return_dict=False)[0], copied(**given)[0])
     atoms.schedule = {}
     assert torch.equal(at(700), at_700) is False

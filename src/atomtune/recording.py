@@ -153,10 +153,14 @@ class LayerTrace:
             for row, part in enumerate([guided] if together else guided.split(1)):
                 self.codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
 
-    def close(self) -> None:
-        """Store the norms of the present atoms, which the energies need."""
+    def close(self, whole: bool) -> None:
+        """Store the norms of the present atoms, which the energies need; and, if the `whole` block was run, the usage
+        with the atoms, for boards that rank them."""
         if self.dictionary.num_atoms == len(self):
             self._norms = self._direction_norms()
+            if whole:
+                with torch.inference_mode(False):
+                    self.dictionary.set_traced_usage(self.usage.clone())
 
     def _direction_norms(self) -> Float[Tensor, " atoms"]:
         if self._norms is not None:

@@ -16,6 +16,7 @@ pruning.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,9 +125,9 @@ class AtomBoard:
     Raises `UserError` when the model does not carry the adapter.
     """
 
-    def __init__(self, model: nn.Module, adapter: str = "default") -> None:
+    def __init__(self, model: Any, adapter: str = "default") -> None:
         self.adapter = adapter
-        self.model = bare_model(model)
+        self.model: nn.Module = bare_model(model)
         """The adapted model, without PEFT's wrapper."""
         self._found = named_layers(self.model, adapter)
         if not self.layers:
@@ -192,7 +193,7 @@ class AtomBoard:
         """Keep the `count` atoms of the largest scores, over the whole model or in each layer, and drop the others.
 
         `by` holds a score for each atom, one tensor a layer, as `importance` returns them; by default the energy
-        mean |s_m| · ‖d_m‖ that was measured in training. Atoms dropped before stay dropped. Raises `UserError`.
+        mean |s_m| · ‖d_m‖, see `mean_energy`. Atoms dropped before stay dropped. Raises `UserError`.
         """
         if count < 1:
             raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
@@ -209,12 +210,18 @@ class AtomBoard:
             dictionary.keep_only(mask)
 
     def mean_energy(self) -> list[Float[Tensor, " atoms"]]:
-        """mean |s_m| · ‖d_m‖ of every atom as measured in training, one tensor a layer. Raises `UserError`."""
+        """mean |s_m| · ‖d_m‖ of every atom as measured in training, or else in the last trace of this model, one tensor
+        a layer. Raises `UserError` if there was neither, as after training in a loop of one's own."""
         energies = [dictionary.mean_energy for dictionary in self.dictionaries]
         if not any(energy.any() for energy in energies):
+            energies = [dictionary.traced_energy for dictionary in self.dictionaries]
+        if not any(energy.any() for energy in energies):
+            draws = "timestep" in inspect.signature(self.model.forward).parameters
+            name, run = ("pipe", 'atomtune.generate(pipe, "a sks teapot")') if draws else ("model", "model(**examples)")
+            own = "" if self.adapter == "default" else f", {self.adapter!r}"
             raise UserError(
-                "this adapter has no record of how much its atoms were used in training: trace it on some prompts and "
-                "give by=importance(...)."
+                "this adapter was trained without a record of how much its atoms are used, so run a few examples like "
+                f"yours while it is traced, and ask again:\n\n    with atomtune.trace({name}{own}):\n        {run}"
             )
         return energies
 
@@ -347,9 +354,7 @@ class Schedule:
 
 def board(model_or_pipe: Any, adapter: str = "default") -> AtomBoard:
     """The board of an adapter on a model, or on the denoiser of a diffusers pipeline."""
-    if isinstance(model_or_pipe, nn.Module):
-        return AtomBoard(model_or_pipe, adapter)
-    return AtomBoard(getattr(model_or_pipe, "transformer", None) or model_or_pipe.unet, adapter)
+    return AtomBoard(model_or_pipe, adapter)
 
 
 def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:

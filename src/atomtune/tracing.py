@@ -9,8 +9,9 @@
 
 The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums
 are kept for each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one.
-`codes=True` also keeps every nonzero code, sparse, from which maps are made. After the block nothing is left in the
-model, and the trace does not change when the adapter is pruned or trained further.
+`codes=True` also keeps every nonzero code, sparse, from which maps are made. After the block no hook is left in the
+model, and the trace does not change when the adapter is pruned or trained further. The usage of each atom stays with it
+in memory, so that `board.keep(40)` can rank atoms that were trained in a loop without statistics.
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
 one batch, first without the prompt and then with it. They are recognised because both have the same noisy image, and
@@ -32,8 +33,11 @@ from atomtune.errors import UserError
 from atomtune.recording import AtomTrace, LayerTrace, ModelRun
 
 
-def bare_model(model: nn.Module) -> Any:
-    """The model inside PEFT's wrapper. Its forward always runs, also when the wrapper is not called."""
+def bare_model(model: Any) -> Any:
+    """The model inside PEFT's wrapper, or that of the denoiser of a pipeline. Its forward always runs, also when the
+    wrapper is not called."""
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "transformer", None) or model.unet
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
@@ -53,7 +57,7 @@ def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
 class Trace:
     """Statistics of one adapter's codes. Use as a context manager; entering it again starts from zero."""
 
-    def __init__(self, model: nn.Module, adapter: str = "default", codes: bool = False) -> None:
+    def __init__(self, model: Any, adapter: str = "default", codes: bool = False) -> None:
         self._model, self._adapter, self._codes = bare_model(model), adapter, codes
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._run = self._before = ModelRun()
@@ -81,12 +85,13 @@ class Trace:
             self._hooks.append(layer.dictionary.decoder.register_forward_pre_hook(record, prepend=True))
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, exception: object, *_more: object) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        whole = exception is None and any(layer.tokens for layer in self.layers)
         for layer in self.layers:
-            layer.close()
+            layer.close(whole)
 
     def __getitem__(self, address: str) -> Any:
         """The `AtomTrace` at "L6[114]", or the `LayerTrace` at "L6". Raises `UserError` when there is none."""
@@ -148,8 +153,8 @@ class Trace:
         return tokens
 
 
-def trace(model: nn.Module, adapter: str = "default", codes: bool = False) -> Trace:
-    """Record statistics of an adapter's codes while the block runs. `model` is the adapted denoiser.
+def trace(model: Any, adapter: str = "default", codes: bool = False) -> Trace:
+    """Record statistics of an adapter's codes while the block runs. `model` is an adapted model, or a pipeline.
 
     With `codes`, every nonzero code of the guided half is kept too, 6 bytes each: a 1,024-pixel image of PixArt-Σ (28
     layers, 20 steps, 4,096 tokens, 10 atoms a token) takes 140 MB.

@@ -6,7 +6,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
-
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from atomtune.errors import UserError
@@ -101,5 +100,5 @@ def test_what_is_not_a_plain_lora_is_refused():
         lora_to_atoms(lora(), "style")
     with pytest.raises(UserError, match="proj is a Conv2d: only linear layers carry atoms"):
         lora_to_atoms(lora(target_modules=["pos_embed.proj"]))
-    with pytest.raises(UserError, match="attn1.to_q has a VeloraLinearVariant, which may be more than B A x"):
+    with pytest.raises(UserError, match=r"attn1.to_q has a VeloraLinearVariant, which may be more than B A x"):
         lora_to_atoms(lora(velora_config={}))

@@ -68,7 +68,7 @@ def test_every_layer_is_fitted_and_measured():
 
 
 def test_a_text_model_is_distilled_on_texts_that_are_run():
-    """The share explained in each layer, in float64, is that of the formula: GPT-2's `Conv1D` has its weights [in, out]."""
+    """The share explained in each layer, in float64, is that of the formula."""
     targets = ["c_attn", "mlp.c_proj"]
     lora = gpt2_with_lora(targets)
     texts = torch.randint(50, (40, 16), generator=torch.Generator().manual_seed(1))

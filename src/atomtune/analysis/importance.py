@@ -41,7 +41,7 @@ def importance(
 
     `model` is an adapted model, a pipeline, or a board. By default the gradient, which agrees best with ablation, where
     there is a `loss`, and otherwise energy (docs/results/steering.md). Energy is that of `traced`, or else as
-    measured in training. Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion
+    measured in training, or in the last trace of this model. Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion
     model. Ablation runs it once for each atom that fires, or for those in `among` (the others score 0). Raises
     `UserError`.
     """
