@@ -1,12 +1,15 @@
 """AtomBoard: what it counts, and its dials."""
 
 import copy
+import json
 import pickle
 import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -72,7 +75,7 @@ def test_an_address_finds_a_layer_or_an_atom():
 @pytest.mark.parametrize("address", ["L2", "L0[18]", "L0[x]", "0[1]", ""])
 def test_an_address_that_is_not_there_is_a_sentence(address):
     atoms = board(get_peft_model(transformer(), atom_config()))
-    with pytest.raises(UserError, match="expected a layer from L0 to L1, or one of its atoms, such as L0"):
+    with pytest.raises(UserError, match="expected a layer from L0 to L1, or atoms of one, such as L0"):
         atoms[address]
 
 
@@ -272,12 +275,119 @@ def test_a_preset_for_another_adapter_changes_nothing(tmp_path):
     atoms["L0[3]"].gain = 0.5
     with pytest.raises(UserError, match=r"there is no 'L9\[1\]' in this adapter"):
         atoms.apply({"gain": {"L0[1]": 0.0, "L9[1]": 0.0}})
-    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, dropped and schedule"):
+    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, only, dropped and schedule"):
         atoms.apply({"gains": {}})
+    for preset in ({"gain": {"L0": "loud"}}, {"gain": ["L0"]}, {"density": {"L0[3]": 0.1}}, {"dropped": [3]},
+                   {"schedule": {"late": 1.0}}, {"density": {"L0": 4.0}}):  # fmt: skip
+        with pytest.raises(UserError):
+            atoms.apply({"gain": {"L1": 0.0}} | preset)
+        assert atoms.preset() == {"gain": {"L0[3]": 0.5}}
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="could not be read"):
         atoms.apply(tmp_path / "bad.json")
     assert atoms.preset() == {"gain": {"L0[3]": 0.5}}
+
+
+DIALS = st.fixed_dictionaries(
+    {
+        "gains": st.lists(st.sampled_from([1.0, 0.0, 0.5, -2.0, 0.1]), min_size=36, max_size=36),
+        "kept": st.lists(st.booleans(), min_size=36, max_size=36) | st.just([True] * 36) | st.just([False] * 36),
+        "densities": st.lists(st.none() | st.floats(0.01, 1.0), min_size=2, max_size=2),
+        "schedule": st.dictionaries(st.floats(0, 1000), st.floats(-2, 2), max_size=3),
+    }
+)
+BOARD = board(get_peft_model(transformer(), atom_config()))
+
+
+def set_dials(atoms, dials) -> None:
+    atoms.reset()
+    for number, dictionary in enumerate(atoms.dictionaries):
+        rows = slice(18 * number, 18 * number + 18)
+        dictionary.gain.copy_(torch.tensor(dials["gains"][rows]))
+        dictionary.keep_only(torch.tensor(dials["kept"][rows]))
+        if dials["densities"][number] is not None:
+            dictionary.sigma.set_density(dials["densities"][number])
+    atoms.schedule = dials["schedule"]
+
+
+def dials_of(atoms):
+    return [[d.gain.tolist(), [atom.kept for atom in atoms], d.sigma.k_now, atoms.schedule] for d in atoms.dictionaries]
+
+
+@given(DIALS)
+def test_any_dials_come_back_from_their_preset(dials):
+    set_dials(BOARD, dials)
+    expected, preset = dials_of(BOARD), json.loads(json.dumps(BOARD.preset()))
+    BOARD.reset()
+    BOARD.apply(preset)
+    assert dials_of(BOARD) == expected
+    assert BOARD.preset() == preset
+
+
+def test_a_preset_of_an_earlier_version_still_applies():
+    """It named every atom: 256 lines for a silent layer."""
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    atoms.apply({"gain": {f"L1[{i}]": 0.0 for i in range(18)}, "dropped": [f"L0[{i}]" for i in range(18) if i != 3]})
+    assert not atoms["L1"].gain.any() and atoms["L0"].gain.all()
+    assert atoms.kept == ["L0[3]", *(f"L1[{i}]" for i in range(18))]
+
+
+def test_a_preset_is_short(tmp_path):
+    """Of 2,048 atoms as on moji: a silent layer, half of one, and the 400 atoms of the largest scores."""
+    atoms = board(get_peft_model(transformer(num_layers=8), atom_config(num_atoms=256)))
+    sizes = {}
+
+    def saved(name):
+        atoms.save_preset(tmp_path / "preset.json")
+        sizes[name] = (tmp_path / "preset.json").stat().st_size
+        preset = atoms.preset()
+        atoms.reset()
+        return preset
+
+    atoms["L7"].gain = 0.0
+    assert saved("a silent layer") == {"gain": {"L7": 0.0}}
+    atoms["L7[0:128]"].gain = 0.0
+    atoms["L2[3, 9, 40:60]"].gain = 0.5
+    assert saved("parts of layers") == {"gain": {"L2[3,9,40:60]": 0.5, "L7[0:128]": 0.0}}
+    atoms.drop(["L1[:40]", "L3"])
+    assert saved("dropped") == {"dropped": ["L1[0:40]", "L3"]}
+    generator = torch.Generator().manual_seed(0)
+    for count in (400, 2048 - 400):
+        atoms.keep(count, by=[torch.rand(256, generator=generator) for _ in range(8)])
+        kept = atoms.kept
+        preset = saved(f"keep({count})")
+        assert list(preset) == ["only" if count == 400 else "dropped"]
+        atoms.apply(preset)
+        assert atoms.kept == kept
+        atoms.reset()
+    assert sizes["a silent layer"] < 40 and sizes["parts of layers"] < 80 and sizes["dropped"] < 50
+    assert sizes["keep(400)"] < 2000 and sizes["keep(1648)"] < 2000
+
+
+def test_an_address_of_several_atoms_is_taken_wherever_one_is():
+    atoms = board(wake(get_peft_model(transformer(), atom_config())))
+    with atoms.muted("L0[0:9]"):
+        assert atoms["L0"].gain.tolist() == [0.0] * 9 + [1.0] * 9
+    atoms.only(["L0[3:5]", "L1[7]"])
+    assert atoms.kept == ["L0[3]", "L0[4]", "L1[7]"]
+    some = atoms["L0[3:5, 9]"]
+    assert repr(some) == "<L0[3:5,9] of transformer_blocks.0.attn1: 3 atoms>"
+    assert [atom.address for atom in some] == ["L0[3]", "L0[4]", "L0[9]"]
+    some.gain = torch.tensor([0.1, 0.2, 0.3])
+    assert_close(some.gain, torch.tensor([0.1, 0.2, 0.3]))
+    with trace(atoms.model) as t:
+        run(atoms.model)
+    assert [atom.address for atom in t["L1[16:]"]] == ["L1[16]", "L1[17]"]
+
+
+@pytest.mark.parametrize("address", ["L0[3]", "L0[3:5]", "L0"])
+def test_a_dial_that_an_atom_or_layer_does_not_have_cannot_be_set(address):
+    found = board(get_peft_model(transformer(), atom_config()))[address]
+    with pytest.raises(AttributeError):
+        found.gian = 0.0
+    if address != "L0":
+        with pytest.raises(AttributeError):
+            found.density = 0.1
 
 
 def test_what_is_printed_says_where_an_atom_sits():

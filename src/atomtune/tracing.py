@@ -94,9 +94,13 @@ class Trace:
             layer.close(whole)
 
     def __getitem__(self, address: str) -> Any:
-        """The `AtomTrace` at "L6[114]", or the `LayerTrace` at "L6". Raises `UserError` when there is none."""
-        place, row = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
-        return self.layers[place] if row is None else AtomTrace(self.layers[place], row)
+        """The `AtomTrace` at "L6[114]", a list of them at "L6[0:40]", or the `LayerTrace` at "L6". Raises `UserError`
+        when there is none."""
+        place, rows = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
+        layer = self.layers[place]
+        if rows is None:
+            return layer
+        return AtomTrace(layer, rows) if isinstance(rows, int) else [AtomTrace(layer, row) for row in rows]
 
     def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Find out whether this run is the next step of the same samples, or a run of new samples."""
