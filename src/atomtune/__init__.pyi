@@ -1,6 +1,24 @@
+from . import adapters as adapters
+from . import analysis as analysis
+from . import bases as bases
+from . import editing as editing
+from . import errors as errors
+from . import lora as lora
+from . import method as method
+from . import metrics as metrics
+from . import moji as moji
+from . import recording as recording
+from . import sampling as sampling
+from . import steering as steering
+from . import storage as storage
+from . import tracing as tracing
+from . import training as training
 from .adapters.config import AtomConfig as AtomConfig
 from .adapters.layer import adapted_layers as adapted_layers
+from .adapters.layer import AtomLayer as AtomLayer
 from .adapters.model import AtomModel as AtomModel
+from .adapters.pruning import Pruned as Pruned
+from .analysis.examples import Examples as Examples
 from .analysis.examples import training_examples as training_examples
 from .analysis.heatmaps import overlay as overlay
 from .analysis.importance import importance as importance
@@ -8,19 +26,26 @@ from .analysis.influence import additivity_error as additivity_error
 from .analysis.influence import influence as influence
 from .analysis.influence import influence_image as influence_image
 from .analysis.influence import influences as influences
+from .analysis.influence import Influences as Influences
 from .analysis.inspection import inspect as inspect
+from .analysis.inspection import Inspection as Inspection
 from .analysis.locality import coverage as coverage
 from .analysis.matching import likeness as likeness
 from .analysis.matching import match as match
 from .analysis.naming import evidence as evidence
+from .analysis.naming import Evidence as Evidence
+from .analysis.naming import Name as Name
 from .analysis.naming import name_atoms as name_atoms
 from .analysis.overlap import overlap as overlap
+from .analysis.overlap import Overlap as Overlap
 from .analysis.report import write_report as write_report
 from .bases import load_base as load_base
 from .editing import edit as edit
 from .errors import UserError as UserError
 from .lora.conversion import lora_to_atoms as lora_to_atoms
 from .lora.distillation import distill as distill
+from .lora.distillation import distill_model as distill_model
+from .lora.distillation import Explained as Explained
 from .lora.distillation import load_lora as load_lora
 from .method import coding as coding
 from .method.attention import DictionaryAttention as DictionaryAttention
@@ -29,11 +54,17 @@ from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
+from .recording import TopToken as TopToken
 from .sampling import draw as draw
+from .sampling import Drawing as Drawing
 from .sampling import generate as generate
 from .sampling import plan as plan
+from .sampling import read_settings as read_settings
+from .steering import Atom as Atom
 from .steering import AtomBoard as AtomBoard
+from .steering import Atoms as Atoms
 from .steering import board as board
+from .steering import Layer as Layer
 from .storage.folders import load_adapter as load_adapter
 from .storage.folders import save_adapter as save_adapter
 from .storage.merging import merge as merge
@@ -42,4 +73,5 @@ from .tracing import trace as trace
 from .training.config import CustomizeConfig as CustomizeConfig
 from .training.run import customize as customize
 
+__version__: str
 __all__: list[str]

@@ -4,8 +4,10 @@
         pipe("a sks teapot on the moon")
     t.active_per_token, t.alive                 over the whole model
     t["L6"].mean_energy, t["L6"].maps()         one layer: a number or a map for each of its atoms
+    t["L6"].codes(500)                          every code at one timestep: [samples, tokens, atoms]
     t["L6[114]"].firing_rate                    one atom, by its address
     t["L6[114]"].maps()[0]                      where it acts in the first sample
+    t.top_tokens("L6[114]", tokenizer)          for a text model: the words at which it fires most
 
 The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums
 are kept for each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one.
@@ -27,10 +29,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from atomtune.adapters import adapted_layers
+from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.errors import UserError
-from atomtune.recording import AtomTrace, LayerTrace, ModelRun
+from atomtune.recording import AtomTrace, LayerTrace, ModelRun, TopToken
 
 
 def bare_model(model: Any) -> Any:
@@ -65,14 +67,15 @@ class Trace:
         """One for each adapted layer, in the order of their addresses."""
         self.input_ids: list[Int[Tensor, " tokens"]] = []
         """The tokens of each sample, for a text model with `codes=True`."""
+        self._masks: list[Tensor | None] = []
 
     def __enter__(self) -> Trace:
         if self._hooks:
             raise UserError("this trace is recording already: use another one for a block inside its block.")
         self._run = self._before = ModelRun()
-        self.input_ids = []
-        adapted = adapted_layers(self._model, self._adapter)
-        self.layers = [LayerTrace(layer.dictionary(self._adapter), self._codes) for layer in adapted]
+        self.input_ids, self._masks = [], []
+        adapted = named_layers(self._model, self._adapter)
+        self.layers = [LayerTrace(own.dictionary(self._adapter), self._codes, name) for name, own in adapted.items()]
         self._hooks = [self._model.register_forward_pre_hook(self._before_run, prepend=True, with_kwargs=True)]
         self._hooks.append(self._model.register_forward_hook(self._after_run, with_kwargs=True))
         for layer in self.layers:
@@ -102,6 +105,42 @@ class Trace:
             return layer
         return AtomTrace(layer, rows) if isinstance(rows, int) else [AtomTrace(layer, row) for row in rows]
 
+    def __repr__(self) -> str:
+        head = f"Trace of {self._adapter!r}: "
+        if not any(layer.tokens for layer in self.layers):
+            return f"{head}nothing was run in its block yet"
+        atoms, samples = sum(map(len, self.layers)), max(len(layer.samples) for layer in self.layers)
+        numbers = f"{self.alive:,} of {atoms:,} atoms fired, {self.active_per_token:.3g} a token in each layer, "
+        codes = ", codes kept" if self._codes else ""
+        return "\n".join([f"{head}{numbers}{samples:,} samples{codes}", *(f"  {layer!r}" for layer in self.layers)])
+
+    def top_tokens(self, address: str, tokenizer: Any, count: int = 10, context: int = 8) -> list[TopToken]:
+        """For a text model: the `count` tokens at which an atom fires most strongly, |s_m| falling, with their text and
+        up to `context` tokens on either side. `tokenizer` is that of the model; padding is left out.
+
+        Run whole texts in the block of `trace(model, codes=True)`. Raises `UserError` if that was not done.
+        """
+        if not isinstance(atom := self[address], AtomTrace):
+            raise UserError(f"top tokens are those of one atom, got {address!r}: give an address such as L0[3].")
+        atom.layer._kept_codes()  # raises if there are none
+        if not self.input_ids:
+            raise UserError("this trace has no input_ids: run a text model in its block, with input_ids.")
+        for codes in atom.layer.kept_codes:
+            for sample in range(codes.first_sample, codes.first_sample + codes.shape[0]):
+                own = len(self.input_ids[sample]) if sample < len(self.input_ids) else 0
+                if own != codes.shape[1]:
+                    raise UserError(
+                        f"{atom.layer.address} saw {codes.shape[1]} tokens of text {sample}, which has {own}: choose a "
+                        "layer that sees the input_ids."
+                    )
+        found = []
+        for sample, position, strength in atom.top_tokens(sum(map(len, self.input_ids))):
+            mask = self._masks[sample]
+            if len(found) < count and (mask is None or mask[position]):
+                ids = self.input_ids[sample].tolist()
+                found.append(TopToken.of(tokenizer, ids, sample, position, strength, context))
+        return found
+
     def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Find out whether this run is the next step of the same samples, or a run of new samples."""
         times = timesteps(model, args, kwargs)
@@ -120,7 +159,11 @@ class Trace:
         """A run counts only when it has ended: `training.encoding` stops runs early, to read their arguments."""
         self._before = self._run
         if self._codes and isinstance(ids := _argument(model, args, kwargs, "input_ids"), Tensor):
-            self.input_ids += ids.detach().cpu().unbind()
+            missing = self._run.first_sample - len(self.input_ids)  # samples that were run without tokens
+            mask = _argument(model, args, kwargs, "attention_mask")
+            masked = isinstance(mask, Tensor) and mask.shape == ids.shape
+            self.input_ids += [ids.new_empty(0).cpu()] * missing + [*ids.detach().cpu().unbind()]
+            self._masks += [None] * missing + [*(mask.detach().cpu().unbind() if masked else [None] * len(ids))]
 
     @property
     def guided(self) -> bool:
