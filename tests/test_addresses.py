@@ -68,7 +68,8 @@ def test_what_is_not_there_is_one_sentence(address):
     with pytest.raises(UserError) as error:
         find(address, PRUNED, "trace")
     assert str(error.value) == (
-        f"there is no {address!r} in this trace: expected a layer from L1 to L5, or atoms of one, such as L1[4] or L1[4:]."
+        f"there is no {address!r} in this trace: "
+        "expected a layer from L1 to L5, or atoms of one, such as L1[4] or L1[4:]."
     )
 
 

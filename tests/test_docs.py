@@ -45,7 +45,7 @@ def test_the_dials_of_the_documentation_turn(tmp_path, monkeypatch):
     for block in blocks("docs/how-to/steer.md"):
         block = block.replace('"photos/teapot"', repr(str(images)))
         exec(re.sub(r"generate\((.*)\)", r"generate(\1, steps=2)", block), scope)
-    assert set(scope["board"].preset()) == {"density", "gain", "dropped", "schedule"}
+    assert set(scope["board"].preset()) == {"density", "gain", "only", "schedule"}
     assert scope["atom"].maps().shape == (4, 64) and scope["layer"].maps().shape == (4, 64, 256)
 
 

@@ -22,7 +22,6 @@ from atomtune.errors import UserError
 from atomtune.tracing import bare_model, trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
-
 HALF = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
 
 

@@ -234,7 +234,7 @@ class LayerTrace:
         return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * norms
 
     def codes(self, timestep: int | float | None = None) -> Float[Tensor, "samples tokens atoms"]:
-        """s_m at every token of each sample, for all atoms, float32 on the CPU. After the end of a shorter text it is 0.
+        """s_m at every token of each sample, for all atoms, float32 on the CPU; 0 after the end of a shorter text.
 
         Samples that were run at several timesteps, as in drawing images, need one `timestep`; `maps` gives their mean.
         The codes of a sample that was not run at it are 0. Raises `UserError` when the trace kept no codes of them.

@@ -349,7 +349,7 @@ class AtomBoard:
         """Set the dials to a preset (or a JSON file of one); all others as after `reset`.
 
         A gain may be that of a layer, `{"gain": {"L7": 0}}`, or of several of its atoms, "L7[0:40]"; of two for one
-        atom the later counts. `only` is applied before `dropped`. Raises `UserError`, and leaves the dials as they were.
+        atom the later counts. `only` is applied before `dropped`. Raises `UserError`; then the dials stay as they were.
         """
         if isinstance(preset, str | Path):
             preset = _read_preset(expanded(preset))

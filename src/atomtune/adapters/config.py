@@ -13,10 +13,6 @@ from atomtune.errors import UserError
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class AtomConfig(PeftConfig):
     """ΔO = σ(A X W_s) D on chosen layers of a frozen model.
@@ -56,36 +52,58 @@ class AtomConfig(PeftConfig):
         modules_to_save: Modules outside the adapter that are trained in full and saved with it.
     """
 
-    target_modules: list[str] | str | None = _option(
-        None, "Names, or one regular expression, of the modules to adapt. Default: those of the model's family."
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names, or one regular expression, of the modules to adapt. Default: those of the model's family."
+        },
     )
-    num_atoms: int = _option(256, "M, the number of atoms in each adapted layer.")
+    num_atoms: int = field(default=256, metadata={"help": "M, the number of atoms in each adapted layer."})
     num_atoms_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "M of layers that differ, by name or regular expression."}
     )
-    activation: str = _option("topk", 'σ: "topk", "batch_topk", "soft", "relu" or "jumprelu".')
-    density: float | list[float] = _option(
-        None, "ρ, the share of a layer's atoms that one token may use, for topk and batch_topk. Default: 0.04."
+    activation: str = field(default="topk", metadata={"help": 'σ: "topk", "batch_topk", "soft", "relu" or "jumprelu".'})
+    density: float | list[float] = field(  # pyright: ignore[reportAssignmentType]
+        default=None,
+        metadata={
+            "help": "ρ, the share of a layer's atoms that one token may use, for topk and batch_topk. Default: 0.04."
+        },
     )
-    k: int | None = _option(None, "The number of atoms that one token may use in each layer, instead of density.")
-    threshold: float = _option(0.1, "λ, for soft and relu; for jumprelu its first value.")
-    threshold_units: str = _option(
-        "absolute", 'Units of λ: those of the coefficients ("absolute"), or their running root mean square ("scale").'
+    k: int | None = field(
+        default=None, metadata={"help": "The number of atoms that one token may use in each layer, instead of density."}
     )
-    unit_encoder: bool = _option(False, "Whether the columns of W_s are scaled to norm 1 when they are used.")
-    mix_first: bool = _option(
-        True, "Attention atoms: True for σ(A X W_s), exactly k atoms a token; False for A σ(X W_s)."
+    threshold: float = field(default=0.1, metadata={"help": "λ, for soft and relu; for jumprelu its first value."})
+    threshold_units: str = field(
+        default="absolute",
+        metadata={
+            "help": 'Units of λ: those of the coefficients ("absolute"), or their running root mean square ("scale").'
+        },
     )
-    exclude_modules: list[str] | str | None = _option(
-        None, "Names, or one regular expression, of modules that are not adapted although target_modules matches them."
+    unit_encoder: bool = field(
+        default=False, metadata={"help": "Whether the columns of W_s are scaled to norm 1 when they are used."}
     )
-    layers_to_transform: list[int] | int | None = _option(None, "Adapt only these blocks, counted from 0.")
-    layers_pattern: list[str] | str | None = _option(
-        None, "Name of the module list whose blocks layers_to_transform counts. Default: the first one."
+    mix_first: bool = field(
+        default=True,
+        metadata={"help": "Attention atoms: True for σ(A X W_s), exactly k atoms a token; False for A σ(X W_s)."},
     )
-    init_weights: bool = _option(True, "True: D = 0, the adapted model starts as the base. False: D is random.")
-    modules_to_save: list[str] | None = _option(
-        None, "Modules outside the adapter that are trained in full and saved with it."
+    exclude_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names, or one regular expression, of modules that are not adapted although target_modules matches them."
+        },
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Adapt only these blocks, counted from 0."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name of the module list whose blocks layers_to_transform counts. Default: the first one."},
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "True: D = 0, the adapted model starts as the base. False: D is random."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules outside the adapter that are trained in full and saved with it."}
     )
 
     @classmethod

@@ -35,7 +35,8 @@ def edit(
         prompt: What the image should become.
         out: Folder for the run, the images and the preset.
         source_prompt: What the image shows now.
-        remove: Addresses of atoms or layers, such as "L17[137],L3[0:40],L5". The best rung is drawn once more without these atoms.
+        remove: Addresses of atoms or layers, such as "L17[137],L3[0:40],L5". The best rung is drawn once more without
+            these atoms.
         num: Images of each rung.
         seed: Seed of the training and of the first image.
         steps: Training steps (by default those of the recipe for the base).
