@@ -1,6 +1,7 @@
 """trace against statistics taken from the codes themselves."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from atomtune.errors import UserError
 from atomtune.tracing import bare_model, trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
-HALF = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
+HALF: Any = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
 
 
 def adapted(**options):
@@ -179,7 +180,7 @@ def test_the_tokens_of_a_text_that_fire_an_atom_most():
 TEXTS = ["the cat sat on the mat", "a teapot"]
 
 
-def word_tokenizer():
+def word_tokenizer() -> Any:
     """One token a word."""
     words = sorted({word for text in TEXTS for word in text.split()})
     vocabulary = {word: number for number, word in enumerate(["<pad>", *words])}
@@ -188,7 +189,7 @@ def word_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
-def byte_tokenizer():
+def byte_tokenizer() -> Any:
     """GPT-2's kind: a byte is a token, and so is a space with the letter after it."""
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(letters | {"Ġt": 256, "<pad>": 257}, [("Ġ", "t")]))

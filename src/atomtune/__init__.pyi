@@ -54,7 +54,6 @@ from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
-from .recording import TopToken as TopToken
 from .sampling import Drawing as Drawing
 from .sampling import draw as draw
 from .sampling import generate as generate
@@ -68,6 +67,7 @@ from .steering import board as board
 from .storage.folders import load_adapter as load_adapter
 from .storage.folders import save_adapter as save_adapter
 from .storage.merging import merge as merge
+from .tracing import TopToken as TopToken
 from .tracing import Trace as Trace
 from .tracing import trace as trace
 from .training.config import CustomizeConfig as CustomizeConfig

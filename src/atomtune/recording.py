@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -314,41 +313,6 @@ class LayerTrace:
         if not self.kept_codes:
             raise UserError(f"this trace has no codes of {self.address}: run the model inside the block.")
         return self.kept_codes
-
-
-@dataclass(frozen=True)
-class TopToken:
-    """A token at which an atom fires, in its context."""
-
-    token: str
-    strength: float
-    """s_m, with its sign."""
-    before: str
-    after: str
-    sample: int
-    """Which of the texts, counted from 0 in the order in which they were run."""
-    position: int
-    """Which of its tokens, counted from 0."""
-
-    def __str__(self) -> str:
-        return f"{self.strength:+.3g}  {self.before}[{self.token}]{self.after}"
-
-    @classmethod
-    def of(cls, tokenizer: Any, ids: list[int], sample: int, position: int, strength: float, context: int) -> TopToken:
-        """With up to `context` tokens on either side."""
-        first, texts = max(0, position - context), []
-        for end in (
-            position,
-            position + 1,
-            position + 1 + context,
-        ):  # some tokenizers drop the space before a lone token
-            texts.append(tokenizer.decode(ids[first:end]))
-        before, with_token, whole = texts
-        if not (with_token.startswith(before) and whole.startswith(with_token)):  # a character of several tokens
-            token, after = (tokenizer.decode(part) for part in ([ids[position]], ids[position + 1 :][:context]))
-        else:
-            token, after = with_token[len(before) :], whole[len(with_token) :]
-        return cls(token, strength, before, after, sample, position)
 
 
 @dataclass(eq=False, repr=False)

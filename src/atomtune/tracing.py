@@ -23,6 +23,7 @@ their statistics are separate: GUIDED is the half with the prompt, or everything
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.errors import UserError
-from atomtune.recording import AtomTrace, LayerTrace, ModelRun, TopToken
+from atomtune.recording import AtomTrace, LayerTrace, ModelRun
 
 
 def bare_model(model: Any) -> Any:
@@ -54,6 +55,41 @@ def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
         return kwargs.get(name)
     names = list(inspect.signature(model.forward).parameters)
     return args[names.index(name)] if name in names[: len(args)] else None
+
+
+@dataclass(frozen=True)
+class TopToken:
+    """A token at which an atom fires, in its context."""
+
+    token: str
+    strength: float
+    """s_m, with its sign."""
+    before: str
+    after: str
+    sample: int
+    """Which of the texts, counted from 0 in the order in which they were run."""
+    position: int
+    """Which of its tokens, counted from 0."""
+
+    def __str__(self) -> str:
+        return f"{self.strength:+.3g}  {self.before}[{self.token}]{self.after}"
+
+    @classmethod
+    def of(cls, tokenizer: Any, ids: list[int], sample: int, position: int, strength: float, context: int) -> TopToken:
+        """With up to `context` tokens on either side."""
+        first, texts = max(0, position - context), []
+        for end in (
+            position,
+            position + 1,
+            position + 1 + context,
+        ):  # some tokenizers drop the space before a lone token
+            texts.append(tokenizer.decode(ids[first:end]))
+        before, with_token, whole = texts
+        if not (with_token.startswith(before) and whole.startswith(with_token)):  # a character of several tokens
+            token, after = (tokenizer.decode(part) for part in ([ids[position]], ids[position + 1 :][:context]))
+        else:
+            token, after = with_token[len(before) :], whole[len(with_token) :]
+        return cls(token, strength, before, after, sample, position)
 
 
 class Trace:
