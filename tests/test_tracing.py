@@ -244,7 +244,7 @@ def test_top_tokens_of_what_is_no_text_are_refused():
         t.top_tokens("L0[3]", tokenizer)
     with pytest.raises(UserError, match="are those of one atom, got 'L0': give an address such as"):
         t.top_tokens("L0", tokenizer)
-    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     model = wake(get_peft_model(T5ForConditionalGeneration(config).eval(), AtomConfig(num_atoms=8)))
     with trace(model, codes=True) as t:
         model(input_ids=torch.randint(50, (2, 7)), decoder_input_ids=torch.randint(50, (2, 4)))

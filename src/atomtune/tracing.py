@@ -77,14 +77,9 @@ class TopToken:
     @classmethod
     def of(cls, tokenizer: Any, ids: list[int], sample: int, position: int, strength: float, context: int) -> TopToken:
         """With up to `context` tokens on either side."""
-        first, texts = max(0, position - context), []
-        for end in (
-            position,
-            position + 1,
-            position + 1 + context,
-        ):  # some tokenizers drop the space before a lone token
-            texts.append(tokenizer.decode(ids[first:end]))
-        before, with_token, whole = texts
+        # Cut out of longer texts, because some tokenizers drop the space before a lone token.
+        first, ends = max(0, position - context), (position, position + 1, position + 1 + context)
+        before, with_token, whole = (tokenizer.decode(ids[first:end]) for end in ends)
         if not (with_token.startswith(before) and whole.startswith(with_token)):  # a character of several tokens
             token, after = (tokenizer.decode(part) for part in ([ids[position]], ids[position + 1 :][:context]))
         else:

@@ -35,7 +35,7 @@ def test_outputs_are_the_same(principal, options):
     assert len(board(atoms)) == 2 * 4 * 3 - (1 if options else 0)
 
 
-def gpt2_with_lora(targets):
+def gpt2_with_lora(targets) -> Any:
     """A GPT-2 in float64, whose linear layers are `Conv1D`: their weights are [in, out]."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -291,12 +291,10 @@ def save_adapter(
         )
     from atomtune.adapters import AtomConfig, adapted_layers
 
-    if not isinstance(config := model.peft_config.get(adapter_name), AtomConfig) and adapted_layers(
-        model, adapter_name
-    ):
+    if adapted_layers(model, adapter_name) and not isinstance(model.peft_config.get(adapter_name), AtomConfig):
         raise UserError(
-            f"there are atoms and an adapter of the method {config and config.peft_type.value} under the one name "
-            f"{adapter_name!r}, of which PEFT saves one: give them different names."
+            f"there are atoms and an adapter of another method under the one name {adapter_name!r}, of which PEFT saves "
+            "one: give them different names."
         )
     base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
