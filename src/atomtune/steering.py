@@ -94,7 +94,7 @@ class Atoms:
     """None: all of the layer."""
 
     def __repr__(self) -> str:
-        return f"<{self.address} of {self.name}: {len(self):,} atoms>"
+        return f"<{self.address} of {self.name}: {len(self):,} atom{'' if len(self) == 1 else 's'}>"
 
     @property
     def address(self) -> str:

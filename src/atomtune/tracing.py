@@ -142,8 +142,8 @@ class Trace:
             return f"{head}nothing was run in its block yet"
         atoms, samples = sum(map(len, self.layers)), max(len(layer.samples) for layer in self.layers)
         numbers = f"{self.alive:,} of {atoms:,} atoms fired, {self.active_per_token:.3g} a token in each layer, "
-        codes = ", codes kept" if self._codes else ""
-        return "\n".join([f"{head}{numbers}{samples:,} samples{codes}", *(f"  {layer!r}" for layer in self.layers)])
+        seen = f"{samples:,} sample{'' if samples == 1 else 's'}{', codes kept' if self._codes else ''}"
+        return "\n".join([f"{head}{numbers}{seen}", *(f"  {layer!r}" for layer in self.layers)])
 
     def top_tokens(self, address: str, tokenizer: Any, count: int = 10, context: int = 8) -> list[TopToken]:
         """For a text model: the `count` tokens at which an atom fires most strongly, |s_m| falling, with their text and

@@ -89,7 +89,7 @@ class AtomConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Names, or one regular expression, of modules that target_modules matches and that stay as they are."
+            "help": "Names, or one regular expression, of modules that target_modules matches and that stay unadapted."
         },
     )
     layers_to_transform: list[int] | int | None = field(
