@@ -37,7 +37,7 @@ def merge(
         combination_type: cat: the union of the atoms, exactly the sum of what the adapters add; linear: W_s and D
             summed entry by entry, for adapters of the same shape.
         weights: A weight for each adapter, with commas between them: 1,0.7 (all 1 by default).
-        out: Folder for the merged adapter.
+        out: Folder for the run: the merged adapter, its settings and its numbers.
         report: Write no adapter. Draw prompts of each adapter with both active, and print how far they overlap.
         prompts_file: For the report: text file with one prompt a line. Give it once for both adapters, or twice, one
             file for each. By default the words that each was trained with ("a sks teapot").
@@ -51,12 +51,22 @@ def merge(
     if out is None:
         raise UserError("--out is missing: name a folder for the merged adapter, or give --report.")
 
-    from atomtune.storage.merging import merge, parts_of
+    from atomtune.cli.generate import drawing_command
+    from atomtune.files import refuse_output
+    from atomtune.storage import folders, merging, runs
 
-    merge(adapters, out, combination_type, _numbers(weights))
-    for part in parts_of(out):
-        print(f"{part['adapter']}  weight {part['weight']:g}, ids from {part['first_id']}")
-    print(f"The merged adapter is in {out}")
+    numbers = _numbers(weights)
+    refuse_output(out, *map(folders.adapter_folder, adapters))
+    runs.refuse_taken(out, unless_by="merge")
+    merged = merging.merged(adapters, combination_type, numbers)
+    for part in merged.parts:
+        ids = f", {part['first_id']} added to the ids of its atoms" if part["first_id"] else ""
+        print(f"{part['adapter']}: weight {part['weight']:g}{ids}")
+    options = {"adapters": adapters, "combination_type": combination_type, "weights": weights, "out": out}
+    facts = {"base": merged.config.base_model_name_or_path, "method": "atoms", "atoms": sum(merged.atoms_by_layer)}
+    facts |= {"layers": len(merged.atoms_by_layer), "parts": merged.parts}
+    runs.write_run(out, merged.save, "merge", options, facts)
+    print(f"The merged adapter is in {out}. Draw with it: {drawing_command(out, folders.adapter_info(out))}")
 
 
 def _numbers(weights: str | None) -> list[float] | None:
