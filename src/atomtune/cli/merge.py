@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from atomtune.cli.generate import read_prompts
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
+from atomtune.shell import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,8 +61,8 @@ def merge(
     runs.refuse_taken(out, unless_by="merge")
     merged = merging.merged(adapters, combination_type, numbers)
     for part in merged.parts:
-        ids = f", {part['first_id']} added to the ids of its atoms" if part["first_id"] else ""
-        print(f"{part['adapter']}: weight {part['weight']:g}{ids}")
+        ids = f", and {part['first_id']} is added to the numbers of its atoms" if part["first_id"] else ""
+        print(f"{part['adapter']} has weight {part['weight']:g}{ids}.")
     options = {"adapters": adapters, "combination_type": combination_type, "weights": weights, "out": out}
     facts = {"base": merged.config.base_model_name_or_path, "method": "atoms", "atoms": sum(merged.atoms_by_layer)}
     facts |= {"layers": len(merged.atoms_by_layer), "parts": merged.parts}
@@ -113,6 +114,16 @@ def _report(
     console.print("drawn in {dtype} on {device}".format(**bases.precision_and_device(pipe)), highlight=False)
     for table in _tables(measured):
         console.print(table)
+    print(EXPLAINED)
+    print(_verdict(measured, adapters))
+
+
+EXPLAINED = """\
+same directions: 0 where the two add to different directions, 1 where to the same;
+both act: share of the tokens at which both add much, on the prompts of each;
+cosine: of what the two add, above 0 they add up, below 0 they cancel;
+in brackets: two adapters that know nothing of each other.
+"""
 
 
 def _trained_prompts(info: "AdapterInfo") -> list[str]:
@@ -125,28 +136,46 @@ def _trained_prompts(info: "AdapterInfo") -> list[str]:
 
 
 def _tables(overlap: "Overlap") -> "list[Table]":
+    from rich import box
     from rich.table import Column, Table
 
-    whole = Table("", *(Column(name, justify="right") for name in "AB"), title="The adapters")
+    whole = Table("", *(Column(name, justify="right") for name in "AB"), box=box.SIMPLE)
     on_a, on_b = zip(*overlap.alive)
     for label, pair in {
         "atoms": overlap.atoms,
-        "alive on prompts of A": on_a,
-        "alive on prompts of B": on_b,
-        "alive on both": overlap.alive_in_both,
+        "that are used on the prompts of A": on_a,
+        "that are used on the prompts of B": on_b,
+        "that are used on both": overlap.alive_in_both,
     }.items():
         whole.add_row(label, *(f"{count:,}" for count in pair))
+    if not overlap.layers:
+        return [whole]
     whole.add_row("strength on the other's prompts, of its own", *(f"{share:.0%}" for share in overlap.strength))
-
-    heads = ("layer", "span A", "span B", "overlap", "chance", "both act, on A", "on B", "cosine, on A", "on B")
-    layers = Table(*(Column(head, justify="right") for head in heads), title="The layers that both adapt")
+    heads = ("layer", "same directions", "both act, A", "both act, B", "cosine, A", "cosine, B")
+    layers = Table(*(Column(head, justify="right") for head in heads), box=box.SIMPLE)
     for each in overlap.layers:
         both = [f"{share:.0%} ({chance:.0%})" for share, chance in zip(each.both, each.independent)]
         cosines = [f"{cosine:+.2f}" for cosine in each.cosine]
-        ranks, spans = map(str, each.ranks), (f"{each.span_overlap:.2f}", f"{each.chance:.2f}")
-        layers.add_row(each.address, *ranks, *spans, *both, *cosines)
-    layers.caption = (
-        "span: directions with 90 % of the energy; overlap: mean squared cosine of the principal angles, beside that "
-        "of random spans; both act: share of tokens (if independent); cosine: of what the two add, below 0 they cancel."
-    )
-    return [whole, layers] if overlap.layers else [whole]
+        layers.add_row(each.address, f"{each.span_overlap:.2f} ({each.chance:.2f})", *both, *cosines)
+    return [whole, layers]
+
+
+def _verdict(overlap: "Overlap", adapters: list[Path]) -> str:
+    """Whether the two disturb each other, why, and what to do, in words."""
+
+    def merging(*options: str) -> str:
+        return command_line("merge", *adapters, *options, "--out", "runs/merged")
+
+    if not overlap.layers:
+        return f"They adapt different layers, so neither disturbs the other there. Merge them as they are:\n  {merging()}"
+    cosines = [f"{overlap.mean(lambda layer, on=on: layer.cosine[on]):+.2f}" for on in (0, 1)]
+    spans = [overlap.mean(lambda layer: layer.span_overlap), overlap.mean(lambda layer: layer.chance)]
+    numbers = f"on average over the layers: cosine {cosines[0]} on the prompts of A and {cosines[1]} on those of B, "
+    numbers += f"directions in common {spans[0]:.2f}, by chance {spans[1]:.2f}"
+    verdict, options = {
+        "apart": ("They hardly disturb each other", ()),
+        "together": ("They push the same directions, and merged at full strength each changes the other", "0.7,0.7"),
+        "against": ("They work against each other: part of what one adds the other takes away", "1,0.7"),
+    }[overlap.relation]
+    advice = "Merge them as they are" if not options else "Turn them down, look at what comes out, and try other weights"
+    return f"{verdict} ({numbers}). {advice}:\n  {merging(*(('--weights', options) if options else ()))}"

@@ -83,28 +83,21 @@ def prune(
     board = steering.board(model)
     scores = board.mean_energy() if by == "energy" else _gradients(board, pipe, training)
     measure, unknown = _likeness(pipe, training) if images_there else (None, missing)
-    asked, rungs, kept = keep or keep_per_layer, [], None
+    asked, per_layer = keep or keep_per_layer, keep_per_layer is not None
+    kept, best = None, None
     if measure:
-        from atomtune.analysis import likeness
-
-        whole = measure
-        if asked:
-            kept = likeness.with_best(board, asked, scores, lambda: whole(pipe), per_layer=keep is None)
-        if kept is None or (kept < likeness.ENOUGH and not finetune_steps):
-            rungs = likeness.halvings(board, scores, lambda: whole(pipe))
-            print(_table(len(board), rungs))
-    best = likeness.proposal(rungs) if measure else None
+        kept, best = _measured(pipe, measure, board, scores, asked, per_layer, bool(finetune_steps))
     if not asked:
         if best is None:
             why = unknown or "half of the atoms keep less than 90 % of the likeness"
             raise UserError(f"no number of atoms is proposed, because {why}: give --keep.")
         print(f"Keeping {best.atoms:,} atoms, the fewest here with 90 % of the likeness or more.")
-        kept = best.likeness
-    board.keep(asked or best.atoms, scores, per_layer=keep_per_layer is not None)
+        asked, kept = best.atoms, best.likeness
+    board.keep(asked, scores, per_layer)
     result = model.prune()  # pyright: ignore[reportCallIssue]  AtomModel's
     pruned = out / "pruned" if finetune_steps else out
     hardware = bases.precision_and_device(pipe)
-    options = {"adapter": adapter, "out": pruned, "keep": keep, "keep_per_layer": keep_per_layer, "by": by}
+    options = {"adapter": adapter, "out": pruned, "keep_per_layer" if per_layer else "keep": asked, "by": by}
     runs.write_run(
         pruned,
         lambda folder: folders.save_adapter(
@@ -153,10 +146,20 @@ def _likeness(pipe: Any, training: Any) -> tuple[Any, str]:
     return None, "the whole adapter is hardly nearer to its images than the base is"
 
 
-def _table(atoms: int, rungs: "list[Rung]") -> str:
-    """The ladder as text."""
-    rows = [(atoms, 1.0), *((rung.atoms, rung.likeness) for rung in rungs)]
-    return "\n".join([f"{'atoms':>7}  likeness", *(f"{count:>7,}  {share:>8.0%}" for count, share in rows)])
+def _measured(
+    pipe: Any, measure: Any, board: Any, scores: list[Any], asked: int | None, per_layer: bool, trained_further: bool
+) -> "tuple[float | None, Rung | None]":
+    """The likeness with as many atoms as asked for; and if none are, or they keep little, the proposal of the ladder,
+    which is printed."""
+    from atomtune.analysis import likeness
+
+    kept = likeness.with_best(board, asked, scores, lambda: measure(pipe), per_layer) if asked else None
+    if kept is not None and (kept >= likeness.ENOUGH or trained_further):
+        return kept, None
+    rungs = likeness.halvings(board, scores, lambda: measure(pipe))
+    rows = [(len(board), 1.0), *((rung.atoms, rung.likeness) for rung in rungs)]
+    print("\n".join([f"{'atoms':>7}  likeness", *(f"{count:>7,}  {share:>8.0%}" for count, share in rows)]))
+    return kept, likeness.proposal(rungs)
 
 
 def _verdict(
