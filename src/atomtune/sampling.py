@@ -134,7 +134,9 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
 
-def draw_missing(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], folder: Path, batch_size: int = 8) -> int:
+def draw_missing(
+    pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], folder: Path, batch_size: int = 8
+) -> int:
     """Draw the planned images into `planned_files`, except those that were drawn before with the same settings; return
     how many were drawn. Each is on disk as soon as it is drawn."""
     places = zip(planned_files(planned, folder), planned, strict=True)

@@ -20,9 +20,8 @@ def command_line(*words: object) -> str:
 
 def _program() -> str:
     script = Path(sys.executable).with_name("atomtune")
-    if found := shutil.which("atomtune"):
-        if not script.exists() or Path(found).samefile(script):
-            return "atomtune"
+    if (found := shutil.which("atomtune")) and (not script.exists() or Path(found).samefile(script)):
+        return "atomtune"
     if not script.exists():
         return f"{shlex.quote(sys.executable)} -m atomtune"
     inside = script.is_relative_to(Path.cwd())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from peft import get_peft_model
+from PIL import Image
 
 from atomtune import board
 from atomtune.analysis.examples import training_examples

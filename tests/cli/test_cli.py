@@ -196,7 +196,9 @@ def test_prune_and_train_on(run, tmp_path, capsys):
         D = name.replace("atoms_id", "atoms_decoder.weight")
         assert (small[D] == full[D][small[name]]).all()
     main(["prune", str(run), "--keep-per-layer", "2", "--finetune-steps", "2", "--out", str(tmp_path / "tuned")])
-    assert "by gradient" in (tmp_path / "tuned" / "pruned" / "adapter" / "README.md").read_text()  # the images are there
+    assert (
+        "by gradient" in (tmp_path / "tuned" / "pruned" / "adapter" / "README.md").read_text()
+    )  # the images are there
     before, after = (numbers(tmp_path / "tuned" / name) for name in ("pruned/adapter", "adapter"))
     assert before.keys() == after.keys() and len(before["base_model.model.transformer_blocks.0.attn1.atoms_id"]) == 2
     assert all((before[name] != after[name]).any() for name in before if "weight" in name)

@@ -67,13 +67,19 @@ def test_demo(tmp_path, installed):
     assert {*NAMES, "grid.png", "demo.json"} <= manifest.written(tmp_path)
 
     def times() -> dict[str, int]:
-        return {str(file): file.stat().st_mtime_ns for file in tmp_path.rglob("*.*") if file.suffix in (".png", ".safetensors")}
+        return {
+            str(file): file.stat().st_mtime_ns
+            for file in tmp_path.rglob("*.*")
+            if file.suffix in (".png", ".safetensors")
+        }
 
     before = times()
     next(tmp_path.glob("generated/001-*.png")).unlink()
     again = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and json.loads((tmp_path / "demo.json").read_text()) == summary
-    changed = [file for file, time in times().items() if time != before[file]]  # not trained again, no image drawn again
+    changed = [
+        file for file, time in times().items() if time != before[file]
+    ]  # not trained again, no image drawn again
     assert [Path(file).name[:3] for file in changed if not file.endswith("grid.png")] == ["001"]
     other = subprocess.run([*demo, "--seed", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert other.returncode == 2 and "holds another run (seed 0 there and 1 now)" in other.stderr

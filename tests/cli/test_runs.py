@@ -73,7 +73,9 @@ def test_the_modes_of_files_follow_the_umask(folders, name):
 COMMANDS = {
     "generate": ["generate", "{run}", "--prompt", "x", *FEW, "--out", "{out}/images"],
     "a preset": ["generate", "{run}", "--prompt", "x", *FEW, "--preset", "{out}/preset.json", "--out", "{out}/images"],
-    "inspect": ["inspect", "{run}", "--steps", 1, "--top", 1, "--naming-prompts", 2, "--prompts", "{out}/p.txt", "--out", "{out}/page.html"],
+    "inspect": [
+        "inspect", "{run}", *FEW, "--top", 1, "--naming-prompts", 2, "--prompts", "{out}/p.txt", "--out", "{out}/p.html"
+    ],
     "prune": ["prune", "{run}", "--keep", 2, "--out", "{out}/pruned"],
     "merge": ["merge", "{run}", "{other}", "--out", "{out}/merged"],
     "report": ["merge", "{other}", "{run}", "--report", *FEW, "--num", 1],
@@ -102,7 +104,7 @@ def test_the_settings_of_a_run_start_no_training_that_damages_it(folders, capsys
     before = {file: file.read_bytes() for file in sorted(folders[name].rglob("*")) if file.is_file()}
     command = ["customize", "--config", folders[name] / "config.yaml"]
     if name in ("prune", "merge", "distill"):
-        expected = f"holds what `atomtune {name}` was given, and no settings of a training: to train its adapter further"
+        expected = f"holds what `atomtune {name}` was given, and no settings of a training: to train"
         assert expected in said(capsys, *command)
     else:
         call(*command)  # finished: it trains nothing

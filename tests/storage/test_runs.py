@@ -27,11 +27,18 @@ def written(out: Path, command: str = "prune", training: dict | None = None) -> 
 
 def test_a_run_holds_its_adapter_its_settings_its_numbers_and_the_list_of_them(tmp_path):
     out = written(tmp_path / "run", training=TRAINING)
-    assert {name for name in NAMES if (out / name).is_file()} == set(NAMES) == {
-        entry for entry in manifest.written(out) if not entry.endswith("/")
-    }
+    assert (
+        {name for name in NAMES if (out / name).is_file()}
+        == set(NAMES)
+        == {entry for entry in manifest.written(out) if not entry.endswith("/")}
+    )
     expected = {"command": "prune", "adapter": "runs/teapot", "keep": 40, "from": [1, 2], "training": TRAINING}
-    assert yaml.safe_load((out / "config.yaml").read_text()) == settings_of(out) == settings_of(out / "adapter") == expected
+    assert (
+        yaml.safe_load((out / "config.yaml").read_text())
+        == settings_of(out)
+        == settings_of(out / "adapter")
+        == expected
+    )
     assert json.loads((out / "summary.json").read_text()) == {"atoms": 40, "adapter_bytes": 5}
 
 

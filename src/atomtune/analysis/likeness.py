@@ -33,7 +33,7 @@ NOISE = 1  # seed; importance is measured with 0
 
 
 class Likeness:
-    """Measures the likeness of adapters to that of the pipeline's atoms with their present dials, all of which are kept.
+    """Measures likeness, with the pipeline's atoms as they are when it is made (all of them, q_M) as the whole.
 
     `images` and `caption` are those of its run, see `training_examples`. Raises `UserError` if they cannot be read.
     """

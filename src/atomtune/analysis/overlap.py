@@ -84,9 +84,9 @@ class Overlap:
     def relation(self) -> str:
         """Whether the two disturb each other, by means over the layers.
 
-        "against": the cosine is below -`COSINE` on the prompts of one, so they cancel each other there; "together": it is
-        above `COSINE`, and the span overlap is `SHARED` times that of chance, so both push the same directions; else
-        "apart".
+        "against": the cosine is below -`COSINE` on the prompts of one, so they cancel each other there. "together": it
+        is above `COSINE`, and the span overlap is `SHARED` times that of chance, so both push the same directions.
+        "apart": neither.
         """
         if not self.layers:
             return "apart"

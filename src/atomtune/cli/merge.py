@@ -119,7 +119,7 @@ def _report(
 
 
 EXPLAINED = """\
-same directions: 0 where the two add to different directions, 1 where to the same;
+same directions: from 0 (the two add different directions) to 1 (the same);
 both act: share of the tokens at which both add much, on the prompts of each;
 cosine: of what the two add, above 0 they add up, below 0 they cancel;
 in brackets: two adapters that know nothing of each other.
@@ -163,19 +163,18 @@ def _tables(overlap: "Overlap") -> "list[Table]":
 def _verdict(overlap: "Overlap", adapters: list[Path]) -> str:
     """Whether the two disturb each other, why, and what to do, in words."""
 
-    def merging(*options: str) -> str:
-        return command_line("merge", *adapters, *options, "--out", "runs/merged")
-
-    if not overlap.layers:
-        return f"They adapt different layers, so neither disturbs the other there. Merge them as they are:\n  {merging()}"
-    cosines = [f"{overlap.mean(lambda layer, on=on: layer.cosine[on]):+.2f}" for on in (0, 1)]
-    spans = [overlap.mean(lambda layer: layer.span_overlap), overlap.mean(lambda layer: layer.chance)]
-    numbers = f"on average over the layers: cosine {cosines[0]} on the prompts of A and {cosines[1]} on those of B, "
-    numbers += f"directions in common {spans[0]:.2f}, by chance {spans[1]:.2f}"
-    verdict, options = {
-        "apart": ("They hardly disturb each other", ()),
+    relation, numbers = overlap.relation if overlap.layers else "elsewhere", ""
+    if overlap.layers:
+        cosines = [f"{overlap.mean(lambda layer, on=on: layer.cosine[on]):+.2f}" for on in (0, 1)]
+        spans = [overlap.mean(lambda layer: layer.span_overlap), overlap.mean(lambda layer: layer.chance)]
+        numbers = f" (on average over the layers: cosine {cosines[0]} on the prompts of A and {cosines[1]} on those of "
+        numbers += f"B, directions in common {spans[0]:.2f}, by chance {spans[1]:.2f})"
+    verdict, weights = {
+        "elsewhere": ("They adapt different layers, so neither disturbs the other there", ""),
+        "apart": ("They hardly disturb each other", ""),
         "together": ("They push the same directions, and merged at full strength each changes the other", "0.7,0.7"),
         "against": ("They work against each other: part of what one adds the other takes away", "1,0.7"),
-    }[overlap.relation]
-    advice = "Merge them as they are" if not options else "Turn them down, look at what comes out, and try other weights"
-    return f"{verdict} ({numbers}). {advice}:\n  {merging(*(('--weights', options) if options else ()))}"
+    }[relation]
+    advice = "Turn them down, look at what comes out, and try other weights" if weights else "Merge them as they are"
+    options = ["--weights", weights] if weights else []
+    return f"{verdict}{numbers}. {advice}:\n  {command_line('merge', *adapters, *options, '--out', 'runs/merged')}"

@@ -48,7 +48,8 @@ def atoms_in(folder: Path) -> list[int]:
     from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        return [file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith(".atoms_id")]
+        names = [key for key in file.keys() if key.endswith(".atoms_id")]  # noqa: SIM118  it is no dict
+        return [file.get_slice(key).get_shape()[0] for key in names]
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def training_of(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_taken(out: Path, unless_by: str = "") -> None:
-    """Raise `UserError` if `out` holds a run or an adapter, unless it is a run that the command `unless_by` wrote, or if
+    """Raise `UserError` if `out` holds a run or an adapter (but for a run that the command `unless_by` wrote), or if
     `write_run` would replace files that atomtune did not write."""
     may_replace = (out / CONFIG).is_file() and settings_of(out).get("command") == unless_by
     if not may_replace or (out / CONFIG_FILE).is_file():
