@@ -8,7 +8,6 @@ from pathlib import Path
 
 from atomtune import cli
 from atomtune.cli.demo import HEADS, table
-from atomtune.metrics import load_judge
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,11 +17,11 @@ def markdown(summary: dict) -> str:
     methods = [method for method in HEADS if method in summary]
     lines = [f"| | {' | '.join(HEADS[method] for method in methods)} |", "|---|" + "--:|" * len(methods)]
     lines += [f"| {label} | {' | '.join(values)} |" for label, values in table(summary, methods)]
-    return "\n".join([*lines, "", f"The whole command took {summary['seconds']} s. {load_judge()}"])
+    return "\n".join(lines)
 
 
 def main(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((run / "demo.json").read_text(encoding="utf-8"))
     shutil.copyfile(run / "grid.png", ROOT / "docs" / "demo.png")
     prompts = run / "prompts.txt"
     prompts.write_text("\n".join(summary["prompts"]), encoding="utf-8")

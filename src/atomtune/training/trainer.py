@@ -377,8 +377,9 @@ class Trainer:
 
     def _finished_checkpoint(self) -> str | None:
         """Name of the checkpoint that summary.json names, while a finished run goes on to more steps."""
-        summary = self.config.out / "summary.json"
-        return Path(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"]).name if summary.is_file() else None
+        file = self.config.out / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return Path(summary["checkpoint"]).name if "checkpoint" in summary else None
 
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)
