@@ -12,12 +12,12 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
-import atomtune
 from atomtune.bases import load_base
+from atomtune.moji.example_images import IMAGES
 from atomtune.training import data, encoding, fitting
 from atomtune.training.fitting import evenness, lost, misfits
 
-TEAPOTS = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+TEAPOTS = IMAGES / "teapot"
 
 
 def photographs() -> list[Image.Image]:

@@ -14,6 +14,7 @@ from atomtune import manifest, metrics
 from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
+from atomtune.moji.example_images import IMAGES
 from atomtune.prompts import subject_prompts
 from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
@@ -21,7 +22,7 @@ from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import data, encoding, outcome, trainer
 from atomtune.training.objectives import objective_for
 
-TEAPOTS = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+TEAPOTS = IMAGES / "teapot"
 
 
 def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, base, images, tmp_path):

@@ -296,8 +296,8 @@ def save_adapter(
 
     if adapted_layers(model, adapter_name) and not isinstance(model.peft_config.get(adapter_name), AtomConfig):
         raise UserError(
-            f"there are atoms and an adapter of another method under the one name {adapter_name!r}, of which PEFT saves "
-            "one: give them different names."
+            f"there are atoms and an adapter of another method under the one name {adapter_name!r}, and PEFT saves one "
+            "of them: give them different names."
         )
     base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:
