@@ -57,7 +57,7 @@ def test_a_lora_beside_conv1d_becomes_atoms_by_the_same_formula(principal):
     x = torch.randn(4, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     A, B = conv.lora_A["default"].weight, conv.lora_B["default"].weight
     formula = x @ conv.base_layer.weight + conv.base_layer.bias + 5 / 3 * (x @ A.T) @ B.T
-    atoms = lora_to_atoms(model, principal=principal)
+    atoms: Any = lora_to_atoms(model, principal=principal)
     assert_close(atoms.get_base_model().transformer.h[1].mlp.c_fc(x), formula, atol=1e-10, rtol=0)
     assert_close(atoms(input_ids=TOKENS).logits, expected, atol=1e-10, rtol=0)
     assert len(board(atoms)) == 2 * 4 * 3
