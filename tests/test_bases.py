@@ -96,7 +96,5 @@ def test_a_resolution_is_a_multiple_of_what_a_token_covers():
 
 def test_half_precision_warns_of_nothing(capfd):
     """diffusers warns of a cast by its own `to`, also where no module must stay in float32."""
-    import torch
-
     assert load_base("moji", "bfloat16").transformer.dtype == torch.bfloat16
     assert "should be kept in float32" not in capfd.readouterr().err
