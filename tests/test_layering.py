@@ -19,7 +19,7 @@ LAYERS = [
     {"cli", "studio"},
     {"editing", "lora"},
     {"training", "analysis"},
-    {"storage", "metrics", "sampling"},
+    {"storage", "metrics", "sampling", "prompts"},
     {"moji", "bases", "recording", "steering", "tracing"},
     {"adapters"},
     {"method"},

@@ -1,12 +1,16 @@
 """What pixels say exactly about a scene."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+import atomtune
 from atomtune.metrics import background_colour, place_and_size
+from atomtune.metrics.pixels import CLEAR, clear_backgrounds
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Scene, compose
 
 
@@ -52,3 +56,40 @@ def test_other_sizes_and_modes_are_converted():
     picture = compose(disc(), Scene("disc", "none", "blue")).resize((200, 200)).convert("RGBA")
     assert background_colour(picture) == "blue"
     assert place_and_size(picture) == ("center", "normal")
+
+
+def shape(colour: str, background: str, size: int = 30) -> np.ndarray:
+    """A square in one of the ten colours."""
+    image = np.full((64, 64, 3), BACKGROUNDS[background], np.uint8)
+    image[10 : 10 + size, 20 : 20 + size] = BACKGROUNDS[colour]
+    return image
+
+
+@pytest.mark.parametrize("colour", BACKGROUNDS)
+def test_a_subject_is_never_asked_for_on_its_own_colour(colour):
+    others = [name for name in BACKGROUNDS if name != colour]
+    found = clear_backgrounds([shape(colour, others[0]), shape(colour, others[1], 12)])
+    assert len(found) >= 3 and len({*found}) == len(found) and colour not in found
+    distance = [np.linalg.norm(np.subtract(BACKGROUNDS[colour], BACKGROUNDS[name])) for name in found]
+    assert distance == sorted(distance, reverse=True) and min(distance) >= CLEAR
+
+
+def test_every_colour_of_which_a_fifth_of_the_subject_is_counts_as_its_own():
+    two = shape("red", "green")
+    two[10:20, 20:50] = BACKGROUNDS["white"]
+    assert {"red", "white"}.isdisjoint(clear_backgrounds([two]))
+
+
+def test_the_demos_teapot_is_asked_for_where_it_is_seen():
+    teapots = sorted((Path(atomtune.__file__).parent / "moji" / "demo" / "teapot").glob("*.png"))
+    found = clear_backgrounds([Image.open(file) for file in teapots])
+    assert found[:3] == ["white", "yellow", "orange"]
+    assert {"blue", "purple", "gray"}.isdisjoint(found)
+
+
+@pytest.mark.parametrize("colour", ["white", "blue"])
+def test_backgrounds_of_blank_images_and_of_photographs_are_found_too(colour):
+    blank = np.full((64, 64, 3), BACKGROUNDS[colour], np.uint8)
+    assert colour not in clear_backgrounds([blank])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(clear_backgrounds([noise])) >= 3

@@ -37,7 +37,7 @@ def test_what_a_run_writes(run, base, tmp_path):
     summary = run(sample_every=3, sample_prompts=("a sks dog", "a sks dog on snow"), measure_every=2)
     out = tmp_path / "run"
     assert {path.name for path in out.iterdir()} == {
-        "adapter", "samples", "config.yaml", "summary.json", "checkpoints", "logs", "atomtune-files.txt",
+        "adapter", "samples", "samples.png", "config.yaml", "summary.json", "checkpoints", "logs", "atomtune-files.txt",
     }  # fmt: skip
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 4

@@ -10,7 +10,7 @@ The rest of `analysis` takes any callable, so the atoms of a text model are meas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,8 @@ class Examples:
     def one_by_one(self) -> Iterator[Examples]:
         """The same examples in batches of one, for models whose gradients do not fit into memory otherwise."""
         for row in range(len(self.noised.timesteps)):
-            one = Noised(*(getattr(self.noised, field.name)[row : row + 1] for field in fields(self.noised)))
-            yield Examples(self.pipe, one, encoding.rows(self.conditioning, slice(row, row + 1)))
+            one = slice(row, row + 1)
+            yield Examples(self.pipe, self.noised.rows(one), encoding.rows(self.conditioning, one))
 
 
 @torch.no_grad()

@@ -140,6 +140,7 @@ def inspect(
     *,
     subject: str | None = None,
     class_name: str | None = None,
+    backgrounds: Sequence[str] | None = None,
     adapter: str = "default",
     against: tuple[str, Sequence[str]] | None = None,
     top: int = TOP,
@@ -154,7 +155,7 @@ def inspect(
     """Draw and measure everything that the report shows. The board's dials are left as they were.
 
     `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
-    and prompts of it, with which the overlap is measured.
+    and prompts of it, with which the overlap is measured. `backgrounds` are the colours on which names are looked for.
     `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
     steps. `on_progress(stage, done, total)` is called as images are drawn.
     """
@@ -167,7 +168,9 @@ def inspect(
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
 
-    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed))
+    crossed = crossed_prompts(
+        subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds
+    )
     half = max(3, (base[0].settings["steps"] + 1) // 2)
     texts = [prompt.text for prompt in crossed]
     watched = watch(

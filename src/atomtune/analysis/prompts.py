@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from atomtune import prompts
+
 OTHERS = ("cat", "fish", "car", "house", "rose")
 BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "gray", "black")
 SIZES = ("", "small", "large")
@@ -36,12 +38,17 @@ class CrossedPrompt:
 
 
 def crossed_prompts(
-    subject: str | None, class_name: str | None = None, num: int = 96, generator: torch.Generator | None = None
+    subject: str | None,
+    class_name: str | None = None,
+    num: int = 96,
+    generator: torch.Generator | None = None,
+    backgrounds: Sequence[str] | None = None,
 ) -> list[CrossedPrompt]:
-    """`num` prompts. `subject` is the learnt subject with its token ("sks teapot"); None for an adapter without one."""
+    """`num` prompts. `subject` is the learnt subject with its token ("sks teapot"); None for an adapter without one.
+    `backgrounds` are the colours on which it can be seen, all of them by default."""
     others = [*OTHERS] + ([class_name] if class_name and class_name != subject else [])
     subjects = others if subject is None else [each for other in others for each in (subject, other)]
-    shuffled = [_balanced(words, num, generator) for words in (subjects, BACKGROUNDS, SIZES, PLACES)]
+    shuffled = [_balanced(words, num, generator) for words in (subjects, backgrounds or BACKGROUNDS, SIZES, PLACES)]
     return [_prompt(*words) for words in zip(*shuffled)]
 
 
@@ -52,8 +59,7 @@ def _balanced(words: Sequence[str], num: int, generator: torch.Generator | None)
 
 
 def _prompt(subject: str, background: str, size: str, place: str) -> CrossedPrompt:
-    article = "an" if background[0] in "aeiou" else "a"
-    words = ["a", size, subject, place, f"on {article} {background} background"]
+    words = ["a", size, subject, place, f"on {prompts.background(background)}"]
     factors = {Factor(subject, "subject"), Factor(f"{background} background", "background")}
     if size:
         factors.add(Factor(size, "size"))

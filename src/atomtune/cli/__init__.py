@@ -29,6 +29,7 @@ app.command(
 )
 app.command("atomtune.cli.merge:merge", help="Merge several adapters into one, or measure how far two overlap.")
 app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
+app.command("atomtune.cli.recipes:recipes", help="List the settings that ship with atomtune, by base.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it on other backgrounds.")
 app.command("atomtune.cli.examples:examples", help="Lay out images and prompts to try everything with.")
 app.meta.suppress_keyboard_interrupt = False  # `main` prints the message of an interrupted command
@@ -38,7 +39,7 @@ app.meta.suppress_keyboard_interrupt = False  # `main` prints the message of an 
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[
-        str | None, Parameter(help="YAML file (or name of a shipped recipe) with options; flags win.")
+        str | None, Parameter(help="YAML file with options, or a recipe that `atomtune recipes` lists; flags win.")
     ] = None,
 ):
     sources = []
@@ -94,7 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
     by Ctrl-C or SIGTERM."""
     register_post_import_hook(_without_loading_bars, "diffusers")
+    tokens = sys.argv[1:] if arguments is None else arguments
     try:
+        if tokens[:1] == ["customize"] and {"--help", "-h"} & {*tokens}:
+            from atomtune.cli.customize import ActingDefaults
+
+            app["customize"].help_formatter = ActingDefaults(tokens[1:])
         with _sigterm_as_ctrl_c():
             app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:

@@ -38,8 +38,8 @@ def distill(
         num_atoms: Number of atoms in each layer that the LoRA adapts.
         density: Share of these atoms that one token may use. With 1 the atoms are the LoRA's own components,
             which add exactly what the LoRA adds.
-        prompt: A prompt of the kind that the LoRA was trained for; may be repeated. By default "a TOKEN CLASS", if the
-            adapter names both.
+        prompt: A prompt of the kind that the LoRA was trained for; may be repeated. By default three with the
+            TOKEN and CLASS that the adapter names.
         prompts_file: Text file with one prompt a line.
         num: Images of each prompt.
         steps: Training steps for each layer.
@@ -59,6 +59,7 @@ def distill(
     from atomtune.cli.prune import refuse_taken
     from atomtune.lora import distillation, loading
     from atomtune.method.coding import atoms_per_token
+    from atomtune.prompts import subject_prompts
     from atomtune.storage import folders
 
     atoms_per_token(num_atoms, density)
@@ -75,7 +76,7 @@ def distill(
     token, class_name = known.get("token"), known.get("class_name")
     prompts = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
     if not prompts and token and class_name:
-        prompts = [f"a {token} {class_name}"]
+        prompts = subject_prompts(base.name(info), f"{token} {class_name}", known.get("backgrounds", ()))
     if not prompts:
         raise UserError("there are no prompts to draw with the LoRA: give --prompt, such as 'a TOKEN CLASS'.")
     pipe = base.open(info)

@@ -78,7 +78,7 @@ def inspect(
     texts = read_prompts(prompts) if prompts else []
     if prompts is not None and not texts:
         raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
-    texts = texts or _prompts_about(subject, class_name, 8)
+    texts = texts or _prompts_about(info, 8)
     pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)
     if against:
@@ -97,7 +97,8 @@ def inspect(
             texts,
             subject=subject,
             class_name=class_name,
-            against=("against", _prompts_about(*_subject(other), 4)) if against else None,
+            backgrounds=info.metadata.get("backgrounds"),
+            against=("against", _prompts_about(other, 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
             seed=seed,
@@ -119,11 +120,13 @@ def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
     return f"{token} {class_name}" if token and class_name else token, class_name
 
 
-def _prompts_about(subject: str | None, class_name: str | None, count: int) -> list[str]:
+def _prompts_about(info: "AdapterInfo", count: int) -> list[str]:
     """Prompts with the subject in different sizes, places and backgrounds."""
     import torch
 
     from atomtune.analysis.prompts import crossed_prompts
 
-    crossed = crossed_prompts(subject, class_name, 4 * count, torch.Generator().manual_seed(0))
+    subject, class_name = _subject(info)
+    generator, backgrounds = torch.Generator().manual_seed(0), info.metadata.get("backgrounds")
+    crossed = crossed_prompts(subject, class_name, 4 * count, generator, backgrounds)
     return [prompt.text for prompt in crossed if subject is None or subject in prompt.text][:count]

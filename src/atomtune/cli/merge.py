@@ -40,7 +40,7 @@ def merge(
         out: Folder for the merged adapter.
         report: Write no adapter. Draw prompts of each adapter with both active, and print how far they overlap.
         prompts_file: For the report: text file with one prompt a line. Give it once for both adapters, or twice, one
-            file for each. By default the words that each was trained with ("a sks teapot").
+            file for each. By default a prompt of what each was trained on ("a sks teapot on a white background").
         num: For the report: images of each prompt.
         seed: For the report: seed of the first image of each prompt.
         steps: For the report: denoising steps (the base's own number by default).
@@ -106,9 +106,15 @@ def _report(
 
 
 def _trained_prompts(info: "AdapterInfo") -> list[str]:
-    """The words that an adapter was trained with; of a merged adapter, the words of each of its parts."""
+    """A prompt of what an adapter was trained on; of a merged adapter, one for each of its parts."""
+    from atomtune.prompts import subject_prompts
+
     sources = info.metadata.get("merged_from") or [info.metadata]
-    words = [f"a {source['token']} {source['class_name']}" for source in sources if source.get("token")]
+    words = [
+        subject_prompts(info.base, f"{source['token']} {source['class_name']}", source.get("backgrounds", ()))[0]
+        for source in sources
+        if source.get("token")
+    ]
     if not words:
         raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
     return words

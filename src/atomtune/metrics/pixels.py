@@ -1,5 +1,7 @@
 """Read from the pixels of a scene, without a model: the background colour, and the drawing's place and size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -8,6 +10,7 @@ from atomtune.moji.scenes import BACKGROUNDS, MARGIN, PLACES, RESOLUTION, SIZES
 ImageLike = Image.Image | np.ndarray
 BORDER = 2  # pixels; no drawing of a scene reaches them
 SAME, NEAR = 36, 60  # largest RGB distance within a plain background, and to a colour it may be called by
+CLEAR = 95  # RGB distance from a background at which a subject is seen, measured on three (see `clear_backgrounds`)
 
 
 def as_array(image: ImageLike) -> np.ndarray:
@@ -43,6 +46,23 @@ def drawn_pixels(image: ImageLike) -> np.ndarray | None:
     pixels = as_array(image)
     colour = _background(pixels)
     return None if colour is None else np.linalg.norm(pixels - colour, axis=2) > SAME
+
+
+def clear_backgrounds(images: Sequence[ImageLike]) -> list[str]:
+    """moji's background colours that the subject of these images does not share, the clearest first, three at least.
+
+    A colour is as clear as the RGB distance that four fifths of the subject's pixels have from it at least. An adapter
+    of the shipped recipe that learnt a teapot, an octopus or a guitar drew it on the 3 clearest colours with a fidelity
+    of 0.81 to 0.93 (means over 8 seeds), and on those below `CLEAR` of -0.11 to 0.93.
+    """
+    pixels = [(array, drawn_pixels(array)) for array in map(as_array, images)]
+    subject = [array.reshape(-1, 3) if drawn is None else array[drawn] for array, drawn in pixels]
+    colours = np.concatenate(subject).astype(float)
+    if not len(colours):  # blank images
+        colours = np.concatenate([array.reshape(-1, 3) for array, _ in pixels]).astype(float)
+    clear = {name: np.quantile(np.linalg.norm(colours - rgb, axis=1), 0.2) for name, rgb in BACKGROUNDS.items()}
+    ranked = sorted(BACKGROUNDS, key=clear.__getitem__, reverse=True)
+    return [name for place, name in enumerate(ranked) if place < 3 or clear[name] >= CLEAR]
 
 
 def place_and_size(image: ImageLike) -> tuple[str, str] | None:

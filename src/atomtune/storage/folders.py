@@ -83,9 +83,11 @@ class AdapterInfo:
         raise UserError(f"the adapter {self.path!r} does not name the base that it was trained on: give --base.")
 
     @property
-    def trained_for(self) -> dict[str, str]:
-        """`token`, `class_name` and `license`, as far as they are known, as `save_adapter` takes them."""
-        return {key: self.metadata[key] for key in ("token", "class_name", "license") if key in self.metadata}
+    def trained_for(self) -> dict[str, Any]:
+        """`token`, `class_name`, `backgrounds` and `license`, as far as they are known, as `save_adapter` takes
+        them."""
+        names = ("token", "class_name", "backgrounds", "license")
+        return {key: self.metadata[key] for key in names if key in self.metadata}
 
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
@@ -244,6 +246,7 @@ def save_adapter(
     adapter_name: str = "default",
     token: str | None = None,
     class_name: str | None = None,
+    backgrounds: Sequence[str] | None = None,
     license: str | None = None,
     card: str | None = None,
 ) -> Path:
@@ -253,8 +256,8 @@ def save_adapter(
     not write it, or if it was changed since.
 
     `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
-    The header of the weights holds `token`, `class_name` and `license` (see `storage.metadata`); `card` is the README,
-    by default one about how to open the adapter.
+    The header of the weights holds `token`, `class_name`, `backgrounds` and `license` (see `storage.metadata`); `card`
+    is the README, by default one about how to open the adapter.
     """
     from peft import PeftModel
 
@@ -283,6 +286,7 @@ def save_adapter(
             "base_fingerprint": fingerprint(model),
             "token": token,
             "class_name": class_name,
+            "backgrounds": list(backgrounds) if backgrounds else None,
             "license": license,
         }
         write_card(temporary, folder, card)

@@ -99,7 +99,8 @@ def _read(info: AdapterInfo, weight: float) -> Part:
 
 
 def _source(info: AdapterInfo, weight: float, first_id: int) -> dict[str, Any]:
-    known = {key: value for key, value in info.metadata.items() if key in ("token", "class_name", "merged_from")}
+    names = ("token", "class_name", "backgrounds", "merged_from")
+    known = {key: value for key, value in info.metadata.items() if key in names}
     return {"adapter": info.path, "weight": weight, "first_id": first_id} | known
 
 

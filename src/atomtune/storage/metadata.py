@@ -1,6 +1,7 @@
 """Metadata of an adapter that PEFT's configuration does not have, in the header of the weights.
 
     token, class_name     the words it was trained with
+    backgrounds           colours of backgrounds that its subject does not share, the clearest first (moji alone)
     license               as the Hugging Face hub spells it
     base_fingerprint      some of the base's weights, by which the base is recognised (`bases.fingerprint`)
     merged_from, combination_type     of a merged adapter: its parts, and how they were merged
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TEXTS = ("token", "class_name", "license", "combination_type")
-LISTS = ("base_fingerprint", "merged_from")  # as JSON: a header holds text alone
+LISTS = ("base_fingerprint", "backgrounds", "merged_from")  # as JSON: a header holds text alone
 
 
 def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from atomtune.storage.cards import adapter_card
 from atomtune.training.config import CustomizeConfig
 
 
-def model_card(config: CustomizeConfig, numbers: dict[str, Any]) -> str:
-    """The card of the adapter, with a table of `numbers`."""
+def model_card(config: CustomizeConfig, numbers: dict[str, Any], prompt: str) -> str:
+    """The card of the adapter, with a table of `numbers`, and `prompt` as an example to draw."""
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in numbers.items())
     text = f"""\
 {config.token!r} is one particular {config.class_name}, learnt from {numbers["images"]} images by
@@ -19,5 +19,4 @@ def model_card(config: CustomizeConfig, numbers: dict[str, Any]) -> str:
 |---|---|
 {rows}
 """
-    prompt = config.instance_prompt
-    return adapter_card(config.base, config.method, prompt, text, prompt=prompt, license=config.license)
+    return adapter_card(config.base, config.method, config.instance_prompt, text, prompt=prompt, license=config.license)

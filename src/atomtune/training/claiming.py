@@ -25,7 +25,7 @@ RECORD = Path("logs", "run.json")
 """The content that was trained on (see `content_of`), so that it is recognised under another path."""
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
-    "config.yaml", "summary.json", RECORD.as_posix(), "class_images/[0-9][0-9][0-9][0-9].png",
+    "config.yaml", "summary.json", "samples.png", RECORD.as_posix(), "class_images/[0-9][0-9][0-9][0-9].png",
     *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),

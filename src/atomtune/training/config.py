@@ -148,7 +148,8 @@ class CustomizeConfig:
     sample_every: int = 100
     """Steps between sample images (0: only at the end)."""
     sample_prompts: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
-    """Prompts of the sample images ("a sks teapot" by default)."""
+    """Prompts of the sample images. By default two that show the subject: on moji, on backgrounds whose colours the
+    subject in the images does not share."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     checkpoints_total_limit: int = 2

@@ -17,11 +17,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from atomtune import manifest, sampling
+from atomtune import bases, manifest, sampling
 from atomtune.bases import call_options, denoiser
 from atomtune.errors import UserError
+from atomtune.metrics.pixels import clear_backgrounds
 from atomtune.tracing import bare_model
-from atomtune.training import observed
+from atomtune.training import fitting, observed, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_image, square, to_tensor
 from atomtune.training.objectives import Objective, objective_for
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
+SAMPLES = 2  # default prompts of the sample images
 Conditioning = dict[str, Any]
 """Arguments of the denoiser other than the noisy latents and the timestep, for a batch."""
 
@@ -181,6 +183,9 @@ class Cache:
     conditionings: list[Conditioning]
     empty: Conditioning
     samples: dict[str, Any]  # prompt: what encode_prompt returned
+    images: list[Image.Image]
+    backgrounds: list[str]  # colours that suit the subject, on a base that draws plain ones
+    misfits: list[str]  # what makes the images hard to learn for the base
     class_latents: Latents | None = None
     class_conditioning: Conditioning = field(default_factory=dict)
 
@@ -190,25 +195,30 @@ def encode(
     config: CustomizeConfig,
     resolution: int,
     images: list[Image.Image],
+    sides: list[int],
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
     """Encode everything that a run will need, then free the memory of the encoders.
 
-    Each part is on the accelerator while it works, and at the end only the denoiser. Raises `UserError` if the pipeline
-    does not draw as training assumes (see `observed`).
+    `sides` are the shorter sides of the images as they were given. Each part is on the accelerator while it works, and
+    at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
-    prompts = config.sample_prompts or (config.instance_prompt,)
+    backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
+    prompts = config.sample_prompts or tuple(outcome.prompts_for(config, backgrounds, SAMPLES))
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     check(pipe, objective_for(pipe.scheduler, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
     class_prompt = config.class_prompt or f"a {config.class_name}"
     all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
     known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
     pipe.maybe_free_model_hooks()
-    cache = Cache(encode_images(pipe, images), [known[caption] for caption in captions], known[""], samples)
+    latents = encode_images(pipe, images)
+    misfits = fitting.misfits(pipe, config.base, sides, images, latents)
+    conditionings = [known[caption] for caption in captions]
+    cache = Cache(latents, conditionings, known[""], samples, images, backgrounds, misfits)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
         drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)

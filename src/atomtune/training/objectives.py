@@ -29,6 +29,10 @@ class Noised:
     target: Float[Tensor, "batch channels height width"]
     weight: Float[Tensor, " batch"]
 
+    def rows(self, chosen: slice) -> Noised:
+        """Some examples of the batch."""
+        return Noised(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
     def to(self, device: torch.device) -> Noised:
         """The same on another device."""
         return Noised(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -61,12 +61,24 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return options
 
 
+def recipe_name_for(base: str, kind: str = "") -> str | None:
+    """The name of atomtune's recipe for a base, if there is one: the first, or the one whose name ends with `kind`."""
+    names = (name for name in recipe_names() if name.endswith(kind) and load_recipe(name)["base"] == base)
+    return next(names, None)
+
+
 def recipe_for(base: str, given: Collection[str] = (), kind: str = "") -> dict[str, Any]:
-    """The options of atomtune's recipe for a base, or none: the first by name, or the one whose name ends with `kind`.
+    """The options of atomtune's recipe for a base (see `recipe_name_for`), or none.
 
     The recipe's `LENGTH` is left out if `given`, the options that the user named, has one.
     """
-    for name in recipe_names():
-        if name.endswith(kind) and (recipe := load_recipe(name))["base"] == base:
-            return {key: value for key, value in recipe.items() if key not in LENGTH or not {*LENGTH} & {*given}}
-    return {}
+    name = recipe_name_for(base, kind)
+    recipe = load_recipe(name) if name else {}
+    return {key: value for key, value in recipe.items() if key not in LENGTH or not {*LENGTH} & {*given}}
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe, with its comments. Raises `UserError` if there is none of this name."""
+    if name not in recipe_names():
+        raise UserError(f"there is no recipe {name!r}: expected one of {', '.join(recipe_names())}.")
+    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")

@@ -45,9 +45,11 @@ def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str,
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
     Takes a `CustomizeConfig`, or the images and any of its fields as keywords; then the recipe for the base applies,
-    as on the command line. Writes `adapter/`, `samples/`, `config.yaml`, `summary.json`, `checkpoints/` and `logs/`
-    into `out`, and the list of them, `atomtune-files.txt`; other files are neither removed nor replaced. A
-    stopped run continues. A finished run goes on if more `steps` or `epochs` are given, and else returns its numbers.
+    as on the command line. Writes `adapter/`, `samples/`, `samples.png`, `config.yaml`, `summary.json`,
+    `checkpoints/` and `logs/` into `out`, and the list of them, `atomtune-files.txt`; other files are neither removed
+    nor replaced. A stopped run continues. A finished run goes on if more `steps` or `epochs` are given, and else
+    returns its numbers. Among them are `held_loss` and `held_loss_before`, the loss with and without the adapter on
+    noise that was not trained on; on moji the judge's `fidelity` and `alignment` of the samples; and `next_command`.
     Raises `UserError`, and `KeyboardInterrupt` with a sentence about how to continue when Ctrl-C or SIGTERM stopped
     the training, after a checkpoint was saved.
     """
@@ -79,7 +81,11 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
-    images = [data.square(data.read_image(file), resolution) for file in examples]
+    images, sides = [], []
+    for file in examples:
+        image = data.read_image(file)
+        images.append(data.square(image, resolution))
+        sides.append(min(image.size))
     content = content_of(config, pipe, data.digest(images, list(examples.values()))) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
@@ -97,7 +103,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
-            cache = encoding.encode(pipe, config, resolution, images, list(examples.values()), accelerator)
+            cache = encoding.encode(pipe, config, resolution, images, sides, list(examples.values()), accelerator)
+            for sentence in cache.misfits if main else ():
+                logger.warning("%s: %s", config.images, sentence)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")

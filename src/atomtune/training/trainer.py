@@ -7,6 +7,7 @@ bits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
 from atomtune.storage import folders
-from atomtune.training import checkpoints, encoding
+from atomtune.training import checkpoints, encoding, outcome
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
@@ -44,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT = range(3)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
+HELD_DRAWS = 24  # of noise that is not trained on
 
 
 def _seed(*counters: int) -> int:
@@ -153,6 +155,32 @@ class Trainer:
         own, prior = losses[: len(index)].mean() + self.penalties.total(), losses[len(index) :]
         return own + config.prior_loss_weight * prior.mean() if len(prior) else own
 
+    @torch.no_grad()
+    def _held_losses(self) -> dict[str, float]:
+        """The loss without and with the adapter, on noise and timesteps that are the same whenever it is measured."""
+        config, cache, found = self.config, self.cache, {}
+        generator = _generator(config.seed, HELD)
+        index = [place % len(cache.conditionings) for place in range(HELD_DRAWS)]
+        noised = self.objective.add_noise(cache.latents.draw(index, generator), generator)
+        self.model.eval()
+        for name, adapter in (("held_loss_before", self.model.disable_adapter), ("held_loss", contextlib.nullcontext)):
+            losses = []
+            for first in range(0, HELD_DRAWS, config.batch_size):
+                batch = slice(first, first + config.batch_size)
+                part = noised.rows(batch).to(self.accelerator.device)
+                conditioning = encoding.collate([cache.conditionings[place] for place in index[batch]])
+                with adapter(), self.accelerator.autocast():
+                    prediction = self.model(
+                        part.noisy.to(self.dtype),
+                        timestep=part.timesteps,
+                        **encoding.cast(conditioning, self.dtype),
+                        return_dict=False,
+                    )[0]
+                losses.append(prediction_loss(prediction, part))
+            found[name] = round(float(torch.cat(losses).mean()), 6)
+        self.model.train()
+        return found
+
     def _images(self, micro: int) -> list[int]:
         """Indices of this process's images in this step: every image once in an epoch, in another order in each
         epoch."""
@@ -219,7 +247,13 @@ class Trainer:
         }
         if accelerator.is_main_process:
             files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
-            manifest.record(config.out, *files, config.out / "summary.json")
+            sheet = config.out / outcome.SHEET
+            manifest.record(config.out, *files, config.out / "summary.json", sheet)
+            summary |= outcome.judged(config, samples, self.cache.images) | self._held_losses()
+            sampling.save_png(outcome.contact_sheet(self.cache.images, samples), sheet, {"step": self.step})
+            summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
+            if self.cache.misfits:
+                summary["misfits"] = self.cache.misfits
             self._write_adapter(config.out / "adapter")
             summary["adapter_bytes"] = (config.out / "adapter" / "adapter_model.safetensors").stat().st_size
             write_text(config.out / "summary.json", json.dumps(summary, indent=2))
@@ -332,14 +366,16 @@ class Trainer:
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
+        (prompt,) = outcome.prompts_for(config, self.cache.backgrounds, 1)
         folders.save_adapter(
             self.model,
             folder,
             base=config.base,
             token=config.token,
             class_name=config.class_name,
+            backgrounds=self.cache.backgrounds,
             license=config.license,
-            card=model_card(config, self._numbers()),
+            card=model_card(config, self._numbers(), prompt),
         )
 
     def _save_checkpoint(self) -> None:

@@ -1,0 +1,32 @@
+"""Prompts that show a learnt subject: for the samples of a run, for model cards, reports and advice.
+
+moji draws one thing on a plain background. If the prompt does not say its colour, moji chooses one, and a blue teapot
+on blue is not seen. So there the prompts name backgrounds that the subject does not share; the run measures them on its
+images (`metrics.pixels.clear_backgrounds`), and they are saved with the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atomtune.bases import MOJI
+
+CONTEXTS = ("", " in the snow", " on the beach", " in the jungle", " on top of a wooden floor")
+"""Contexts for other bases, from the prompts by which DreamBooth was evaluated."""
+ANY_SUBJECT = ("white", "black", "yellow")
+"""Backgrounds for a subject whose colours are not known: no two are close to one colour."""
+
+
+def subject_prompts(base: str, subject: str, backgrounds: Sequence[str] = (), num: int = 3) -> list[str]:
+    """Up to `num` different prompts for a subject ("sks teapot") on a base.
+
+    `backgrounds` are the colours that suit the subject, the clearest first; without them, on moji, `ANY_SUBJECT`.
+    """
+    if base == MOJI or backgrounds:
+        return [f"a {subject} on {background(colour)}" for colour in (backgrounds or ANY_SUBJECT)[:num]]
+    return [f"a {subject}{context}" for context in CONTEXTS[:num]]
+
+
+def background(colour: str) -> str:
+    """The words for a plain background: "an orange background"."""
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
