@@ -66,7 +66,7 @@ def test_where_no_rung_keeps_image_and_prompt_none_is_best_and_no_earlier_preset
     (out / "preset.json").unlink()
     edit(image, "a green dog", out, "a blue dog", scorer=Scores(fidelity=0.3), **options)
     (out / "preset.json").write_text("mine")
-    with pytest.raises(UserError, match="preset.json exists already, and is not in the list"):
+    with pytest.raises(UserError, match=r"preset\.json exists already, and is not in the list"):
         edit(image, "a green dog", out, "a blue dog", scorer=Scores(fidelity=0.3), **options)
 
 

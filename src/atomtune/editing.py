@@ -34,8 +34,8 @@ from atomtune.training.recipes import ONE_IMAGE, recipe_for
 PRESET = "preset.json"
 RESULTS = ("edit.png", "edit.json", PRESET)
 FLOOR = 0.35
-"""The least alignment, and the least fidelity, of a best rung: of the judge's scores of a subject with another subject's
-image or prompt, 99 in 100 are lower. Of ten edits (docs/how-to/edit.md) it leaves out the one that shows a smear."""
+"""The least alignment, and the least fidelity, of a best rung. Of the drawings of another subject 99 in 100 have less of
+either: 0.34 of fidelity (`metrics/weights/judge.json`), 0.29 of alignment (1,259 pairs of drawings and prompts)."""
 ADVICE = (
     "more --steps, if little of the image is left where the prompt is followed; a --source-prompt that says what the "
     "image shows, in the words of the --prompt; a --prompt that changes less, or names what the base can draw."

@@ -168,7 +168,9 @@ def inspect(
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
 
-    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
+    crossed = crossed_prompts(
+        subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds
+    )
     half = max(3, (base[0].settings["steps"] + 1) // 2)
     texts = [prompt.text for prompt in crossed]
     watched = watch(
