@@ -31,7 +31,10 @@ def invented(size: int = 64) -> Inspection:
     names = [
         Name((Evidence(Factor("blue background", "background"), 4.2, 0.4, 0.001),)),
         Name(
-            (Evidence(Factor("late", "phase"), 250.0, 0.2, 0.001), Evidence(Factor("large", "size"), 2.0, 0.1, 0.001))
+            (
+                Evidence(Factor("late steps", "phase"), 250.0, 0.2, 0.001),
+                Evidence(Factor("large", "size"), 2.0, 0.1, 0.001),
+            )
         ),
         Name(),
     ]
@@ -54,9 +57,7 @@ def invented(size: int = 64) -> Inspection:
         AtomView(
             row=row,
             heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:3]],
-            comparisons=[
-                Comparison(prompt, picture(), picture(), picture(), 0.02) for prompt in PROMPTS[: number % 3]
-            ],
+            comparisons=[Comparison(prompt, picture(), picture(), picture(), 0.02) for prompt in PROMPTS[: number % 3]],
             mean_energy_by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
         )
         for number, row in enumerate(rows[:24])
@@ -67,6 +68,7 @@ def invented(size: int = 64) -> Inspection:
             [(picture(), "a sks teapot in a kitchen")],
             numbers={"fidelity_before": 0.02, "fidelity": 0.87, "recognised": 4, "drawings": 5},
             class_name="teapot",
+            token="sks",
         ),
         facts={
             "atoms": 120,
@@ -89,7 +91,9 @@ def invented(size: int = 64) -> Inspection:
         phases=PHASES,
         rung_prompts=PROMPTS[:4],
         ladder=[Rung(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
-        densities=[Rung(n / 40, f"{n} atoms for each place, in each layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
+        densities=[
+            Rung(n / 40, f"{n} atoms for each place, in each layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)
+        ],
         overlap=Overlap((40, 30), ((30, 20), (5, 25)), (18, 4), (0.8, 0.7), [overlap_of(layer) for layer in range(3)]),
         against="other",
     )

@@ -10,7 +10,7 @@ from tests.analysis.invented import invented
 
 def test_the_page_holds_everything_and_fetches_nothing():
     page = render(invented(), {"seed": 0})
-    for text in ("L0[3]", "blue background", "Every atom", "seed: 0", "id=\"density\"", "Overlap with other"):
+    for text in ("L0[3]", "blue background", "Every atom", "seed: 0", 'id="density"', "Overlap with other"):
         assert text in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r"data:[^\"]+", "", page)
@@ -22,6 +22,8 @@ def test_the_page_holds_everything_and_fetches_nothing():
 def test_the_top_says_whether_the_subject_was_learnt():
     found = invented()
     assert "This subject was learnt." in render(found)
+    found.learnt.numbers["fidelity"] = 0.6
+    assert "This subject was learnt in part." in render(found)
     found.learnt.numbers["fidelity"] = 0.1
     page = render(found)
     assert page.index("This subject was hardly learnt.") < page.index('class="facts"')

@@ -173,9 +173,7 @@ def inspect(
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
 
-    crossed = crossed_prompts(
-        subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds
-    )
+    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
     half = max(3, (base[0].settings["steps"] + 1) // 2)
     texts = [prompt.text for prompt in crossed]
     watched = watch(
@@ -205,7 +203,9 @@ def inspect(
     )
     return Inspection(
         subject=subject or class_name or "this adapter",
-        learnt=learnt(pipe, run, {prompt: pairs[prompt] for prompt in prompts if (subject or "") in prompt}, class_name),
+        learnt=learnt(
+            pipe, run, {prompt: pairs[prompt] for prompt in prompts if (subject or "") in prompt}, class_name
+        ),
         facts=_facts(atoms, seen, rows)
         | {"naming prompts": len(crossed), "naming steps": half, "full": full, "boost": BOOST},
         prompts=prompts,

@@ -24,6 +24,7 @@ from atomtune.training.outcome import LITTLE_FIDELITY, learnt_little
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+WELL = 0.73  # fidelity that 95 in 100 images of one drawing have to each other (metrics/weights/judge.json)
 NOISE = 1  # seed of the noise of the losses
 SHOWN = 256  # pixels, largest side of a training image that is shown
 
@@ -40,25 +41,37 @@ class Learnt:
     """`fidelity`, of the base too as `fidelity_before`, `recognised` and `drawings` from the judge; or `held_loss` and
     `held_loss_before`."""
     class_name: str = ""
+    token: str = ""
 
     @property
     def little(self) -> bool:
         """Whether the subject was hardly learnt."""
         return learnt_little(self.numbers) is not None
 
+    @property
+    def verdict(self) -> str:
+        """One sentence; empty without numbers."""
+        if self.little:
+            return "This subject was hardly learnt."
+        if "fidelity" in self.numbers:
+            return (
+                "This subject was learnt." if self.numbers["fidelity"] >= WELL else "This subject was learnt in part."
+            )
+        return "The adapter fits its images better than the base does." if self.numbers else ""
+
     def __str__(self) -> str:
         """The numbers in a sentence or two; empty without numbers."""
         n = self.numbers
         if "fidelity" in n:
             said = (
-                f"The drawings have a fidelity of {n['fidelity']:.2f} to the training images: 1 is the same subject, 0 "
-                f"another one, and below {LITTLE_FIDELITY:g} it is not recognised as the same. The base alone reaches "
-                f"{n['fidelity_before']:.2f}."
+                f"The drawings have a fidelity of {n['fidelity']:.2f} to the training images, and those of the base "
+                f"{n['fidelity_before']:.2f}: 1 is the same drawing, about {LITTLE_FIDELITY:g} another drawing of the "
+                "same thing, 0 another thing."
             )
             if "recognised" in n:
                 said += (
-                    f" Of {n['drawings']} drawings, {n['recognised']} show a {self.class_name} and nothing else to the "
-                    "judge that measures this, a small network that knows 534 things."
+                    f" The judge that measures this, a small network that knows 534 things, takes {n['recognised']} of "
+                    f"{n['drawings']} drawings for a {self.class_name}."
                 )
             return said
         if "held_loss" in n:
@@ -96,7 +109,7 @@ def learnt(
     numbers = (_judged(images, drawn, class_name) if pipe.name_or_path == bases.MOJI else None) or _losses(
         pipe, folder, caption, run.get("resolution")
     )
-    return Learnt(shown, numbers=numbers, class_name=class_name or "")
+    return Learnt(shown, numbers=numbers, class_name=class_name or "", token=run.get("token", ""))
 
 
 def _judged(

@@ -152,7 +152,7 @@ def _name_layer(
     samples, phases, _ = by_phase.shape
     found = [evidence(by_phase.mean(1), word_presence, words, generator)]
     if phases > 1:
-        when = [Factor(phase, "phase") for phase in watched.phases]
+        when = [Factor(f"{phase} steps", "phase") for phase in watched.phases]
         found.append(evidence(by_phase.flatten(0, 1), torch.eye(phases).repeat(samples, 1), when, generator, phases))
     if layer.region_grid:
         images = [drawing.image for drawing in watched.drawings]

@@ -113,8 +113,8 @@ def inspect(
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
     size = report.write_report(found, out, made_by | bases.precision_and_device(pipe))
-    if said := str(found.learnt) or found.learnt.missing:
-        print(f"{'This subject was hardly learnt. ' if found.learnt.little else ''}{said}")
+    if said := f"{found.learnt.verdict} {found.learnt}".strip() or found.learnt.missing:
+        print(said)
     print(f"Look at {out} ({size / 1e6:.1f} MB).")
 
 
