@@ -34,7 +34,7 @@ from atomtune.training.recipes import ONE_IMAGE, recipe_for
 PRESET = "preset.json"
 RESULTS = ("edit.png", "edit.json", PRESET)
 FLOOR = 0.35
-"""The least alignment, and the least fidelity, of a best rung. Of the drawings of another subject 99 in 100 have less of
+"""The least alignment, and the least fidelity, of a best rung. Of drawings of another subject 99 in 100 have less of
 either: 0.34 of fidelity (`metrics/weights/judge.json`), 0.29 of alignment (1,259 pairs of drawings and prompts)."""
 ADVICE = (
     "more --steps, if little of the image is left where the prompt is followed; a --source-prompt that says what the "

@@ -195,7 +195,8 @@ def inspect(
         on_progress("influence", number + 1, len(strongest))
     full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
-    pairs = dict(zip(prompts, zip(_images(base), _images(adapted))))
+    pairs = zip(prompts, zip(_images(base), _images(adapted)))
+    drawn = {prompt: images for prompt, images in pairs if (subject or "") in prompt}
     scores = importance(atoms, traced=seen)
     rung_prompts = prompts[:RUNG_PROMPTS]
     ladder, densities = _rungs(
@@ -203,9 +204,7 @@ def inspect(
     )
     return Inspection(
         subject=subject or class_name or "this adapter",
-        learnt=learnt(
-            pipe, run, {prompt: pairs[prompt] for prompt in prompts if (subject or "") in prompt}, class_name
-        ),
+        learnt=learnt(pipe, run, drawn, class_name),
         facts=_facts(atoms, seen, rows)
         | {"naming prompts": len(crossed), "naming steps": half, "full": full, "boost": BOOST},
         prompts=prompts,
