@@ -27,7 +27,7 @@ def test_activity_adds_up_to_the_statistics_of_the_trace(pipe):
     assert [len(seen.drawings), seen.phases] == [3, ["early", "middle", "late"]]
     for layer in seen.layers:
         assert layer.maps.shape == (3, 3, 16, 16)
-        assert not layer.trace.codes
+        assert not layer.trace.kept_codes
         steps = torch.tensor([2, 1, 1])[:, None] / 4  # steps of each phase
         torch.testing.assert_close((layer.by_phase * steps).sum(1).mean(0), layer.trace.usage, rtol=2e-3, atol=1e-4)
         torch.testing.assert_close(layer.by_region.mean((0, 1)), layer.trace.usage, rtol=2e-3, atol=1e-4)

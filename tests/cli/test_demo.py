@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from atomtune import manifest
 from atomtune.cli.demo import NUM, UNSEEN, table
-from atomtune.metrics import load_judge
 from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.storage.runs import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,11 @@ def test_demo(tmp_path, installed):
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "demo.json").read_text())
     for label, values in table(summary, ("base", "atoms")):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
 
-    assert str(load_judge()) in printed
     base, atoms = summary["base"], summary["atoms"]
     assert atoms["fidelity"] > base["fidelity"] + 0.2  # the subject is learnt ...
     assert atoms["background"] >= 0.8  # ... and the prompt still obeyed
@@ -63,7 +63,31 @@ def test_demo(tmp_path, installed):
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 8 * 128
         assert grid.height > 3 * 128
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert [name for name in NAMES if not (tmp_path / name).is_file()] == []
+    assert {*NAMES, "grid.png", "demo.json"} <= manifest.written(tmp_path)
+
+    def times() -> dict[str, int]:
+        return {
+            str(file): file.stat().st_mtime_ns
+            for file in tmp_path.rglob("*.*")
+            if file.suffix in (".png", ".safetensors")
+        }
+
+    before = times()
+    next(tmp_path.glob("generated/001-*.png")).unlink()
+    again = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and json.loads((tmp_path / "demo.json").read_text()) == summary
+    changed = [
+        file for file, time in times().items() if time != before[file]
+    ]  # not trained again, no image drawn again
+    assert [Path(file).name[:3] for file in changed if not file.endswith("grid.png")] == ["001"]
+    other = subprocess.run([*demo, "--seed", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert other.returncode == 2 and "holds another run (seed 0 there and 1 now)" in other.stderr
+
+    printed_commands = [line.split(":  ")[1].split() for line in printed.splitlines() if f"{installed} " in line]
+    assert [command[1] for command in printed_commands] == ["generate", "inspect"]
+    for line in [line for line in printed.splitlines() if " generate " in line]:
+        subprocess.run(line.split(":  ")[1], shell=True, check=True, cwd=tmp_path, env=environment)
 
 
 def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():

@@ -62,15 +62,18 @@ class Influences:
 
 @torch.no_grad()
 def influences(model: Any, address: str, outputs: Outputs, adapter: str = "default", chunk: int = 16) -> Influences:
-    """Influence and first-order estimate of every atom of a layer ("L3") on the outputs, `chunk` atoms in one pass.
+    """Influence and first-order estimate of every atom of a layer ("L3"), or of some of its atoms ("L3[0:40]"), on the
+    outputs, `chunk` atoms in one pass.
 
     `model` is an adapted model, a pipeline, or a board. Raises `UserError` when there is no such layer.
     """
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
-    dictionary = atoms[address].dictionary
+    found = atoms[address]
+    dictionary = found.dictionary
     with trace(atoms.model, atoms.adapter) as seen:
         output = outputs()
-    rows = seen[Layer(dictionary).address].fired.nonzero().flatten()
+    fired = seen[Layer(dictionary).address].fired > 0
+    rows = (fired & found.mask).nonzero().flatten()
     gain = dictionary.gain
 
     def output_with(gains: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def watch(
 
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
     """Turn the codes of one batch into activity, and delete them."""
-    kept = layer.trace.codes
+    kept = layer.trace.kept_codes
     times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0
     tokens = kept[0].shape[1]
@@ -124,5 +124,5 @@ def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
         layer._map.append(torch.stack(maps, 1))
         layer.region_grid = (min(layer.grid[0], REGIONS), min(layer.grid[1], REGIONS))
         layer.grid = (min(layer.grid[0], CELLS), min(layer.grid[1], CELLS))
-    layer.trace.codes.clear()
+    layer.trace.kept_codes.clear()
     return list(times)

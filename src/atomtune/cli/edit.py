@@ -37,19 +37,20 @@ def edit(
         prompt: What the image should become.
         out: Folder for the run, the images and the preset.
         source_prompt: What the image shows now.
-        remove: Addresses of atoms, such as L17[137],L3[139]. The best rung (or all atoms, if none is best) is drawn
-            once more without these atoms.
+        remove: Addresses of atoms or layers, such as "L17[137],L3[0:40],L5". The best rung (or all atoms, if none is
+            best) is drawn once more without these atoms.
         num: Images of each rung.
         seed: Seed of the training and of the first image.
         steps: Training steps (by default those of the recipe for the base).
         epochs: How many times the image is seen in training, instead of --steps.
     """
+    from atomtune import addresses
     from atomtune.editing import edit
     from atomtune.shell import command_line
 
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
-    removed = [address.strip() for address in remove.split(",")] if remove else []
+    removed = addresses.split(remove or "")
     result = edit(
         image,
         prompt,

@@ -66,9 +66,10 @@ def training_of(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_taken(out: Path, unless_by: str = "") -> None:
-    """Raise `UserError` if `out` holds a run or an adapter, unless it is a run that the command `unless_by` wrote, or if
+    """Raise `UserError` if `out` holds a run or an adapter (but for a run that the command `unless_by` wrote), or if
     `write_run` would replace files that atomtune did not write."""
-    if not (unless_by and settings_of(out).get("command") == unless_by):
+    may_replace = (out / CONFIG).is_file() and settings_of(out).get("command") == unless_by
+    if not may_replace or (out / CONFIG_FILE).is_file():
         places = [folder + name for folder in ("", "adapter/") for name in (CONFIG_FILE, WEIGHTS_FILE)]
         if any((out / name).exists() for name in (CONFIG, f"pruned/{CONFIG}", *places)):
             raise UserError(f"{out} holds an adapter already: choose another folder.")
