@@ -51,7 +51,7 @@ class LayerActivity:
 
     @property
     def maps(self) -> Float[Tensor, "samples phases cells atoms"]:
-        """Mean of s_m over the timesteps of a phase, in each cell of `grid`."""
+        """Mean of |s_m| over the timesteps of a phase, in each cell of `grid`."""
         return torch.cat(self._map)
 
     def heat(self, index: int, sample: int, phase: int | None = None) -> Float[Tensor, " cells"]:
@@ -116,7 +116,7 @@ def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
         magnitudes.append(magnitude.mean(1))
         total = total + magnitude * len(steps)
         if layer.grid:
-            maps.append(pooled(layer.trace.maps(steps), layer.grid, CELLS).half())
+            maps.append(pooled(magnitude, layer.grid, CELLS).half())
     layer._phase.append(torch.stack(magnitudes, 1))
     if layer.grid and isinstance(total, Tensor):
         total = total / sum(map(len, times.values()))
