@@ -70,6 +70,8 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     from rich.table import Column, Table
 
     from atomtune import bases, files, manifest, metrics, sampling, training
+    from atomtune.cli.generate import drawing_command
+    from atomtune.storage.folders import adapter_info
     from atomtune.training.data import find_examples, read_image
 
     files.refuse_output(out)
@@ -118,7 +120,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     for line in (
         f"Done in {time.perf_counter() - start:.0f} s. The adapter is in {out / 'adapter'}, these numbers in {scores}.",
         f"Look first at {grid}: the images it learnt from, and below them what the base and the adapter draw.",
-        f"Then draw the teapot yourself:  {command_line('generate', out, '--prompt', UNSEEN[0])}",
+        f"Then draw the teapot yourself:  {drawing_command(out, adapter_info(out))}",
         f"And see what its atoms do:      {command_line('inspect', out)}",
     ):
         console.print(line, soft_wrap=True, highlight=False)

@@ -58,7 +58,6 @@ def distill(
     from atomtune.cli.generate import drawing_command, read_prompts
     from atomtune.lora import distillation, loading
     from atomtune.method.coding import atoms_per_token
-    from atomtune.prompts import subject_prompts
     from atomtune.steering import board
     from atomtune.storage import folders, runs
 
@@ -73,10 +72,9 @@ def distill(
         info = folders.adapter_info(lora)
         info.refuse_other_than("LORA", "distill takes a LoRA")
     known = info.trained_for if info else {}
-    token, class_name = known.get("token"), known.get("class_name")
     prompts = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
-    if not prompts and token and class_name:
-        prompts = subject_prompts(base.name(info), f"{token} {class_name}", known.get("backgrounds", ()))
+    if not prompts and info:
+        prompts = info.prompts(3)
     if not prompts:
         raise UserError("there are no prompts to draw with the LoRA: give --prompt, such as 'a TOKEN CLASS'.")
     pipe = base.open(info)

@@ -104,12 +104,7 @@ def generate(
 
 def drawing_command(out: Path, info: "AdapterInfo") -> str:
     """A command that draws what the adapter of a run learnt."""
-    from atomtune.bases import MOJI
-
-    token, class_name = (info.metadata.get(key) for key in ("token", "class_name"))
-    prompt = f"a {token} {class_name}" if token and class_name else "..."
-    # moji leaves the image empty where no background is asked for
-    return command_line("generate", out, "--prompt", prompt + (" on an orange background" if info.base == MOJI else ""))
+    return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -128,17 +128,9 @@ in brackets: two adapters that know nothing of each other.
 
 def _trained_prompts(info: "AdapterInfo") -> list[str]:
     """A prompt of what an adapter was trained on; of a merged adapter, one for each of its parts."""
-    from atomtune.prompts import subject_prompts
-
-    sources = info.metadata.get("merged_from") or [info.metadata]
-    words = [
-        subject_prompts(info.base, f"{source['token']} {source['class_name']}", source.get("backgrounds", ()))[0]
-        for source in sources
-        if source.get("token")
-    ]
-    if not words:
-        raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
-    return words
+    if prompts := info.prompts():
+        return prompts
+    raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
 
 
 def _tables(overlap: "Overlap") -> "list[Table]":

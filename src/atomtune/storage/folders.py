@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set_denoiser
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
+from atomtune.prompts import subject_prompts
 from atomtune.storage.cards import CARD, adapter_card, write_card
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
 
@@ -88,6 +89,17 @@ class AdapterInfo:
         them."""
         names = ("token", "class_name", "backgrounds", "license")
         return {key: self.metadata[key] for key in names if key in self.metadata}
+
+    def prompts(self, num: int = 1) -> list[str]:
+        """Up to `num` prompts that show what it learnt (see `subject_prompts`), of a merged adapter for each of its
+        parts. None if the adapter does not name the words that it was trained with."""
+        base = self.config.get("base_model_name_or_path") or ""
+        return [
+            prompt
+            for part in self.metadata.get("merged_from") or [self.metadata]
+            if part.get("token") and part.get("class_name")
+            for prompt in subject_prompts(base, f"{part['token']} {part['class_name']}", part.get("backgrounds", ()), num)
+        ]
 
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
