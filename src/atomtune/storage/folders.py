@@ -93,13 +93,12 @@ class AdapterInfo:
     def prompts(self, num: int = 1) -> list[str]:
         """Up to `num` prompts that show what it learnt (see `subject_prompts`), of a merged adapter for each of its
         parts. None if the adapter does not name the words that it was trained with."""
-        base = self.config.get("base_model_name_or_path") or ""
-        return [
-            prompt
-            for part in self.metadata.get("merged_from") or [self.metadata]
-            if part.get("token") and part.get("class_name")
-            for prompt in subject_prompts(base, f"{part['token']} {part['class_name']}", part.get("backgrounds", ()), num)
-        ]
+        base, found = self.config.get("base_model_name_or_path") or "", []
+        for part in self.metadata.get("merged_from") or [self.metadata]:
+            if part.get("token") and part.get("class_name"):
+                subject = f"{part['token']} {part['class_name']}"
+                found += subject_prompts(base, subject, part.get("backgrounds") or (), num)
+        return found
 
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
