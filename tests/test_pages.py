@@ -38,7 +38,7 @@ SHORT = {  # command: options that make it quick
 
 LEFT = {  # page: what must be true of the names that its snippets leave behind
     "docs/how-to/own-training-loop.md": lambda codes, **_: codes.active_per_token == 10,
-    "docs/how-to/peft.md": lambda model, **_: {"default", "both"} <= model.peft_config.keys(),
+    "docs/how-to/peft.md": lambda model, **_: model.peft_config.keys() == {"subject", "style"},
     "docs/how-to/steer.md": lambda layer, atom, **_: atom.maps().shape == layer.maps().shape[:2] == (4, 64),
 }
 
