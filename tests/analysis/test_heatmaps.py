@@ -31,9 +31,9 @@ def test_tokens_of_a_text_form_none(tokens):
 
 def test_an_atom_is_green_where_it_acts_and_grey_where_it_does_not(scene):
     heat = torch.zeros(64)
-    heat[0] = 2.0
+    heat[0], heat[63] = 2.0, -2.0  # the sign of a code means nothing
     pixels = np.asarray(overlay(scene, heat))
-    assert near(pixels[0, 0], GREEN)
+    assert near(pixels[0, 0], GREEN) and near(pixels[-1, -1], GREEN)
     assert len(set(pixels[32, 32].tolist())) == 1
     assert overlay(scene, heat, size=128).size == (128, 128)
 

@@ -57,12 +57,12 @@ def overlay(
     full: float | None = None,
     size: int | None = None,
 ) -> Image.Image:
-    """The image in grey with `heat`, 0 or more, over it: green, and transparent where it is 0.
+    """The image in grey with |heat| over it: green, and transparent where it is 0.
 
     `full` is the strength that gets the full colour, by default the largest; give the same value for images
     that are to be compared. `size` is the width of the result in pixels (the image's own by default).
     """
-    values = np.asarray(heat, dtype=np.float32)
+    values = np.abs(np.asarray(heat, dtype=np.float32))
     rows, columns = token_grid(len(values), image.width / image.height)
     width = size or image.width
     shape = (width, round(width * image.height / image.width))
