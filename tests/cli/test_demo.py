@@ -42,10 +42,9 @@ def prompts_of_the_pages() -> list[str]:
     """What README and the how-to pages draw with an adapter of the teapot."""
     root = Path(__file__).parents[2]
     pages = [root / "README.md", *sorted((root / "docs" / "how-to").glob("*.md"))]
-    found = [
-        re.findall(r'(?:runs/teapot --prompt |generate\(pipe, \[?)"(a sks .*?)"', file.read_text()) for file in pages
-    ]
-    return sorted({prompt for prompts in found for prompt in prompts})
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    drawn = [line for line in lines if "generate(pipe" in line or "generate runs/teapot" in line]
+    return sorted({prompt for line in drawn for prompt in re.findall('"(a sks [^"]*)"', line)})
 
 
 @pytest.mark.slow
