@@ -39,7 +39,7 @@ lint: .venv/installed  ## ruff and pyright
 docs: .venv/installed  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid and table into the README, inspect its adapter
+readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid into the docs, inspect its adapter
 	$(BIN)/atomtune demo --compare
 	$(BIN)/python docs/readme.py runs/demo
 	$(BIN)/python docs/screenshots.py

@@ -92,3 +92,9 @@ def test_a_resolution_is_a_multiple_of_what_a_token_covers():
     pipe.image_processor.register_to_config(vae_scale_factor=4 * each)  # as of a base that packs its latents
     with pytest.raises(UserError, match=f"must be a multiple of {4 * each}"):
         resolution_for(pipe, 3 * each)
+
+
+def test_half_precision_warns_of_nothing(capfd):
+    """diffusers warns of a cast by its own `to`, also where no module must stay in float32."""
+    assert load_base("moji", "bfloat16").transformer.dtype == torch.bfloat16
+    assert "should be kept in float32" not in capfd.readouterr().err

@@ -7,24 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atomtune.editing import Rung, edit
+from atomtune import manifest
+from atomtune.editing import FLOOR, Rung, edit
 from atomtune.errors import UserError
 
 TRAINING = {"steps": 2, "num_atoms": 16, "density": 0.5, "report_to": "none", "learning_rate": 0.01}
 
 
 class Scores:
-    """Prefers fewer atoms: what is asked of the ladder here is that its best rung is marked and saved."""
+    """Alignment rises from rung to rung, so fewer atoms are better; with `rise` below 0 they are worse."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, fidelity: float = 0.5, rise: float = 0.1) -> None:
+        self.asked, self.rise, self.known = 0, rise, fidelity
 
     def alignment(self, images, prompts):
         self.asked += 1
-        return np.full(len(images), self.asked / 10)
+        return np.full(len(images), 0.5 + self.asked * self.rise)
 
     def fidelity(self, images, references):
-        return np.full(len(images), 0.5)
+        return np.full(len(images), self.known)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
     assert labels == ["all atoms", *fewer, "4 atoms without L0[3]"]
     assert result["best"] == "4 atoms"
     assert json.loads((out / "edit.json").read_text()) == result
-    assert len(json.loads((out / "preset.json").read_text())["dropped"]) == 32 - 4
+    assert list(json.loads((out / "preset.json").read_text())) == ["only"]  # the four
     assert len(list((out / "edit").rglob("*.png"))) == 9  # the base, six rungs, one without, and the strip of them
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
     with Image.open(out / "edit.png") as strip:
@@ -50,6 +51,37 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
     kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
     assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
+
+
+def test_where_no_rung_keeps_image_and_prompt_none_is_best_and_no_earlier_preset_is_left(base, image, tmp_path):
+    out = tmp_path / "run"
+    options = {"num": 1, "base": base, **TRAINING}
+    assert edit(image, "a red dog", out, "a blue dog", scorer=Scores(), **options)["preset"] == str(out / "preset.json")
+    smear = edit(image, "a green dog", out, "a blue dog", ["L0[3]"], scorer=Scores(fidelity=0.3), **options)
+    assert (smear["best"], smear["preset"]) == (None, None)
+    assert smear["rungs"][-1]["label"] == "all atoms without L0[3]"
+    assert not (out / "preset.json").exists()
+    assert "preset.json" not in manifest.written(out)  # so one that the user puts there is the user's
+    assert edit(image, "a green dog", out, "a blue dog", scorer=Scores(fidelity=0.3), floor=0.2, **options)["best"]
+    (out / "preset.json").unlink()
+    edit(image, "a green dog", out, "a blue dog", scorer=Scores(fidelity=0.3), **options)
+    (out / "preset.json").write_text("mine")
+    with pytest.raises(UserError, match=r"preset\.json exists already, and is not in the list"):
+        edit(image, "a green dog", out, "a blue dog", scorer=Scores(fidelity=0.3), **options)
+
+
+def test_if_all_atoms_are_best_no_preset_is_needed_and_none_is_written(base, image, tmp_path):
+    out = tmp_path / "run"
+    found = edit(image, "a red dog", out, "a blue dog", num=1, scorer=Scores(rise=-0.01), base=base, **TRAINING)
+    assert (found["best"], found["preset"]) == ("all atoms", None)
+    assert not (out / "preset.json").exists()
+
+
+def test_a_rung_is_best_only_if_both_scores_reach_the_floor():
+    assert Rung("", {}, FLOOR, FLOOR).keeps_both(FLOOR)
+    assert not Rung("", {}, 0.9, FLOOR - 0.01).keeps_both(FLOOR)
+    assert not Rung("", {}, FLOOR - 0.01, 0.9).keeps_both(FLOOR)
+    assert not Rung("", {}).keeps_both(0.0)
 
 
 def test_a_sigma_without_a_density_is_edited_by_numbers_of_atoms_alone(base, image, tmp_path):

@@ -16,3 +16,9 @@ def test_seeds_that_pass_are_those_that_torch_takes(seed, count):
 def test_other_seeds_are_refused(seed, count):
     with pytest.raises(UserError, match="must be a whole number from 0 to"):
         check_seed(seed, count)
+
+
+def test_a_number_has_its_noun_in_the_right_form():
+    from atomtune.errors import counted
+
+    assert [counted(number, "image") for number in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]

@@ -1,7 +1,11 @@
 """`import atomtune` and `atomtune --help` are quick: nothing heavy is imported before it is used."""
 
+import inspect
+import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -31,8 +35,29 @@ def test_nothing_heavy_is_imported(start):
 def test_every_public_name_is_found():
     for name in atomtune.__all__:
         found = getattr(atomtune, name)
-        assert getattr(found, "__module__", found.__name__).startswith("atomtune.")  # `coding` is a module
+        assert getattr(found, "__module__", found.__name__).startswith("atomtune.")  # some are modules
     assert set(atomtune.__all__) <= set(dir(atomtune))
+
+
+def test_what_a_public_function_returns_is_public_too():
+    returned = set()
+    for name in atomtune.__all__:
+        if inspect.isfunction(found := getattr(atomtune, name)):
+            words = re.findall(r"\b[A-Z]\w+", str(found.__annotations__.get("return")))
+            module = sys.modules[found.__module__]
+            returned |= {
+                word for word in words if getattr(vars(module).get(word), "__module__", "").startswith("atomtune.")
+            }
+    assert {"Drawing", "Influences", "Trace"} <= returned <= set(dir(atomtune))
+
+
+def test_names_of_the_pages_are_there_after_import_atomtune_alone():
+    assert atomtune.__version__ == version("atomtune")
+    pages = [*Path("docs").rglob("*.md"), Path("README.md")]
+    written = {name for page in pages for name in re.findall(r"\batomtune\.([A-Za-z_]\w*)", page.read_text())}
+    written -= {"md", "git", "yml"}
+    assert len(written) > 20 and written <= set(dir(atomtune))
+    assert run("import atomtune; print(atomtune.sampling.read_settings.__name__)").strip() == "read_settings"
 
 
 def test_an_unknown_name_is_an_attribute_error():

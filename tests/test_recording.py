@@ -195,7 +195,7 @@ def test_a_map_of_one_atom_does_not_lay_out_the_others():
     layer = LayerTrace(board(adapted())["L0"].dictionary, keep_codes=True)
     codes = torch.zeros(2, 400, 18)
     codes[:, ::50] = 1
-    layer.codes.append(KeptCodes.of(codes, None, 0))
+    layer.kept_codes.append(KeptCodes.of(codes, None, 0))
     with Largest() as largest:
         next(iter(layer)).maps()
     assert largest.elements <= 2 * 400

@@ -1,17 +1,25 @@
 """AtomBoard: what it counts, and its dials."""
 
+import copy
+import json
 import pickle
-from copy import deepcopy
+import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model
 from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import atomtune
 from atomtune.errors import UserError
 from atomtune.steering import board
+from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, run, transformer, wake
+from tests.tiny_pixart import tiny_pixart
 
 
 def test_a_board_counts_atoms_and_layers_of_one_adapter():
@@ -67,7 +75,7 @@ def test_an_address_finds_a_layer_or_an_atom():
 @pytest.mark.parametrize("address", ["L2", "L0[18]", "L0[x]", "0[1]", ""])
 def test_an_address_that_is_not_there_is_a_sentence(address):
     atoms = board(get_peft_model(transformer(), atom_config()))
-    with pytest.raises(UserError, match="expected a layer from L0 to L1, or one of its atoms, such as L0"):
+    with pytest.raises(UserError, match="expected a layer from L0 to L1, or atoms of one, such as L0"):
         atoms[address]
 
 
@@ -119,13 +127,76 @@ def test_keep_takes_the_largest_over_the_model_or_in_each_layer(targets):
 def test_without_scores_keep_goes_by_the_energy_of_training():
     model = wake(get_peft_model(transformer(), atom_config()))
     atoms = board(model)
-    with pytest.raises(UserError, match="has no record of how much its atoms were used in training"):
-        atoms.keep(3)
     for dictionary in atoms.dictionaries:
         dictionary.usage.copy_(torch.arange(18.0))
     energies = torch.cat([d.usage * d.decoder.weight.norm(dim=1) for d in atoms.dictionaries])
     atoms.keep(3)
     assert {a.address for a, e in zip(atoms, energies) if e >= energies.sort().values[-3]} == set(atoms.kept)
+
+
+def lines_that_help(error: Exception) -> str:
+    """The code that a sentence shows."""
+    return textwrap.dedent(str(error).partition("\n\n")[2])
+
+
+@pytest.mark.parametrize("ask", ["keep", "importance"])
+def test_without_a_record_of_training_the_sentence_shows_the_two_lines_that_measure_it(ask):
+    """A pipeline, and an adapter whose training recorded nothing: the lines run as they are printed."""
+    pipe = tiny_pixart()
+    pipe.transformer = wake(get_peft_model(pipe.transformer, atom_config()))
+    atoms = board(pipe)
+
+    def asked():
+        return atoms.keep(5) if ask == "keep" else atomtune.importance(pipe, by="energy")
+
+    with pytest.raises(UserError, match="was trained without a record of how much its atoms are used") as error:
+        asked()
+    saved = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
+    exec(lines_that_help(error.value), {"atomtune": atomtune, "pipe": pipe})
+    scores = asked()
+    assert len(atoms.kept) == 5 if scores is None else all(score.any() for score in scores)
+    now = pipe.transformer.state_dict()
+    assert now.keys() == saved.keys() and all(torch.equal(now[key], saved[key]) for key in saved)  # nothing is saved
+
+
+def test_a_text_model_is_shown_its_own_two_lines():
+    config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = wake(get_peft_model(LlamaForCausalLM(config), atom_config(target_modules=["v_proj"]), "own"), "own")
+    with pytest.raises(UserError, match="was trained without a record") as error:
+        board(model, "own").keep(3)
+    examples = {"input_ids": torch.arange(12).view(2, 6)}
+    exec(lines_that_help(error.value), {"atomtune": atomtune, "model": model, "examples": examples})
+    board(model, "own").keep(3)
+    assert len(board(model, "own").kept) == 3
+
+
+def test_a_traced_energy_is_that_of_the_trace_and_gives_way_to_that_of_training():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    with torch.inference_mode(), trace(model) as t:
+        run(model)
+    atoms = board(model)
+    for energy, layer in zip(atoms.mean_energy(), t.layers):
+        assert_close(energy, layer.mean_energy)
+
+    def broken_off():
+        with trace(model):
+            board(model)["L0"].gain = 3.0
+            run(model)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_off()
+    with trace(model):
+        pass
+    assert_close(atoms.mean_energy(), [layer.mean_energy for layer in t.layers])  # neither of these ran to its end
+    strongest = atoms.mean_energy()[0].topk(4).indices.sort().values
+    atoms.keep(4, per_layer=True)
+    model.prune()
+    assert_close(atoms.mean_energy()[0], t.layers[0].mean_energy[strongest])
+    assert copy.deepcopy(model) is not model
+    for dictionary in atoms.dictionaries:
+        dictionary.usage.fill_(2.0)
+        assert_close(atoms.mean_energy()[int(dictionary.layer)], 2 * dictionary.atoms().norm(dim=1))
 
 
 def test_only_and_reset_and_a_whole_layer():
@@ -171,7 +242,7 @@ def test_a_schedule_is_the_strength_at_each_timestep():
     for layer in atoms.layers:
         layer.set_scale("default", 0.5)
     at_700 = at(700)
-    copied = deepcopy(model)
+    copied = copy.deepcopy(model)
     assert torch.equal(pickle.loads(pickle.dumps(copied))(**given, return_dict=False)[0], copied(**given)[0])
     atoms.schedule = {}
     assert torch.equal(at(700), at_700) is False
@@ -210,12 +281,119 @@ def test_a_preset_for_another_adapter_changes_nothing(tmp_path):
     atoms["L0[3]"].gain = 0.5
     with pytest.raises(UserError, match=r"there is no 'L9\[1\]' in this adapter"):
         atoms.apply({"gain": {"L0[1]": 0.0, "L9[1]": 0.0}})
-    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, dropped and schedule"):
+    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, only, dropped and schedule"):
         atoms.apply({"gains": {}})
+    for preset in ({"gain": {"L0": "loud"}}, {"gain": ["L0"]}, {"density": {"L0[3]": 0.1}}, {"dropped": [3]},
+                   {"schedule": {"late": 1.0}}, {"density": {"L0": 4.0}}):  # fmt: skip
+        with pytest.raises(UserError):
+            atoms.apply({"gain": {"L1": 0.0}} | preset)
+        assert atoms.preset() == {"gain": {"L0[3]": 0.5}}
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="could not be read"):
         atoms.apply(tmp_path / "bad.json")
     assert atoms.preset() == {"gain": {"L0[3]": 0.5}}
+
+
+DIALS = st.fixed_dictionaries(
+    {
+        "gains": st.lists(st.sampled_from([1.0, 0.0, 0.5, -2.0, 0.1]), min_size=36, max_size=36),
+        "kept": st.lists(st.booleans(), min_size=36, max_size=36) | st.just([True] * 36) | st.just([False] * 36),
+        "densities": st.lists(st.none() | st.floats(0.01, 1.0), min_size=2, max_size=2),
+        "schedule": st.dictionaries(st.floats(0, 1000), st.floats(-2, 2), max_size=3),
+    }
+)
+BOARD = board(get_peft_model(transformer(), atom_config()))
+
+
+def set_dials(atoms, dials) -> None:
+    atoms.reset()
+    for number, dictionary in enumerate(atoms.dictionaries):
+        rows = slice(18 * number, 18 * number + 18)
+        dictionary.gain.copy_(torch.tensor(dials["gains"][rows]))
+        dictionary.keep_only(torch.tensor(dials["kept"][rows]))
+        if dials["densities"][number] is not None:
+            dictionary.sigma.set_density(dials["densities"][number])
+    atoms.schedule = dials["schedule"]
+
+
+def dials_of(atoms):
+    return [[d.gain.tolist(), [atom.kept for atom in atoms], d.sigma.k_now, atoms.schedule] for d in atoms.dictionaries]
+
+
+@given(DIALS)
+def test_any_dials_come_back_from_their_preset(dials):
+    set_dials(BOARD, dials)
+    expected, preset = dials_of(BOARD), json.loads(json.dumps(BOARD.preset()))
+    BOARD.reset()
+    BOARD.apply(preset)
+    assert dials_of(BOARD) == expected
+    assert BOARD.preset() == preset
+
+
+def test_a_preset_of_an_earlier_version_still_applies():
+    """It named every atom: 256 lines for a silent layer."""
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    atoms.apply({"gain": {f"L1[{i}]": 0.0 for i in range(18)}, "dropped": [f"L0[{i}]" for i in range(18) if i != 3]})
+    assert not atoms["L1"].gain.any() and atoms["L0"].gain.all()
+    assert atoms.kept == ["L0[3]", *(f"L1[{i}]" for i in range(18))]
+
+
+def test_a_preset_is_short(tmp_path):
+    """Of 2,048 atoms as on moji: a silent layer, half of one, and the 400 atoms of the largest scores."""
+    atoms = board(get_peft_model(transformer(num_layers=8), atom_config(num_atoms=256)))
+    sizes = {}
+
+    def saved(name):
+        atoms.save_preset(tmp_path / "preset.json")
+        sizes[name] = (tmp_path / "preset.json").stat().st_size
+        preset = atoms.preset()
+        atoms.reset()
+        return preset
+
+    atoms["L7"].gain = 0.0
+    assert saved("a silent layer") == {"gain": {"L7": 0.0}}
+    atoms["L7[0:128]"].gain = 0.0
+    atoms["L2[3, 9, 40:60]"].gain = 0.5
+    assert saved("parts of layers") == {"gain": {"L2[3,9,40:60]": 0.5, "L7[0:128]": 0.0}}
+    atoms.drop(["L1[:40]", "L3"])
+    assert saved("dropped") == {"dropped": ["L1[0:40]", "L3"]}
+    generator = torch.Generator().manual_seed(0)
+    for count in (400, 2048 - 400):
+        atoms.keep(count, by=[torch.rand(256, generator=generator) for _ in range(8)])
+        kept = atoms.kept
+        preset = saved(f"keep({count})")
+        assert list(preset) == ["only" if count == 400 else "dropped"]
+        atoms.apply(preset)
+        assert atoms.kept == kept
+        atoms.reset()
+    assert sizes["a silent layer"] < 40 and sizes["parts of layers"] < 80 and sizes["dropped"] < 50
+    assert sizes["keep(400)"] < 2000 and sizes["keep(1648)"] < 2000
+
+
+def test_an_address_of_several_atoms_is_taken_wherever_one_is():
+    atoms = board(wake(get_peft_model(transformer(), atom_config())))
+    with atoms.muted("L0[0:9]"):
+        assert atoms["L0"].gain.tolist() == [0.0] * 9 + [1.0] * 9
+    atoms.only(["L0[3:5]", "L1[7]"])
+    assert atoms.kept == ["L0[3]", "L0[4]", "L1[7]"]
+    some = atoms["L0[3:5, 9]"]
+    assert repr(some) == "<L0[3:5,9] of transformer_blocks.0.attn1: 3 atoms>"
+    assert [atom.address for atom in some] == ["L0[3]", "L0[4]", "L0[9]"]
+    some.gain = torch.tensor([0.1, 0.2, 0.3])
+    assert_close(some.gain, torch.tensor([0.1, 0.2, 0.3]))
+    with trace(atoms.model) as t:
+        run(atoms.model)
+    assert [atom.address for atom in t["L1[16:]"]] == ["L1[16]", "L1[17]"]
+
+
+@pytest.mark.parametrize("address", ["L0[3]", "L0[3:5]", "L0"])
+def test_a_dial_that_an_atom_or_layer_does_not_have_cannot_be_set(address):
+    found = board(get_peft_model(transformer(), atom_config()))[address]
+    with pytest.raises(AttributeError):
+        found.gian = 0.0
+    if address != "L0":
+        with pytest.raises(AttributeError):
+            found.density = 0.1
 
 
 def test_what_is_printed_says_where_an_atom_sits():

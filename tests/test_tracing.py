@@ -1,16 +1,29 @@
 """trace against statistics taken from the codes themselves."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.testing import assert_close
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from atomtune.adapters import adapted_layers
+from atomtune.adapters import AtomConfig, adapted_layers
 from atomtune.errors import UserError
 from atomtune.tracing import bare_model, trace
 from tests.adapters.tiny import atom_config, run, transformer, wake
+
+HALF: Any = {"atol": 2e-3, "rtol": 1e-3}  # codes are kept in half precision
 
 
 def adapted(**options):
@@ -146,8 +159,6 @@ def test_a_trace_without_codes_says_how_to_get_maps():
 
 
 def test_the_tokens_of_a_text_that_fire_an_atom_most():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
@@ -162,6 +173,120 @@ def test_the_tokens_of_a_text_that_fire_an_atom_most():
     sample, position, value = t["L0[3]"].top_tokens(2)[0]
     assert (sample, position) == divmod(strongest, 6)
     assert value == pytest.approx(seen[0][sample, position, 3].item(), rel=1e-3)
+    assert_close(t["L0"].codes(), seen[0], **HALF)
+    assert_close(t["L0[3]"].codes(), seen[0][..., 3], **HALF)
+
+
+TEXTS = ["the cat sat on the mat", "a teapot"]
+
+
+def word_tokenizer() -> Any:
+    """One token a word."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    vocabulary = {word: number for number, word in enumerate(["<pad>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def byte_tokenizer() -> Any:
+    """GPT-2's kind: a byte is a token, and so is a space with the letter after it."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters | {"Ġt": 256, "<pad>": 257}, [("Ġ", "t")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def text_models():
+    torch.manual_seed(0)  # transformers draws the weights from the global generator
+    llama = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    gpt2 = GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    return {"llama": LlamaForCausalLM(llama).eval(), "gpt2": GPT2LMHeadModel(gpt2).eval()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_top_tokens_have_their_text_and_context_in_one_call(family):
+    tokenizer = word_tokenizer() if family == "llama" else byte_tokenizer()
+    model = wake(get_peft_model(text_models()[family], AtomConfig(num_atoms=8, density=0.5)))
+    seen = codes_of_calls(model, 0)
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with trace(model, codes=True) as t:
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    strengths = (seen[0][..., 3].half().float() * batch["attention_mask"]).tolist()
+    expected = sorted(
+        (
+            (sample, position, value)
+            for sample, row in enumerate(strengths)
+            for position, value in enumerate(row)
+            if value
+        ),
+        key=lambda found: -abs(found[2]),
+    )
+    found = t.top_tokens("L0[3]", tokenizer, count=100, context=3)
+    assert [(token.sample, token.position, token.strength) for token in found] == expected
+    for token in found:
+        ids = tokenizer(TEXTS[token.sample])["input_ids"]
+        assert token.token.strip() == tokenizer.decode([ids[token.position]]).strip()
+        shown = f"{token.before}{token.token}{token.after}".replace("<pad>", "").strip()
+        assert shown and shown in TEXTS[token.sample]
+    assert [token.token for token in t.top_tokens("L0[3]", tokenizer, count=2)] == [token.token for token in found[:2]]
+    assert str(found[0]) == f"{found[0].strength:+.3g}  {found[0].before}[{found[0].token}]{found[0].after}"
+
+
+def test_top_tokens_of_what_is_no_text_are_refused():
+    tokenizer = word_tokenizer()
+    with trace(adapted(), codes=True) as t:
+        run(t._model)
+    with pytest.raises(UserError, match="this trace has no input_ids: run a text model in its block"):
+        t.top_tokens("L0[3]", tokenizer)
+    with pytest.raises(UserError, match="are those of one atom, got 'L0': give an address such as"):
+        t.top_tokens("L0", tokenizer)
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    model = wake(get_peft_model(T5ForConditionalGeneration(config).eval(), AtomConfig(num_atoms=8)))
+    with trace(model, codes=True) as t:
+        model(input_ids=torch.randint(50, (2, 7)), decoder_input_ids=torch.randint(50, (2, 4)))
+    assert t.top_tokens("L0[3]", tokenizer) is not None
+    with pytest.raises(
+        UserError, match=r"L1 saw 4 tokens of text 0, which has 7: choose a layer that sees the input_ids"
+    ):
+        t.top_tokens("L1[3]", tokenizer)
+
+
+def test_codes_of_one_timestep_are_dense_in_one_call():
+    model = adapted()
+    seen = codes_of_calls(model, 1)
+    with trace(model, codes=True) as t:
+        sampling(model, guided=True, batches=2)
+    S = torch.stack(seen).unflatten(0, (2, 3))[:, :, -2:]  # [batch, timestep, rows with the prompt, tokens, atoms]
+    for place, timestep in enumerate((900, 500, 100)):
+        assert_close(t["L1"].codes(timestep), S[:, place].flatten(0, 1), **HALF)
+    assert_close(torch.stack([t["L1"].codes(time) for time in (900, 500, 100)]).mean(0), t["L1"].maps())
+    with pytest.raises(
+        UserError, match=r"codes at several timesteps: give one of 900, 500, 100, or take their mean, maps"
+    ):
+        t["L1"].codes()
+    with pytest.raises(UserError, match="kept no codes at timestep 40: it has those at 900, 500, 100"):
+        t["L1[4]"].codes(40)
+
+
+def test_what_a_trace_prints_says_where_it_looked_and_what_it_saw():
+    model = adapted()
+    t = trace(model)
+    assert repr(t) == "Trace of 'default': nothing was run in its block yet"
+    with t:
+        run(model)
+    first, *layers = repr(t).splitlines()
+    assert first == f"Trace of 'default': {t.alive} of 36 atoms fired, 4 a token in each layer, 2 samples"
+    fired = int((t["L1"].fired > 0).sum())
+    assert layers[1] == f"  <L1 = transformer_blocks.1.attn1: {fired} of 18 atoms fired at 32 tokens>"
+    atom = max(t["L0"], key=lambda atom: atom.peak)
+    assert repr(atom) == (
+        f"<{atom.address} of transformer_blocks.0.attn1: "
+        f"fired at {atom.firing_rate:.2%} of the tokens, |s| up to {atom.peak:.3g}>"
+    )
 
 
 def test_a_call_that_was_broken_off_does_not_count():
@@ -188,7 +313,7 @@ def test_statistics_of_a_long_run_take_no_more_memory_than_of_a_short_one():
             for _ in range(calls):
                 sampling(model)
         sizes.append([len(layer.by_timestep) for layer in t.layers])
-        assert not any(layer.codes for layer in t.layers)
+        assert not any(layer.kept_codes for layer in t.layers)
     assert sizes[0] == sizes[1] == [3, 3]
 
 

@@ -96,7 +96,7 @@ def measure(case: Config) -> dict[str, Any]:
     source, prompt = case.prompts
     judge = metrics.load_judge()
 
-    result = edit(folder / "picture.png", prompt, folder / "atoms", source, num=NUM, report_to="none")
+    result = edit(folder / "picture.png", prompt, folder / "atoms", source, num=NUM, floor=-1, report_to="none")
     drawn = {"the picture": [picture]}
     for label in ("base", "all atoms", result["best"]):
         files = sorted((Path(result["folder"]) / sampling.file_words(label)).glob("*.png"))

@@ -92,7 +92,7 @@ def measure(config: Config) -> dict[str, float]:
     moji, _ = ratios(lambda: atomtune.generate(pipe, "a sks teapot", num=4), pipe.transformer, codes=config.codes)
     pixart, watch = ratios(one_block, block, codes=config.codes)
     layer = watch.layers[0]
-    kept = sum(c.indices.nbytes + c.values.nbytes for c in layer.codes)
+    kept = sum(c.indices.nbytes + c.values.nbytes for c in layer.kept_codes)
     sums = 4 * 4 * layer.dictionary.num_atoms * 2 * STEPS
     return {
         "over_sampling_moji": round(moji - 1, 3),

@@ -8,10 +8,24 @@ when one of them is first used. It also registers the method with PEFT, as soon 
 `PeftModel.from_pretrained` opens atom adapters.
 """
 
+from typing import Any
+
 import lazy_loader
 from wrapt import register_post_import_hook
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        return _public(name)
+    from importlib.metadata import version
+
+    return version("atomtune")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"})
 
 
 def _register(_peft) -> None:

@@ -46,8 +46,9 @@ def load_base(
         from atomtune import moji
 
         pipe = moji.load()
-        if precision != torch.float32:  # what it is; diffusers warns of any cast
-            pipe.to(precision)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):  # not by diffusers' own `to`, which warns of any cast
+                torch.nn.Module.to(part, precision)
         pipe.register_to_config(_name_or_path=MOJI)
     else:
         pipe = _from_pretrained(name, precision)

@@ -1,4 +1,4 @@
-"""The error for mistakes that a user can fix."""
+"""The error for mistakes that a user can fix, and numbers in sentences."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def check_seed(seed: Any, count: int = 1) -> None:
     if not fits:
         last = f" (and {count - 1} after it)" if count > 1 else ""
         raise UserError(f"seed{last} must be a whole number from 0 to 2**64 - 1, got {seed!r}.")
+
+
+def counted(count: int, thing: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")

@@ -1,7 +1,8 @@
 """The contents of a trace: running sums and kept codes of each layer, and the numbers and maps made from them.
 
-`tracing.trace` records them. Codes are stored sparse and returned dense: by `maps`, the mean over timesteps at every
-token of each sample, and by `every_token`, one row for each token of each run.
+`tracing.trace` records them. Codes are stored sparse and returned dense: by `codes`, at every token of each sample at
+one timestep, or of a text; by `maps`, the mean of these over timesteps; and by `every_token`, one row for each token of
+each run.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class KeptCodes:
         dense.view(-1).index_add_(0, indices.long().cpu(), values.abs() if magnitude else values)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LayerTrace:
     """The record of one layer. Its rows are the atoms that the layer had at the time; `ids` are their ids.
 
@@ -96,12 +97,14 @@ class LayerTrace:
 
     dictionary: SparseDictionary
     keep_codes: bool = False
+    name: str = ""
+    """Name of the module that the atoms adapt."""
     by_timestep: dict[float | None, tuple[TokenSums, TokenSums]] = field(default_factory=dict)
     """For each timestep, the sums of the unguided and of the guided half."""
     samples: list[TokenSums] = field(default_factory=list)
     """For each sample, the sums of its guided half over all its timesteps."""
-    codes: list[KeptCodes] = field(default_factory=list)
-    """Codes of the guided half, if the trace was made with `codes=True`."""
+    kept_codes: list[KeptCodes] = field(default_factory=list)
+    """Codes of the guided half, if the trace was made with `codes=True`: see `codes`."""
     number: int = field(init=False)
     """Number of the layer, as in its address."""
     ids: Int[Tensor, " atoms"] = field(init=False)
@@ -111,6 +114,10 @@ class LayerTrace:
     def __post_init__(self) -> None:
         # A copy, because pruning changes the dictionary's ids.
         self.number, self.ids = int(self.dictionary.layer), self.dictionary.id.cpu().clone()
+
+    def __repr__(self) -> str:
+        fired = int((self.fired > 0).sum())
+        return f"<{self.address} = {self.name}: {fired:,} of {len(self):,} atoms fired at {self.tokens:,} tokens>"
 
     @property
     def address(self) -> str:
@@ -151,12 +158,16 @@ class LayerTrace:
             guided, times = codes[first:], times[first:]
             together = len(set(times)) == 1
             for row, part in enumerate([guided] if together else guided.split(1)):
-                self.codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
+                self.kept_codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
 
-    def close(self) -> None:
-        """Store the norms of the present atoms, which the energies need."""
+    def close(self, whole: bool) -> None:
+        """Store the norms of the present atoms, which the energies need; and, if the `whole` block was run, the usage
+        with the atoms, for boards that rank them."""
         if self.dictionary.num_atoms == len(self):
             self._norms = self._direction_norms()
+            if whole:
+                with torch.inference_mode(False):
+                    self.dictionary.set_traced_usage(self.usage.clone())
 
     def _direction_norms(self) -> Float[Tensor, " atoms"]:
         if self._norms is not None:
@@ -221,6 +232,43 @@ class LayerTrace:
             return norms.new_zeros(0, len(self))
         return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * norms
 
+    def codes(self, timestep: int | float | None = None) -> Float[Tensor, "samples tokens atoms"]:
+        """s_m at every token of each sample, for all atoms, float32 on the CPU; 0 after the end of a shorter text.
+
+        Samples that were run at several timesteps, as in drawing images, need one `timestep`; `maps` gives their mean.
+        The codes of a sample that was not run at it are 0. Raises `UserError` when the trace kept no codes of them.
+        """
+        return self._codes(timestep)
+
+    def _codes(self, timestep: int | float | None, row: int | None = None) -> Float[Tensor, "samples tokens atoms"]:
+        """`codes`, or for one atom its codes alone, [samples, tokens, 1]."""
+        kept = self._kept_codes()
+        times = [t for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None]
+        if timestep is None and len(times) > 1:
+            each = ", ".join(f"{t:g}" for t in times)
+            raise UserError(
+                f"this trace has codes at several timesteps: give one of {each}, or take their mean, maps()."
+            )
+        chosen, first, samples = self._chosen(timestep)
+        tokens, atoms = max(codes.shape[1] for codes in chosen), len(self) if row is None else 1
+        dense = torch.zeros(samples, tokens, atoms)
+        for codes in chosen:
+            codes.add_to(part := torch.zeros(*codes.shape[:2], atoms), row)
+            start = codes.first_sample - first
+            dense[start : start + codes.shape[0], : codes.shape[1]] += part
+        return dense
+
+    def _chosen(self, timestep: int | float | Collection[int | float] | None) -> tuple[list[KeptCodes], int, int]:
+        """The kept codes of these timesteps; the first sample, and the number of samples, of all that was kept."""
+        kept = self._kept_codes()
+        wanted = {timestep} if isinstance(timestep, int | float) else timestep
+        chosen = [codes for codes in kept if wanted is None or codes.timestep in wanted]
+        if not chosen:
+            times = ", ".join(f"{t:g}" for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None)
+            raise UserError(f"this trace kept no codes at timestep {timestep}: it has those at {times or 'none'}.")
+        first = min(codes.first_sample for codes in kept)
+        return chosen, first, max(codes.first_sample + codes.shape[0] for codes in kept) - first
+
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
     ) -> Float[Tensor, "samples tokens atoms"]:
@@ -235,18 +283,11 @@ class LayerTrace:
         self, timestep: int | float | Collection[int | float] | None, magnitude: bool, row: int | None = None
     ) -> Float[Tensor, "samples tokens atoms"]:
         """`maps`, or for one atom its map alone, [samples, tokens, 1]."""
-        kept = self._kept_codes()
-        wanted = {timestep} if isinstance(timestep, int | float) else timestep
-        chosen = [codes for codes in kept if wanted is None or codes.timestep in wanted]
-        if not chosen:
-            times = ", ".join(f"{t:g}" for t in dict.fromkeys(codes.timestep for codes in kept) if t is not None)
-            raise UserError(f"this trace kept no codes at timestep {timestep}: it has those at {times or 'none'}.")
-        if len(sizes := sorted({codes.shape[1] for codes in kept})) > 1:
+        chosen, first, samples = self._chosen(timestep)
+        if len(sizes := sorted({codes.shape[1] for codes in self.kept_codes})) > 1:
             raise UserError(
                 f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them separately."
             )
-        first = min(codes.first_sample for codes in kept)
-        samples = max(codes.first_sample + codes.shape[0] for codes in kept) - first
         summed = torch.zeros(samples, sizes[0], len(self) if row is None else 1)
         count = torch.zeros(samples, 1, 1)
         for codes in chosen:
@@ -269,17 +310,21 @@ class LayerTrace:
     def _kept_codes(self) -> list[KeptCodes]:
         if not self.keep_codes:
             raise UserError("this trace kept no codes: use trace(model, codes=True).")
-        if not self.codes:
+        if not self.kept_codes:
             raise UserError(f"this trace has no codes of {self.address}: run the model inside the block.")
-        return self.codes
+        return self.kept_codes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AtomTrace:
     """The record of one atom: row `index` of a layer's trace."""
 
     layer: LayerTrace
     index: int
+
+    def __repr__(self) -> str:
+        fired = f"fired at {self.firing_rate:.2%} of the tokens, |s| up to {self.peak:.3g}"
+        return f"<{self.address} of {self.layer.name}: {fired if self.firing_rate else 'never fired'}>"
 
     @property
     def address(self) -> str:
@@ -322,6 +367,10 @@ class AtomTrace:
         times = [t for t, sums in halves if t is not None and sums[GUIDED].fired[self.index]]
         return (max(times), min(times)) if times else None
 
+    def codes(self, timestep: int | float | None = None) -> Float[Tensor, "samples tokens"]:
+        """s_m at every token of each sample, as `LayerTrace.codes` for all atoms. Raises `UserError`."""
+        return self.layer._codes(timestep, self.index)[..., 0]
+
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
     ) -> Float[Tensor, "samples tokens"]:
@@ -331,7 +380,7 @@ class AtomTrace:
     def top_tokens(self, count: int = 10) -> list[tuple[int, int, float]]:
         """For text models: (sample, position, s_m) where the atom fires most strongly, at most `count` of them.
 
-        Raises `UserError` when the trace kept no codes. `Trace.input_ids` holds the tokens of each sample.
+        Raises `UserError` when the trace kept no codes. `Trace.top_tokens` gives them with their text.
         """
         found: list[tuple[int, int, float]] = []
         for codes in self.layer._kept_codes():

@@ -134,6 +134,24 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
 
+def draw_missing(
+    pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], folder: Path, batch_size: int = 8
+) -> int:
+    """Draw the planned images into `planned_files`, except those that were drawn before with the same settings; return
+    how many were drawn. Each is on disk as soon as it is drawn."""
+    places = zip(planned_files(planned, folder), planned, strict=True)
+    missing = [(file, settings) for file, settings in places if not is_drawn(file, settings)]
+    drawings = draw(pipe, [settings for _, settings in missing], batch_size)
+    for (file, _), drawing in zip(missing, drawings, strict=True):
+        save_png(drawing.image, file, drawing.settings)
+    return len(missing)
+
+
+def planned_files(planned: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """The file in `folder` of each planned image, see `file_name`."""
+    return [folder / file_name(index, settings) for index, settings in enumerate(planned)]
+
+
 def save_images(drawings: Iterable[Drawing], folder: str | Path) -> list[Path]:
     """Write each image as PNG with its settings inside (see `read_settings`); return the files, in order.
 

@@ -6,8 +6,8 @@
     board.keep(40)                     the 40 atoms with the most energy; the others are as if they did not exist
     board.schedule = {1000: 1, 300: 0} strength by timestep
 
-Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0. An address never
-changes, not by pruning either.
+Atoms have addresses: `L17[137]` is the atom with id 137 in the 17th adapted layer, counted from 0, `L17` all of that
+layer, and `L17[0:40, 52]` some atoms of it. An address never changes, not by pruning either.
 
 Two different things: `gain` acts after selection, so an atom of gain 0 is silent and no other atom takes its place;
 `keep`, `drop` and `only` act before selection, so other atoms compete for the place of a dropped atom, as after
@@ -16,6 +16,7 @@ pruning.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,19 +26,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.adapters.layer import named_layers
-from atomtune.addresses import find
+from atomtune.addresses import find, written
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.tracing import bare_model, timesteps
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Atom:
     """One atom: row `index` of the dictionary of a layer, the module `name` of the model."""
 
@@ -52,6 +53,11 @@ class Atom:
     @property
     def address(self) -> str:
         return f"L{int(self.dictionary.layer)}[{int(self.dictionary.id[self.index])}]"
+
+    @property
+    def mask(self) -> Bool[Tensor, " atoms"]:
+        """True at the row of the atom, of all atoms of the layer."""
+        return torch.arange(self.dictionary.num_atoms, device=self.dictionary.id.device) == self.index
 
     @property
     def head(self) -> int:
@@ -78,34 +84,53 @@ class Atom:
         return self.dictionary.kept is None or bool(self.dictionary.kept[self.index])
 
 
-@dataclass(eq=False, repr=False)
-class Layer:
-    """The atoms of one layer, the module `name` of the model. Iterating gives each `Atom`."""
+@dataclass(eq=False, repr=False, slots=True)
+class Atoms:
+    """Some atoms of one layer, the module `name` of the model. Iterating gives each `Atom`."""
 
     dictionary: SparseDictionary
     name: str = ""
+    ids: Sequence[int] | None = None
+    """None: all of the layer."""
 
     def __repr__(self) -> str:
-        return f"<{self.address} = {self.name}: {len(self):,} atoms, density {self.density:.3g}>"
+        return f"<{self.address} of {self.name}: {len(self):,} atom{'' if len(self) == 1 else 's'}>"
 
     @property
     def address(self) -> str:
-        return f"L{int(self.dictionary.layer)}"
+        return written(int(self.dictionary.layer), self.ids)
+
+    @property
+    def mask(self) -> Bool[Tensor, " atoms"]:
+        """True at the rows of these atoms, of all atoms of the layer."""
+        own = self.dictionary.id
+        return torch.ones_like(own, dtype=torch.bool) if self.ids is None else torch.isin(own, own.new_tensor(self.ids))
 
     def __len__(self) -> int:
-        return self.dictionary.num_atoms
+        return int(self.mask.sum())
 
     def __iter__(self) -> Iterator[Atom]:
-        return (Atom(self.dictionary, index, self.name) for index in range(len(self)))
+        return (Atom(self.dictionary, index, self.name) for index in self.mask.nonzero().flatten().tolist())
 
     @property
     def gain(self) -> Float[Tensor, " atoms"]:
-        """g of every atom; assign one number, or one number for each atom."""
-        return self.dictionary.gain
+        """g of these atoms; assign one number, or one number for each atom."""
+        own = self.dictionary.gain
+        return own if self.ids is None else own[self.mask]
 
     @gain.setter
     def gain(self, gain: float | Tensor) -> None:
-        self.dictionary.gain.copy_(torch.as_tensor(gain).expand(len(self)))
+        own = self.dictionary.gain
+        own[self.mask] = torch.as_tensor(gain).to(own).expand(len(self))
+
+
+class Layer(Atoms):
+    """All atoms of one layer, the module `name` of the model."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{self.address} = {self.name}: {len(self):,} atoms, density {self.density:.3g}>"
 
     @property
     def density(self) -> float:
@@ -118,15 +143,16 @@ class Layer:
 
 
 class AtomBoard:
-    """The atoms of one adapter. `len(board)` is their number, `board["L3"]` a layer, `board["L3[139]"]` an atom.
+    """The atoms of one adapter. `len(board)` is their number, `board["L3"]` a layer, `board["L3[139]"]` an atom, and
+    `board["L3[0:40, 52]"]` some atoms of a layer.
 
     A board stores nothing itself: every dial is in the model, so two boards on one model are the same.
     Raises `UserError` when the model does not carry the adapter.
     """
 
-    def __init__(self, model: nn.Module, adapter: str = "default") -> None:
+    def __init__(self, model: Any, adapter: str = "default") -> None:
         self.adapter = adapter
-        self.model = bare_model(model)
+        self.model: nn.Module = bare_model(model)
         """The adapted model, without PEFT's wrapper."""
         self._found = named_layers(self.model, adapter)
         if not self.layers:
@@ -170,11 +196,14 @@ class AtomBoard:
         return (atom for pair in zip(self.dictionaries, self.names) for atom in Layer(*pair))
 
     def __getitem__(self, address: str) -> Any:
-        """The `Atom` at "L3[139]", or the `Layer` at "L3". Raises `UserError` when there is none."""
+        """The `Atom` at "L3[139]", the `Atoms` at "L3[0:40]", or the `Layer` at "L3". Raises `UserError` when there is
+        none."""
         dictionaries = self.dictionaries
-        place, row = find(address, [(int(d.layer), d.id) for d in dictionaries], "adapter")
+        place, rows = find(address, [(int(d.layer), d.id) for d in dictionaries], "adapter")
         dictionary, name = dictionaries[place], self.names[place]
-        return Layer(dictionary, name) if row is None else Atom(dictionary, row, name)
+        if isinstance(rows, int):
+            return Atom(dictionary, rows, name)
+        return Layer(dictionary, name) if rows is None else Atoms(dictionary, name, dictionary.id[rows].tolist())
 
     # -- dials ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +221,7 @@ class AtomBoard:
         """Keep the `count` atoms of the largest scores, over the whole model or in each layer, and drop the others.
 
         `by` holds a score for each atom, one tensor a layer, as `importance` returns them; by default the energy
-        mean |s_m| · ‖d_m‖ that was measured in training. Atoms dropped before stay dropped. Raises `UserError`.
+        mean |s_m| · ‖d_m‖, see `mean_energy`. Atoms dropped before stay dropped. Raises `UserError`.
         """
         if count < 1:
             raise UserError(f"the number of atoms to keep must be at least 1, got {count}.")
@@ -209,22 +238,28 @@ class AtomBoard:
             dictionary.keep_only(mask)
 
     def mean_energy(self) -> list[Float[Tensor, " atoms"]]:
-        """mean |s_m| · ‖d_m‖ of every atom as measured in training, one tensor a layer. Raises `UserError`."""
+        """mean |s_m| · ‖d_m‖ of every atom as measured in training, or else in the last trace of this model, one tensor
+        a layer. Raises `UserError` if there was neither, as after training in a loop of one's own."""
         energies = [dictionary.mean_energy for dictionary in self.dictionaries]
         if not any(energy.any() for energy in energies):
+            energies = [dictionary.traced_energy for dictionary in self.dictionaries]
+        if not any(energy.any() for energy in energies):
+            draws = "timestep" in inspect.signature(self.model.forward).parameters
+            name, run = ("pipe", 'atomtune.generate(pipe, "a sks teapot")') if draws else ("model", "model(**examples)")
+            own = "" if self.adapter == "default" else f", {self.adapter!r}"
             raise UserError(
-                "this adapter has no record of how much its atoms were used in training: trace it on some prompts and "
-                "give by=importance(...)."
+                "this adapter was trained without a record of how much its atoms are used, so run a few examples like "
+                f"yours while it is traced, and ask again:\n\n    with atomtune.trace({name}{own}):\n        {run}"
             )
         return energies
 
     def drop(self, addresses: Iterable[str]) -> None:
-        """Take these atoms (or all of a layer, "L3") out of the selection."""
+        """Take these atoms out of the selection: "L3[139]", several of a layer, "L3[0:40]", or all of one, "L3"."""
         for dictionary, mask in self._masks(addresses):
             dictionary.keep_only(~mask if dictionary.kept is None else dictionary.kept.bool() & ~mask)
 
     def only(self, addresses: Iterable[str]) -> None:
-        """Keep these atoms (or all of a layer, "L3") and drop every other."""
+        """Keep these atoms, given as for `drop`, and drop every other."""
         for dictionary, mask in self._masks(addresses):
             dictionary.keep_only(mask)
 
@@ -235,7 +270,7 @@ class AtomBoard:
 
     @contextmanager
     def muted(self, *addresses: str) -> Iterator[None]:
-        """Gain 0 for these atoms or layers inside the block."""
+        """Gain 0 for these atoms, given as for `drop`, inside the block."""
         before = [dictionary.gain.clone() for dictionary in self.dictionaries]
         try:
             for dictionary, mask in self._masks(addresses):
@@ -280,42 +315,63 @@ class AtomBoard:
         masks = {
             id(dictionary): torch.zeros_like(dictionary.gain, dtype=torch.bool) for dictionary in self.dictionaries
         }
-        for address in addresses:
+        for address in [addresses] if isinstance(addresses, str) else addresses:
             found = self[address]
-            masks[id(found.dictionary)][found.index if isinstance(found, Atom) else slice(None)] = True
+            masks[id(found.dictionary)] |= found.mask
         return [(dictionary, masks[id(dictionary)]) for dictionary in self.dictionaries]
 
     # -- presets ----------------------------------------------------------------------------------------------------
 
     def preset(self) -> dict[str, Any]:
-        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped`,
-        `schedule`."""
-        atoms = list(self)
+        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped` or `only`,
+        whichever is shorter, and `schedule`. One address stands for all atoms of a layer that have the same value."""
+        dictionaries = self.dictionaries
+        kept = [torch.ones_like(d.gain, dtype=torch.bool) if d.kept is None else d.kept.bool() for d in dictionaries]
+        dropped, only = ([_written(d, mask) for d, mask in zip(dictionaries, masks) if mask.any()]
+                         for masks in ([~mask for mask in kept], kept))  # fmt: skip
+        shorter = only and len("".join(only)) < len("".join(dropped))
         preset = {
             "density": {
-                f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}")
-                for d in self.dictionaries
-                if d.sigma.density_changed
+                f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
-            "gain": {atom.address: atom.gain for atom in atoms if atom.gain != 1.0},
-            "dropped": [atom.address for atom in atoms if not atom.kept],
-            "schedule": {f"{t:g}": strength for t, strength in self.schedule.items()},
+            "gain": {
+                _written(d, d.gain == gain): gain
+                for d in dictionaries
+                for gain in dict.fromkeys(d.gain.tolist())
+                if gain != 1.0
+            },
+            "only" if shorter else "dropped": only if shorter else dropped,
+            "schedule": {repr(t).removesuffix(".0"): strength for t, strength in self.schedule.items()},
         }
         return {name: value for name, value in preset.items() if value}
 
     def apply(self, preset: Mapping[str, Any] | str | Path) -> None:
-        """Set the dials to a preset (or a JSON file of one); all others as after `reset`. Raises `UserError`."""
+        """Set the dials to a preset (or a JSON file of one); all others as after `reset`.
+
+        A gain may be that of a layer, `{"gain": {"L7": 0}}`, or of several of its atoms, "L7[0:40]"; of two for one
+        atom the later counts. `only` is applied before `dropped`. Raises `UserError`; then the dials stay as they were.
+        """
         if isinstance(preset, str | Path):
             preset = _read_preset(expanded(preset))
-        if unknown := sorted(preset.keys() - {"density", "gain", "dropped", "schedule"}):
-            raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, dropped and schedule.")
-        for address in (*preset.get("density", {}), *preset.get("gain", {}), *preset.get("dropped", [])):
-            self[address]  # raises before anything is changed
+        if unknown := sorted(preset.keys() - {"density", "gain", "only", "dropped", "schedule"}):
+            raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, only, dropped and schedule.")
+        before = self.preset()
+        try:
+            self._set(preset)
+        except (AttributeError, TypeError, ValueError) as error:
+            self._set(before)
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"the preset does not fit ({error}): expected what `save_preset` writes.") from error
+
+    def _set(self, preset: Mapping[str, Any]) -> None:
         self.reset()
         for address, density in preset.get("density", {}).items():
             self[address].density = density
         for address, gain in preset.get("gain", {}).items():
             self[address].gain = gain
+        if "only" in preset:
+            self.only(preset["only"])
         self.drop(preset.get("dropped", []))
         self.schedule = {float(t): strength for t, strength in preset.get("schedule", {}).items()}
 
@@ -347,9 +403,7 @@ class Schedule:
 
 def board(model_or_pipe: Any, adapter: str = "default") -> AtomBoard:
     """The board of an adapter on a model, or on the denoiser of a diffusers pipeline."""
-    if isinstance(model_or_pipe, nn.Module):
-        return AtomBoard(model_or_pipe, adapter)
-    return AtomBoard(getattr(model_or_pipe, "transformer", None) or model_or_pipe.unet, adapter)
+    return AtomBoard(model_or_pipe, adapter)
 
 
 def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
@@ -357,6 +411,11 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.topk(min(count, len(scores))).indices] = True
     return chosen & (scores > -torch.inf)
+
+
+def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:
+    """The address of the atoms of `mask`."""
+    return written(int(dictionary.layer), None if mask.all() else dictionary.id[mask].tolist())
 
 
 def _read_preset(file: Path) -> dict[str, Any]:

@@ -4,13 +4,16 @@
         pipe("a sks teapot on the moon")
     t.active_per_token, t.alive                 over the whole model
     t["L6"].mean_energy, t["L6"].maps()         one layer: a number or a map for each of its atoms
+    t["L6"].codes(500)                          every code at one timestep: [samples, tokens, atoms]
     t["L6[114]"].firing_rate                    one atom, by its address
     t["L6[114]"].maps()[0]                      where it acts in the first sample
+    t.top_tokens("L6[114]", tokenizer)          for a text model: the words at which it fires most
 
 The recorded codes are those that multiply D, after mixing and gain: the input of each layer's `decoder`. Running sums
 are kept for each timestep and each sample, [M] numbers a layer; so a long run needs no more memory than a short one.
-`codes=True` also keeps every nonzero code, sparse, from which maps are made. After the block nothing is left in the
-model, and the trace does not change when the adapter is pruned or trained further.
+`codes=True` also keeps every nonzero code, sparse, from which maps are made. After the block no hook is left in the
+model, and the trace does not change when the adapter is pruned or trained further. The usage of each atom stays with it
+in memory, so that `board.keep(40)` can rank atoms that were trained in a loop without statistics.
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
 one batch, first without the prompt and then with it. They are recognised because both have the same noisy image, and
@@ -20,20 +23,24 @@ their statistics are separate: GUIDED is the half with the prompt, or everything
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from atomtune.adapters import adapted_layers
+from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.errors import UserError
 from atomtune.recording import AtomTrace, LayerTrace, ModelRun
 
 
-def bare_model(model: nn.Module) -> Any:
-    """The model inside PEFT's wrapper. Its forward always runs, also when the wrapper is not called."""
+def bare_model(model: Any) -> Any:
+    """The model inside PEFT's wrapper, or that of the denoiser of a pipeline. Its forward always runs, also when the
+    wrapper is not called."""
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "transformer", None) or model.unet
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
@@ -50,10 +57,40 @@ def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
     return args[names.index(name)] if name in names[: len(args)] else None
 
 
+@dataclass(frozen=True)
+class TopToken:
+    """A token at which an atom fires, in its context."""
+
+    token: str
+    strength: float
+    """s_m, with its sign."""
+    before: str
+    after: str
+    sample: int
+    """Which of the texts, counted from 0 in the order in which they were run."""
+    position: int
+    """Which of its tokens, counted from 0."""
+
+    def __str__(self) -> str:
+        return f"{self.strength:+.3g}  {self.before}[{self.token}]{self.after}"
+
+    @classmethod
+    def of(cls, tokenizer: Any, ids: list[int], sample: int, position: int, strength: float, context: int) -> TopToken:
+        """With up to `context` tokens on either side."""
+        # Cut out of longer texts, because some tokenizers drop the space before a lone token.
+        first, ends = max(0, position - context), (position, position + 1, position + 1 + context)
+        before, with_token, whole = (tokenizer.decode(ids[first:end]) for end in ends)
+        if not (with_token.startswith(before) and whole.startswith(with_token)):  # a character of several tokens
+            token, after = (tokenizer.decode(part) for part in ([ids[position]], ids[position + 1 :][:context]))
+        else:
+            token, after = with_token[len(before) :], whole[len(with_token) :]
+        return cls(token, strength, before, after, sample, position)
+
+
 class Trace:
     """Statistics of one adapter's codes. Use as a context manager; entering it again starts from zero."""
 
-    def __init__(self, model: nn.Module, adapter: str = "default", codes: bool = False) -> None:
+    def __init__(self, model: Any, adapter: str = "default", codes: bool = False) -> None:
         self._model, self._adapter, self._codes = bare_model(model), adapter, codes
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._run = self._before = ModelRun()
@@ -61,14 +98,15 @@ class Trace:
         """One for each adapted layer, in the order of their addresses."""
         self.input_ids: list[Int[Tensor, " tokens"]] = []
         """The tokens of each sample, for a text model with `codes=True`."""
+        self._masks: list[Tensor | None] = []
 
     def __enter__(self) -> Trace:
         if self._hooks:
             raise UserError("this trace is recording already: use another one for a block inside its block.")
         self._run = self._before = ModelRun()
-        self.input_ids = []
-        adapted = adapted_layers(self._model, self._adapter)
-        self.layers = [LayerTrace(layer.dictionary(self._adapter), self._codes) for layer in adapted]
+        self.input_ids, self._masks = [], []
+        adapted = named_layers(self._model, self._adapter)
+        self.layers = [LayerTrace(own.dictionary(self._adapter), self._codes, name) for name, own in adapted.items()]
         self._hooks = [self._model.register_forward_pre_hook(self._before_run, prepend=True, with_kwargs=True)]
         self._hooks.append(self._model.register_forward_hook(self._after_run, with_kwargs=True))
         for layer in self.layers:
@@ -81,17 +119,58 @@ class Trace:
             self._hooks.append(layer.dictionary.decoder.register_forward_pre_hook(record, prepend=True))
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, exception: object, *_more: object) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        whole = exception is None and any(layer.tokens for layer in self.layers)
         for layer in self.layers:
-            layer.close()
+            layer.close(whole)
 
     def __getitem__(self, address: str) -> Any:
-        """The `AtomTrace` at "L6[114]", or the `LayerTrace` at "L6". Raises `UserError` when there is none."""
-        place, row = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
-        return self.layers[place] if row is None else AtomTrace(self.layers[place], row)
+        """The `AtomTrace` at "L6[114]", a list of them at "L6[0:40]", or the `LayerTrace` at "L6". Raises `UserError`
+        when there is none."""
+        place, rows = find(address, [(layer.number, layer.ids) for layer in self.layers], "trace")
+        layer = self.layers[place]
+        if rows is None:
+            return layer
+        return AtomTrace(layer, rows) if isinstance(rows, int) else [AtomTrace(layer, row) for row in rows]
+
+    def __repr__(self) -> str:
+        head = f"Trace of {self._adapter!r}: "
+        if not any(layer.tokens for layer in self.layers):
+            return f"{head}nothing was run in its block yet"
+        atoms, samples = sum(map(len, self.layers)), max(len(layer.samples) for layer in self.layers)
+        numbers = f"{self.alive:,} of {atoms:,} atoms fired, {self.active_per_token:.3g} a token in each layer, "
+        seen = f"{samples:,} sample{'' if samples == 1 else 's'}{', codes kept' if self._codes else ''}"
+        return "\n".join([f"{head}{numbers}{seen}", *(f"  {layer!r}" for layer in self.layers)])
+
+    def top_tokens(self, address: str, tokenizer: Any, count: int = 10, context: int = 8) -> list[TopToken]:
+        """For a text model: the `count` tokens at which an atom fires most strongly, |s_m| falling, with their text and
+        up to `context` tokens on either side. `tokenizer` is that of the model; padding is left out.
+
+        Run whole texts in the block of `trace(model, codes=True)`. Raises `UserError` if that was not done.
+        """
+        if not isinstance(atom := self[address], AtomTrace):
+            raise UserError(f"top tokens are those of one atom, got {address!r}: give an address such as L0[3].")
+        atom.layer._kept_codes()  # raises if there are none
+        if not self.input_ids:
+            raise UserError("this trace has no input_ids: run a text model in its block, with input_ids.")
+        for codes in atom.layer.kept_codes:
+            for sample in range(codes.first_sample, codes.first_sample + codes.shape[0]):
+                own = len(self.input_ids[sample]) if sample < len(self.input_ids) else 0
+                if own != codes.shape[1]:
+                    raise UserError(
+                        f"{atom.layer.address} saw {codes.shape[1]} tokens of text {sample}, which has {own}: choose a "
+                        "layer that sees the input_ids."
+                    )
+        found = []
+        for sample, position, strength in atom.top_tokens(sum(map(len, self.input_ids))):
+            mask = self._masks[sample]
+            if len(found) < count and (mask is None or mask[position]):
+                ids = self.input_ids[sample].tolist()
+                found.append(TopToken.of(tokenizer, ids, sample, position, strength, context))
+        return found
 
     def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Find out whether this run is the next step of the same samples, or a run of new samples."""
@@ -111,7 +190,11 @@ class Trace:
         """A run counts only when it has ended: `training.encoding` stops runs early, to read their arguments."""
         self._before = self._run
         if self._codes and isinstance(ids := _argument(model, args, kwargs, "input_ids"), Tensor):
-            self.input_ids += ids.detach().cpu().unbind()
+            missing = self._run.first_sample - len(self.input_ids)  # samples that were run without tokens
+            mask = _argument(model, args, kwargs, "attention_mask")
+            masked = isinstance(mask, Tensor) and mask.shape == ids.shape
+            self.input_ids += [ids.new_empty(0).cpu()] * missing + [*ids.detach().cpu().unbind()]
+            self._masks += [None] * missing + [*(mask.detach().cpu().unbind() if masked else [None] * len(ids))]
 
     @property
     def guided(self) -> bool:
@@ -148,8 +231,8 @@ class Trace:
         return tokens
 
 
-def trace(model: nn.Module, adapter: str = "default", codes: bool = False) -> Trace:
-    """Record statistics of an adapter's codes while the block runs. `model` is the adapted denoiser.
+def trace(model: Any, adapter: str = "default", codes: bool = False) -> Trace:
+    """Record statistics of an adapter's codes while the block runs. `model` is an adapted model, or a pipeline.
 
     With `codes`, every nonzero code of the guided half is kept too, 6 bytes each: a 1,024-pixel image of PixArt-Σ (28
     layers, 20 steps, 4,096 tokens, 10 atoms a token) takes 140 MB.

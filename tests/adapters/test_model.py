@@ -1,6 +1,7 @@
 """What PEFT promises of an adapter on a PixArt-Σ transformer of the real class; test_peft_suite.py has every family."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -120,6 +121,62 @@ def test_atoms_and_lora_attach_in_either_order(targets):
         assert any(".lora_A." in name for name in trained)
         assert any(".atoms_dictionaries." in name for name in trained)
         assert all(".lora_" in name or ".atoms_dictionaries." in name for name in trained)
+
+
+@pytest.mark.parametrize("targets", [["attn1"], ["to_v"]])
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+def test_the_wrapper_of_the_atoms_switches_saves_loads_deletes_and_unloads_a_lora_too(tmp_path, first, targets):
+    def injected(base):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found", UserWarning)
+            inject_adapter_in_model(copy.deepcopy(LORA), base, "style")
+
+    def wrapped(base):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(Already found|You are trying to modify)", UserWarning)
+            return get_peft_model(base, atom_config(target_modules=targets), "subject")
+
+    base: Any = transformer()
+    if first == "lora":
+        injected(base)
+        model = wrapped(base)
+    else:
+        model = wrapped(base)
+        injected(base)
+    wake(model, "subject")
+    atoms: Any = model.base_model
+    plain = run(transformer())
+    outputs: dict[str, Any] = {}
+    for names in (["subject"], ["style"], ["subject", "style"]):
+        atoms.set_adapter(names)
+        outputs[" ".join(names)] = run(model)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert any(".lora_" in name for name in trained) == ("style" in names)
+        assert any(".atoms_" in name for name in trained) == ("subject" in names)
+    assert len({round(float((y - plain).norm().detach()), 4) for y in outputs.values()} - {0.0}) == 3
+    with model.disable_adapter():
+        assert torch.equal(run(model), plain)
+
+    model.save_pretrained(str(tmp_path))
+    again: Any = PeftModel.from_pretrained(transformer(), str(tmp_path / "subject"), "subject")
+    assert torch.equal(run(again), outputs["subject"])
+    with pytest.warns(UserWarning, match="Already found"):
+        PeftModel.from_pretrained(again.get_base_model(), str(tmp_path / "style"), "style")
+    for names, output in outputs.items():
+        again.base_model.set_adapter(names.split())
+        assert torch.equal(run(again), output)
+
+    again.delete_adapter("style")
+    assert torch.equal(run(again), outputs["subject"])
+    assert not [name for name, _ in again.named_parameters() if ".lora_" in name]
+    assert torch.equal(run(model.unload()), plain)
+
+
+def test_a_name_that_a_lora_has_is_refused_before_peft_forgets_the_lora():
+    base: Any = get_peft_model(transformer(), copy.deepcopy(LORA)).get_base_model()
+    with pytest.raises(UserError, match="already has an adapter 'default', of the method LORA: give this one another"):
+        inject_adapter_in_model(atom_config(), base)
+    assert base.peft_config["default"].peft_type == "LORA"
 
 
 def test_only_atoms_train_and_peft_counts_them():

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Rung
+from atomtune.analysis.learnt import Learnt
 from atomtune.analysis.naming import Evidence, Name
 from atomtune.analysis.overlap import LayerOverlap, Overlap
 from atomtune.analysis.prompts import Factor
@@ -30,7 +31,10 @@ def invented(size: int = 64) -> Inspection:
     names = [
         Name((Evidence(Factor("blue background", "background"), 4.2, 0.4, 0.001),)),
         Name(
-            (Evidence(Factor("late", "phase"), 250.0, 0.2, 0.001), Evidence(Factor("large", "size"), 2.0, 0.1, 0.001))
+            (
+                Evidence(Factor("late steps", "phase"), 250.0, 0.2, 0.001),
+                Evidence(Factor("large", "size"), 2.0, 0.1, 0.001),
+            )
         ),
         Name(),
     ]
@@ -45,32 +49,37 @@ def invented(size: int = 64) -> Inspection:
             mean_energy=float(energy) if number < 100 else 0.0,
             share=float(energy / energies.sum()) if number < 100 else 0.0,
             firing_rate=0.5 / (number + 1),
-            peak=float(random.random() * 9),
-            active=(999.0, 49.0) if number < 100 else None,
+            like="L0[3]" if (layer, id) == (0, 6) else "",
         )
         for number, ((layer, id), energy) in enumerate(zip(places, energies))
     ]
     views = [
         AtomView(
             row=row,
-            heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:4]],
-            comparisons=[
-                Comparison(prompt, picture(), picture(), picture(), picture(), 0.02) for prompt in PROMPTS[:2]
-            ],
+            heats=[Heat(prompt, {phase: picture() for phase in ("all", *PHASES)}) for prompt in PROMPTS[:3]],
+            comparisons=[Comparison(prompt, picture(), picture(), picture(), 0.02) for prompt in PROMPTS[: number % 3]],
             mean_energy_by_timestep={float(t): float(random.random()) for t in range(999, 0, -50)},
         )
-        for row in rows[:24]
+        for number, row in enumerate(rows[:24])
     ]
     return Inspection(
         subject="sks teapot",
+        learnt=Learnt(
+            [(picture(), "a sks teapot in a kitchen")],
+            numbers={"fidelity_before": 0.02, "fidelity": 0.87, "recognised": 4, "drawings": 5},
+            class_name="teapot",
+            token="sks",
+        ),
         facts={
             "atoms": 120,
             "layers": 3,
             "alive": 100,
             "named": 80,
+            "duplicates": 1,
             "per token": 4.0,
             "hold half the energy": 20,
             "naming prompts": 96,
+            "naming steps": 10,
             "full": 0.1,
             "boost": 20.0,
         },
@@ -82,7 +91,9 @@ def invented(size: int = 64) -> Inspection:
         phases=PHASES,
         rung_prompts=PROMPTS[:4],
         ladder=[Rung(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
-        densities=[Rung(n / 40, f"{n} atoms a token and layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)],
+        densities=[
+            Rung(n / 40, f"{n} atoms for each place, in each layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)
+        ],
         overlap=Overlap((40, 30), ((30, 20), (5, 25)), (18, 4), (0.8, 0.7), [overlap_of(layer) for layer in range(3)]),
         against="other",
     )

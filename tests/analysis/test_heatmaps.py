@@ -1,4 +1,4 @@
-"""Maps are the codes laid out as the tokens are; colours say their sign and strength."""
+"""Maps are the codes laid out as the tokens are; colours say their strength, and never hide the image."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.analysis.heatmaps import BLUE, RED, overlay, phases, pooled, token_grid
+from atomtune.analysis.heatmaps import BLUE, GREEN, RED, overlay, phases, pooled, tint, token_grid
 from atomtune.errors import UserError
 
 
 def near(pixel, colour) -> bool:
-    """The picture shows through a little."""
-    return bool(np.abs(pixel.astype(int) - np.array(colour)).max() < 40)
+    """Coloured like `colour`, as dark as it or paler."""
+    pale = (pixel.astype(float) - np.array(colour)) / (255 - np.array(colour))  # 0: as it is, 1: white
+    return bool(np.ptp(pale) < 0.05 and pale.mean() < 0.55)
 
 
 @pytest.mark.parametrize(
@@ -28,21 +29,34 @@ def test_tokens_of_a_text_form_none(tokens):
         token_grid(tokens)
 
 
-def test_heat_is_red_above_zero_blue_below_and_grey_at_zero(scene):
+def test_an_atom_is_green_where_it_acts_and_grey_where_it_does_not(scene):
     heat = torch.zeros(64)
-    heat[0], heat[63] = 2.0, -2.0
+    heat[0], heat[63] = 2.0, -2.0  # the sign of a code means nothing
     pixels = np.asarray(overlay(scene, heat))
-    assert near(pixels[0, 0], RED)
-    assert near(pixels[-1, -1], BLUE)
+    assert near(pixels[0, 0], GREEN) and near(pixels[-1, -1], GREEN)
     assert len(set(pixels[32, 32].tolist())) == 1
     assert overlay(scene, heat, size=128).size == (128, 128)
+
+
+def test_a_tint_is_red_above_zero_blue_below_and_grey_at_zero():
+    pixels = np.asarray(tint(Image.new("RGB", (3, 1), "gray"), np.array([[1.0, 0.0, -1.0]]), 1.0))[0]
+    assert near(pixels[0], RED) and near(pixels[2], BLUE)
+    assert len(set(pixels[1].tolist())) == 1
+
+
+@pytest.mark.parametrize("strength", [-9.0, 0.0, 9.0])
+def test_the_image_is_seen_under_the_strongest_colour(strength):
+    """An atom that acts everywhere does not hide the image it acts in."""
+    image = Image.fromarray(np.array([[0, 255]], np.uint8))
+    black, white = np.asarray(tint(image, np.full((1, 2), strength), 1.0).convert("L"))[0].astype(int)
+    assert white - black > 60
 
 
 def test_a_common_scale_keeps_a_weak_map_pale(scene):
     heat = torch.full((64,), 0.1)
     alone, beside = (np.asarray(overlay(scene, heat, full))[0, 0].astype(int) for full in (None, 1.0))
-    assert near(alone, RED)
-    assert not near(beside, RED)
+    assert near(alone, GREEN)
+    assert not near(beside, GREEN)
 
 
 def test_nothing_fired_is_just_grey():

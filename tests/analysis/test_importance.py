@@ -26,7 +26,7 @@ def adapted(**options):
 
 def test_energy_is_what_training_measured_or_a_trace():
     model, loss = adapted()
-    with pytest.raises(UserError, match="trace it on some prompts"):
+    with pytest.raises(UserError, match="run a few examples like yours while it is traced"):
         importance(model)
     for dictionary in board(model).dictionaries:
         dictionary.usage.uniform_()

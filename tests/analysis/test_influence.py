@@ -51,6 +51,14 @@ def test_all_atoms_of_a_layer_at_once_are_one_atom_at_a_time(options):
         assert_close(found.nonlinearity, expected)
 
 
+def test_some_atoms_of_a_layer_are_measured_as_among_all():
+    atoms, call = adapted()
+    all, some = influences(atoms, "L0", call), influences(atoms, "L0[3:9]", call)
+    among = (all.rows >= 3) & (all.rows < 9)
+    assert torch.equal(some.rows, all.rows[among]) and len(some.rows) > 0
+    assert_close(some.full, all.full[among])
+
+
 def test_a_schedule_keeps_its_strength_through_torch_func():
     atoms, call = adapted()
     atoms.schedule = {0: 0.5}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from atomtune.analysis.inspection import inspect
+from atomtune.analysis.influence import largest_changes
+from atomtune.analysis.inspection import CHANGED, SEEN, inspect
 from atomtune.analysis.ladders import counts
 from atomtune.analysis.watching import watch
 from atomtune.sampling import generate
@@ -13,7 +14,7 @@ from tests.adapters.tiny import wake
 from tests.analysis.tiny import adapted_pixart
 
 PROMPTS = ["a red dog", "a cat on a blue background"]
-QUICK = {"steps": 3, "top": 3, "naming_prompts": 6, "subject": "sks dog", "class_name": "dog"}
+QUICK = {"steps": 3, "top": 3, "naming_prompts": 5, "subject": "sks dog", "class_name": "dog"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_activity_adds_up_to_the_statistics_of_the_trace(pipe):
     assert [len(seen.drawings), seen.phases] == [3, ["early", "middle", "late"]]
     for layer in seen.layers:
         assert layer.maps.shape == (3, 3, 16, 16)
-        assert not layer.trace.codes
+        assert not layer.trace.kept_codes
         steps = torch.tensor([2, 1, 1])[:, None] / 4  # steps of each phase
         torch.testing.assert_close((layer.by_phase * steps).sum(1).mean(0), layer.trace.usage, rtol=2e-3, atol=1e-4)
         torch.testing.assert_close(layer.by_region.mean((0, 1)), layer.trace.usage, rtol=2e-3, atol=1e-4)
@@ -46,11 +47,15 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
     first = found.rows[0]
     assert first.mean_energy == pytest.approx(max(float(layer.mean_energy.max()) for layer in seen.layers), rel=1e-4)
     assert [image.tobytes() for image in found.adapted] == [image.tobytes() for image in images]
-    assert [view.row for view in found.views] == found.rows[:3]
+    assert [view.row for view in found.views] == [row for row in found.rows if not row.like][:3]
     for view in found.views:
-        assert [len(view.heats), len(view.comparisons), len(view.mean_energy_by_timestep)] == [4, 2, 3]
+        assert [len(view.heats), len(view.mean_energy_by_timestep)] == [3, 3]
         assert set(view.heats[0].images) == {"all", "early", "middle", "late"}
-        assert any(comparison.change > 0 for comparison in view.comparisons)
+    compared = [comparison for view in found.views for comparison in view.comparisons]
+    assert compared and all(comparison.change > 0 for comparison in compared)
+    assert all((largest_changes(each.boosted, each.off) >= CHANGED).mean() >= SEEN for each in compared)
+    assert not any(row.name for row in found.rows)  # 5 images are too few
+    assert "no run is beside it" in found.learnt.missing
     assert progress.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
     assert all(done == total for done, total in progress.values())
 

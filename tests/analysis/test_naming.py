@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atomtune.analysis.naming import Factor, evidence, name, region_factors
+from atomtune.analysis.naming import IMAGES, Factor, evidence, name, near_duplicates, region_factors
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import as_array
@@ -58,6 +58,32 @@ def test_rows_of_a_group_are_shuffled_inside_it():
     names = [str(name(items)) for items in evidence(activity, region, regions, generator, group=4)]
     assert names[7] == "sw"
     assert not any(names[:7] + names[8:])
+
+
+@pytest.mark.parametrize("images, named", [(IMAGES - 1, False), (IMAGES, True)])
+def test_a_name_needs_enough_images_with_the_word_in_which_the_atom_fired(images, named):
+    presence = torch.zeros(60, 1)
+    presence[:20] = 1
+    activity = torch.ones(60, 2)
+    activity[:, 0] = 0
+    activity[:images, 0] = 9.0
+    assert bool(name(evidence(activity, presence, WORDS[:1], torch.Generator().manual_seed(0))[0])) is named
+
+
+@pytest.mark.parametrize("images, named", [(IMAGES - 1, False), (IMAGES, True)])
+def test_many_regions_of_few_images_are_not_enough_for_a_name(images, named):
+    region = torch.eye(16).repeat(images, 1)
+    activity = torch.rand(16 * images, 5, generator=torch.Generator().manual_seed(0)) + 0.5
+    activity[:, 0] += 9 * region[:, 3]
+    factors = [Factor(str(place), "region") for place in range(16)]
+    names = [name(items) for items in evidence(activity, region, factors, torch.Generator().manual_seed(0), group=16)]
+    assert bool(names[0]) is named
+
+
+def test_near_duplicates_have_one_name_and_one_direction_and_the_strongest_is_none_of_them():
+    directions = torch.tensor([[1.0, 0], [-2.0, 0.1], [0, 1.0], [1.0, 0.1], [1.0, 0]])
+    names = ["cat", "cat", "cat", "fish", "cat"]
+    assert near_duplicates(directions, names, torch.tensor([1.0, 3, 2, 5, 0])) == [1, None, None, None, None]
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from atomtune.adapters import adapted_layers
-from atomtune.analysis.overlap import measure, overlap, principal_cosines
+from atomtune.analysis.overlap import LayerOverlap, Overlap, measure, overlap, principal_cosines
 from atomtune.errors import UserError
 from atomtune.storage.folders import load_adapter, save_adapter
 from tests.adapters.test_combining import OTHERS, pair
@@ -89,6 +89,22 @@ def test_numbers_are_those_of_what_both_add():
     assert found.strength == pytest.approx(
         (float((power[1, 0] / power[0, 0]).sqrt()), float((power[0, 1] / power[1, 1]).sqrt())), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "cosines, span, expected",
+    [
+        ((0.02, -0.05), 0.5, "apart"),
+        ((0.3, 0.2), 0.1, "apart"),  # as much as random spans have in common
+        ((0.3, 0.05), 0.5, "together"),
+        ((0.3, -0.3), 0.5, "against"),
+    ],
+)
+def test_two_adapters_disturb_each_other_where_they_cancel_or_push_the_same_directions(cosines, span, expected):
+    layer = LayerOverlap("L0", (1, 1), torch.ones(1), span, 0.1, (0.5, 0.5), (0.5, 0.5), cosines)
+    counts = ((1, 1), (1, 1))
+    assert Overlap((1, 1), counts, (1, 1), (1.0, 1.0), [layer, layer]).relation == expected
+    assert Overlap((1, 1), counts, (1, 1), (1.0, 1.0), []).relation == "apart"
 
 
 def test_the_model_is_as_before():

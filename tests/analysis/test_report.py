@@ -3,19 +3,50 @@
 import re
 
 from atomtune.analysis import report
+from atomtune.analysis.learnt import Learnt
 from atomtune.analysis.report import render
 from tests.analysis.invented import invented
 
 
 def test_the_page_holds_everything_and_fetches_nothing():
     page = render(invented(), {"seed": 0})
-    for text in ("L0[3]", "blue background", "Every atom", "seed: 0", "Turn the density", "Overlap with other"):
+    for text in ("L0[3]", "blue background", "Every atom", "seed: 0", 'id="density"', "Overlap with other"):
         assert text in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r"data:[^\"]+", "", page)
     images = re.findall(r"<img[^>]*>", page)
     assert len(images) > 50
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
+
+
+def test_the_top_says_whether_the_subject_was_learnt():
+    found = invented()
+    assert "This subject was learnt." in render(found)
+    found.learnt.numbers["fidelity"] = 0.6
+    assert "This subject was learnt in part." in render(found)
+    found.learnt.numbers["fidelity"] = 0.1
+    page = render(found)
+    assert page.index("This subject was hardly learnt.") < page.index('class="facts"')
+    found.learnt.numbers = {}
+    assert "verdict" not in render(found).partition("<body>")[2]
+
+
+def test_the_training_images_are_beside_what_is_drawn_or_it_is_said_why_not():
+    found = invented()
+    assert "Training image: a sks teapot in a kitchen" in render(found)
+    found.learnt = Learnt(missing="No run is beside it.")
+    assert "No run is beside it." in render(found)
+
+
+def test_a_pair_of_images_shows_a_change_or_there_is_none():
+    page = render(invented())
+    assert page.count("Nothing that can be seen in images of the prompts, even turned up 20 times") == 8  # of 24 cards
+    assert "Near duplicates of it: L0[6]." in page
+
+
+def test_red_and_blue_mean_one_thing_and_the_legend_says_it_once():
+    page = render(invented())
+    assert page.count("lighter with the atom") == page.count("darker with the atom") == 1
 
 
 def test_words_are_escaped():
@@ -31,7 +62,7 @@ def test_sections_without_content_are_left_out():
     found = invented()
     found.densities, found.overlap = [], None
     page = render(found)
-    assert "Turn the density" not in page
+    assert 'id="density"' not in page
     assert "Overlap with" not in page
 
 

@@ -92,9 +92,9 @@ def test_the_table_sorts(browser):
     assert column(browser, 2)[:3] == ["L0[0]", "L0[1]", "L0[2]"]  # as numbers: L0[10] comes after L0[9]
     press(browser, "th[data-column='1'] button")
     assert column(browser, 2)[0] == "L2[39]"
-    press(browser, "th[data-column='6'] button")
-    peaks = [float(text) for text in column(browser, 6)]
-    assert peaks == sorted(peaks, reverse=True)
+    press(browser, "th[data-column='4'] button")
+    acts = [float(text.split()[0]) for text in column(browser, 5)]
+    assert acts == sorted(acts, reverse=True)
     assert browser.find_element("css selector", "th[aria-sort]").get_attribute("aria-sort") == "descending"
     press(browser, "th[data-column='0'] button")
     assert column(browser, 1)[0] == "1"
@@ -107,7 +107,7 @@ def test_the_table_filters_and_grows(browser):
     press(browser, "#more")
     assert len(column(browser, 1)) == 100
     find.send_keys("L1 late")
-    assert set(column(browser, 3)) == {"late, large"}
+    assert set(column(browser, 3)) == {"late steps, large"}
     assert all(address.startswith("L1[") for address in column(browser, 2))
     find.clear()
     find.send_keys("nothing of the kind")
@@ -116,6 +116,9 @@ def test_the_table_filters_and_grows(browser):
     press(browser, "#named")
     assert count.text == "80 of 120 atoms" and "–" not in column(browser, 3)
     press(browser, "#named")
+    press(browser, "#once")
+    assert count.text == "119 of 120 atoms" and "L0[6]" not in column(browser, 2)
+    press(browser, "#once")
     assert count.text == "120 of 120 atoms"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from atomtune import generate, load_adapter, load_base, manifest
 from atomtune.cli.demo import NUM, UNSEEN, table
 from atomtune.metrics import load_judge
+from atomtune.moji.example_images import IMAGES
 from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.storage.runs import NAMES
+from atomtune.training.data import read_image
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,15 @@ def installed(tmp_path_factory) -> Path:
     return folder / "venv" / "bin" / "atomtune"
 
 
+def prompts_of_the_pages() -> list[str]:
+    """What README and the how-to pages draw with an adapter of the teapot."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs" / "how-to").glob("*.md"))]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    drawn = [line for line in lines if "generate(pipe" in line or "generate runs/teapot" in line]
+    return sorted({prompt for line in drawn for prompt in re.findall('"(a sks [^"]*)"', line)})
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, installed):
     """From the wheel alone, in an empty folder."""
@@ -43,12 +57,11 @@ def test_demo(tmp_path, installed):
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "demo.json").read_text())
     for label, values in table(summary, ("base", "atoms")):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
 
-    assert str(load_judge()) in printed
     base, atoms = summary["base"], summary["atoms"]
     assert atoms["fidelity"] > base["fidelity"] + 0.2  # the subject is learnt ...
     assert atoms["background"] >= 0.8  # ... and the prompt still obeyed
@@ -63,7 +76,41 @@ def test_demo(tmp_path, installed):
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 8 * 128
         assert grid.height > 3 * 128
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert [name for name in NAMES if not (tmp_path / name).is_file()] == []
+    assert {*NAMES, "grid.png", "demo.json"} <= manifest.written(tmp_path)
+
+    shown = prompts_of_the_pages()
+    assert len(shown) >= 3
+    pipe = load_base("moji")
+    load_adapter(pipe, tmp_path)
+    images = [drawing.image for drawing in generate(pipe, shown, num=NUM)]
+    fidelity = load_judge().fidelity(images, [read_image(file) for file in sorted((IMAGES / "teapot").glob("*.png"))])
+    for number, prompt in enumerate(shown):  # 95 of 100 images of the same drawing have .73
+        assert fidelity[number * NUM : (number + 1) * NUM].mean() > 0.73, prompt
+        assert fidelity[number * NUM : (number + 1) * NUM].min() > 0.5, prompt
+
+    def times() -> dict[str, int]:
+        return {
+            str(file): file.stat().st_mtime_ns
+            for file in tmp_path.rglob("*.*")
+            if file.suffix in (".png", ".safetensors")
+        }
+
+    before = times()
+    next(tmp_path.glob("generated/001-*.png")).unlink()
+    again = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and json.loads((tmp_path / "demo.json").read_text()) == summary
+    changed = [
+        file for file, time in times().items() if time != before[file]
+    ]  # not trained again, no image drawn again
+    assert [Path(file).name[:3] for file in changed if not file.endswith("grid.png")] == ["001"]
+    other = subprocess.run([*demo, "--seed", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert other.returncode == 2 and "holds another run (seed 0 there and 1 now)" in other.stderr
+
+    printed_commands = [line.split(":  ")[1].split() for line in printed.splitlines() if f"{installed} " in line]
+    assert [command[1] for command in printed_commands] == ["generate", "inspect"]
+    for line in [line for line in printed.splitlines() if " generate " in line]:
+        subprocess.run(line.split(":  ")[1], shell=True, check=True, cwd=tmp_path, env=environment)
 
 
 def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():

@@ -31,7 +31,7 @@ def test_a_page_with_the_prompts_of_a_file(adapter, tmp_path, capsys):
     prompts.write_text("a sks dog in the snow\n\na red sks dog\n")
     main(["inspect", str(adapter.parent), "--prompts", str(prompts), "--out", str(tmp_path / "page.html"), *QUICK])
     page = (tmp_path / "page.html").read_text()
-    assert "a sks dog in the snow" in page and "What <em>sks dog</em> is made of" in page
+    assert "a sks dog in the snow" in page and "What was learnt: <em>sks dog</em>" in page
     assert page.count('<article class="card"') == 2
     assert report.MARK in page.encode()
     assert str(tmp_path / "page.html") in capsys.readouterr().out

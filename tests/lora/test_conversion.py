@@ -1,9 +1,12 @@
 """A LoRA as atoms is the same model."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from atomtune.errors import UserError
 from atomtune.lora.conversion import lora_to_atoms, singular_directions
@@ -30,6 +33,36 @@ def test_outputs_are_the_same(principal, options):
     assert (run(atoms) - expected).abs().max() < 1e-6
     assert (run(transformer()) - expected).abs().max() > 1e-2
     assert len(board(atoms)) == 2 * 4 * 3 - (1 if options else 0)
+
+
+def gpt2_with_lora(targets) -> Any:
+    """A GPT-2 in float64, whose linear layers are `Conv1D`: their weights are [in, out]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = GPT2Config(vocab_size=50, n_positions=16, n_embd=12, n_layer=2, n_head=2)
+        config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False)
+        return get_peft_model(GPT2LMHeadModel(shape).double().eval(), config).eval()
+
+
+TOKENS = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("principal", [False, True])
+@torch.no_grad()
+def test_a_lora_beside_conv1d_becomes_atoms_by_the_same_formula(principal):
+    """W x + b + α/r B A x, with W [in, out] of GPT-2, written out in float64."""
+    model = gpt2_with_lora(["c_attn", "c_proj", "c_fc"])
+    expected = model(input_ids=TOKENS).logits
+    conv: Any = model.get_base_model().transformer.h[1].mlp.c_fc
+    x = torch.randn(4, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A, B = conv.lora_A["default"].weight, conv.lora_B["default"].weight
+    formula = x @ conv.base_layer.weight + conv.base_layer.bias + 5 / 3 * (x @ A.T) @ B.T
+    atoms: Any = lora_to_atoms(model, principal=principal)
+    assert_close(atoms.get_base_model().transformer.h[1].mlp.c_fc(x), formula, atol=1e-10, rtol=0)
+    assert_close(atoms(input_ids=TOKENS).logits, expected, atol=1e-10, rtol=0)
+    assert len(board(atoms)) == 2 * 4 * 3
+    with atoms.disable_adapter():
+        assert not torch.allclose(atoms(input_ids=TOKENS).logits, expected)
 
 
 @torch.no_grad()
@@ -67,3 +100,5 @@ def test_what_is_not_a_plain_lora_is_refused():
         lora_to_atoms(lora(), "style")
     with pytest.raises(UserError, match="proj is a Conv2d: only linear layers carry atoms"):
         lora_to_atoms(lora(target_modules=["pos_embed.proj"]))
+    with pytest.raises(UserError, match=r"attn1.to_q has a VeloraLinearVariant, which may be more than B A x"):
+        lora_to_atoms(lora(velora_config={}))

@@ -11,13 +11,16 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from atomtune.adapters import AtomConfig
 from atomtune.errors import UserError
-from atomtune.lora.distillation import Reservoir, distill, fit, load_lora
+from atomtune.lora.distillation import Reservoir, distill, distill_model, fit, load_lora
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.method.sigma import SigmaConfig
 from atomtune.steering import board
+from atomtune.storage.folders import load_adapter, save_adapter
 from atomtune.tracing import trace
-from tests.adapters.tiny import inputs
+from tests.adapters.tiny import inputs, wake
+from tests.lora.test_conversion import TOKENS, gpt2_with_lora
 from tests.tiny_pixart import tiny_pixart
 
 QUICK: Any = {"sampling_steps": 2, "num": 1, "tokens": 200, "steps": 30}
@@ -62,6 +65,39 @@ def test_every_layer_is_fitted_and_measured():
     assert (
         sum(map(float, [energy.sum() for energy in board(pipe).mean_energy()])) > 0
     )  # so that keep and prune can rank
+
+
+def test_a_text_model_is_distilled_on_texts_that_are_run():
+    """The share explained in each layer, in float64, is that of the formula."""
+    targets = ["c_attn", "mlp.c_proj"]
+    lora = gpt2_with_lora(targets)
+    texts = torch.randint(50, (40, 16), generator=torch.Generator().manual_seed(1))
+    seen: list[torch.Tensor] = []
+    layer: Any = lora.get_base_model().transformer.h[0].mlp.c_proj  # before it nothing differs but the LoRA below
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    product = 5 / 3 * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().T
+    with torch.no_grad():
+        expected = lora(input_ids=TOKENS).logits
+        with lora.disable_adapter():
+            base = lora(input_ids=TOKENS).logits
+    model, layers = distill_model(lora, lambda: lora(input_ids=texts), num_atoms=24, density=0.25, steps=300)
+    assert len(layers) == 4 and all(0.5 < each.share < 1 for each in layers)
+    x = seen[-1].flatten(0, 1)
+    (share,) = [each.share for each in layers if each.name.endswith("h.0.mlp.c_proj")]
+    dictionary = board(model)["L1"].dictionary
+    C = x @ dictionary.encoder.weight.T
+    S = torch.where(C.abs() >= C.abs().sort(dim=1, descending=True).values[:, 5:6], C, 0)
+    missed = (S @ dictionary.decoder.weight - x @ product).detach()
+    assert x.dtype == torch.float64
+    assert float(missed.square().sum() / (x @ product).square().sum()) == pytest.approx(1 - share, abs=0.1)
+    with torch.no_grad():
+        assert (model(input_ids=TOKENS).logits - expected).norm() < 0.7 * (base - expected).norm()
+
+
+def test_a_layer_that_saw_too_few_tokens_is_named():
+    lora = gpt2_with_lora(["c_attn"])
+    with pytest.raises(UserError, match=r"h.0.attn.c_attn saw 0 tokens, too few to distill on: run the model on more"):
+        distill_model(lora, lambda: None)
 
 
 def test_fit_lowers_the_error_that_is_its_objective():
@@ -134,3 +170,39 @@ def test_what_is_no_lora_is_refused_in_a_sentence(tmp_path):
     pipe = pipe_with_lora()
     with pytest.raises(UserError, match="nothing to distill on"):
         distill(pipe, pipe.transformer, [])
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+@pytest.mark.parametrize("first", ["atoms", "lora"])
+def test_a_lora_and_atoms_are_loaded_onto_one_denoiser_in_either_order(tmp_path, first, form):
+    pipe = pipe_with_lora(lora_alpha=3)
+    alone = {"lora": answer(pipe)}
+    if form == "folder":
+        pipe.transformer.save_pretrained(str(tmp_path / "lora"))
+    else:
+        (tmp_path / "lora").mkdir()
+        state = get_peft_model_state_dict(pipe.transformer)
+        state = {key.replace("base_model.model.", "transformer."): value for key, value in state.items()}
+        save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    own = tiny_pixart()
+    config = AtomConfig(target_modules=["attn1", "attn2.to_v"], num_atoms=8)
+    own.transformer = wake(get_peft_model(own.transformer, config))
+    alone["atoms"] = answer(own)
+    save_adapter(own, tmp_path / "atoms", base="tiny")
+
+    fresh = tiny_pixart()
+    order = ["atoms", "lora"] if first == "atoms" else ["lora", "atoms"]
+    for name in order:
+        load = load_adapter if name == "atoms" else load_lora
+        load(fresh, tmp_path / name, f"the {name}")
+    model: Any = fresh.transformer
+    assert_close(answer(fresh), alone[first])  # the second one waits until it is switched on
+    model.base_model.set_adapter(["the atoms", "the lora"])
+    both = answer(fresh)
+    for name in order:
+        model.base_model.set_adapter([f"the {name}"])
+        assert_close(answer(fresh), alone[name])
+        assert not torch.allclose(answer(fresh), both)
+    with pytest.raises(UserError, match="already has an adapter 'the atoms', of the method ATOMS"):
+        load_lora(fresh, tmp_path / "lora", "the atoms")
+    assert len(board(fresh, "the atoms").layers) == len(board(own).layers)

@@ -1,16 +1,14 @@
 """What pixels say exactly about a scene."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-import atomtune
 from atomtune.metrics import background_colour, place_and_size
 from atomtune.metrics.pixels import CLEAR, clear_backgrounds
+from atomtune.moji.example_images import IMAGES
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Scene, compose
 
 
@@ -81,7 +79,7 @@ def test_every_colour_of_which_a_fifth_of_the_subject_is_counts_as_its_own():
 
 
 def test_the_demos_teapot_is_asked_for_where_it_is_seen():
-    teapots = sorted((Path(atomtune.__file__).parent / "moji" / "demo" / "teapot").glob("*.png"))
+    teapots = sorted((IMAGES / "teapot").glob("*.png"))
     found = clear_backgrounds([Image.open(file) for file in teapots])
     assert found[:3] == ["white", "yellow", "orange"]
     assert {"blue", "purple", "gray"}.isdisjoint(found)

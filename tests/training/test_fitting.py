@@ -12,18 +12,17 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
-import atomtune
 from atomtune.bases import load_base
+from atomtune.moji.example_images import IMAGES
 from atomtune.training import data, encoding, fitting
 from atomtune.training.fitting import evenness, lost, misfits
 
-TEAPOTS = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+TEAPOTS = IMAGES / "teapot"
 
 
 def photographs() -> list[Image.Image]:
     """Three real ones, and two crops of each."""
-    with get_sample_data("grace_hopper.jpg") as file:
-        whole = [Image.open(file).convert("RGB")]
+    whole = [data.read_image(Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False))))]
     whole += [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     return [image.crop(box) for image in whole for box in ((0, 0, *image.size), (0, 0, 300, 300), (150, 100, 500, 420))]
 
@@ -69,13 +68,15 @@ def moji():
 def told(pipe, images: list[Image.Image], base: str = "moji", resolution: int = 64) -> list[str]:
     squares = [data.square(image, resolution) for image in images]
     sides = [min(image.size) for image in images]
-    return misfits(pipe, base, sides, squares, encoding.encode_images(pipe, squares))
+    return misfits(pipe, base, sides, squares, encoding.encode_images(pipe, squares).mean)
 
 
 @pytest.mark.parametrize("kind", [photographs, noise])
 def test_photographs_on_a_base_of_flat_drawings_are_told_in_one_sentence(moji, kind):
     (sentence,) = told(moji, kind())
-    assert sentence.startswith("moji draws flat emoji on plain backgrounds, at 64 pixels, and these look like photographs")
+    assert sentence.startswith(
+        "moji draws flat emoji on plain backgrounds, at 64 pixels, and these look like photographs"
+    )
     assert sentence.endswith("for photographs use another base, for example with --config pixart-sigma.")
 
 
@@ -98,7 +99,7 @@ def test_images_that_are_blown_up_are_told_on_every_base(moji):
 
 def test_what_the_autoencoder_loses_is_the_error_over_the_variance(moji):
     image = data.square(photographs()[0], 64)
-    latents = encoding.encode_images(moji, [image])
+    latents = encoding.encode_images(moji, [image]).mean
     x = data.to_tensor(image).double()
     with torch.no_grad():
         y = moji.vae.decode(moji.vae.encode(x[None].float()).latents).sample[0].double().clamp(-1, 1)

@@ -10,17 +10,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import atomtune
-from atomtune import metrics
+from atomtune import manifest, metrics
 from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
+from atomtune.moji.example_images import IMAGES
+from atomtune.prompts import subject_prompts
 from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
 from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import data, encoding, outcome, trainer
 from atomtune.training.objectives import objective_for
 
-TEAPOTS = Path(atomtune.__file__).parent / "moji" / "demo" / "teapot"
+TEAPOTS = IMAGES / "teapot"
 
 
 def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, base, images, tmp_path):
@@ -88,7 +90,9 @@ def test_on_moji_samples_name_clear_backgrounds_and_the_judge_scores_them(tmp_pa
     prompts = [read_settings(file)["prompt"] for file in summary["samples"]]
     assert prompts == ["a sks teapot on a white background", "a sks teapot on a yellow background"]
     assert "'a sks teapot on an orange background'" in summary["next_command"]
-    images, references = map(list, (map(data.read_image, map(Path, summary["samples"])), map(data.read_image, TEAPOTS.glob("*.png"))))
+    images, references = map(
+        list, (map(data.read_image, map(Path, summary["samples"])), map(data.read_image, TEAPOTS.glob("*.png")))
+    )
     judge = metrics.load_judge()
     assert summary["fidelity"] == pytest.approx(judge.fidelity(images, references).mean(), abs=1e-3)
     plain = [prompt.replace("sks ", "") for prompt in prompts]
@@ -100,10 +104,12 @@ def test_the_sheet_has_the_images_and_each_prompts_samples_by_step(tmp_path):
     colours = {step: (step, 0, 0) for step in range(10, 110, 10)}
     for step, colour in colours.items():
         for number, prompt in enumerate(("a", "b" if step > 50 else "earlier")):
-            file = tmp_path / f"step-{step:06d}-{number}.png"
+            file = tmp_path / "samples" / f"step-{step:06d}-{number}.png"
+            manifest.record(tmp_path, file)
             save_png(Image.new("RGB", (64, 64), colour), file, {"prompt": prompt, "step": step})
-    last = [str(tmp_path / f"step-000100-{number}.png") for number in (0, 1)]
-    sheet = np.asarray(outcome.contact_sheet([Image.new("RGB", (2000, 2000), "blue")] * 2, last))
+    (tmp_path / "samples" / "step-mine.png").write_text("not a sample")
+    last = [str(tmp_path / "samples" / f"step-000100-{number}.png") for number in (0, 1)]
+    sheet = np.asarray(outcome.contact_sheet(tmp_path, [Image.new("RGB", (2000, 2000), "blue")] * 2, last))
     rows = [[*dict.fromkeys(map(tuple, sheet[y, 160:].tolist()))] for y in (128, 400, 660)]
     reds = [[r for r, g, b in row if r < 255 and g == b == 0] for row in rows]
     assert (0, 0, 255) in rows[0]
@@ -161,7 +167,7 @@ def test_the_judge_sees_the_subject_in_every_prompt_that_the_program_makes_up(tm
     pipe = load_base("moji")
     load_adapter(pipe, tmp_path / "run")
     backgrounds = adapter_info(tmp_path / "run").metadata["backgrounds"]
-    prompts = outcome.subject_prompts("moji", "sks teapot", backgrounds)
+    prompts = subject_prompts("moji", "sks teapot", backgrounds)
     judge, references = metrics.load_judge(), [data.read_image(file) for file in TEAPOTS.glob("*.png")]
     drawn = [drawing.image for drawing in generate(pipe, [*prompts, "a sks teapot on a blue background"], 3)]
     fidelity = judge.fidelity(drawn, references).reshape(4, 3)

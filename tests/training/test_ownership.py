@@ -153,9 +153,9 @@ def test_a_run_through_links_leaves_the_links(run, out, tmp_path):
     (disk / "samples").symlink_to(tmp_path / "elsewhere")
     run()
     assert out.is_symlink() and (disk / "samples").is_symlink()
-    assert names(tmp_path / "elsewhere") == ["step-000002-0.png"]
+    assert names(tmp_path / "elsewhere") == ["step-000002-0.png", "step-000002-1.png"]
     run(overwrite=True, steps=1)
-    assert names(tmp_path / "elsewhere") == ["step-000001-0.png"]
+    assert names(tmp_path / "elsewhere") == ["step-000001-0.png", "step-000001-1.png"]
     shutil.move(disk / "summary.json", tmp_path / "elsewhere")
     (disk / "summary.json").symlink_to(tmp_path / "elsewhere" / "summary.json")
     with pytest.raises(atomtune.UserError, match=r"summary.json is a link, which atomtune does not remove"):

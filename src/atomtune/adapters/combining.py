@@ -163,6 +163,7 @@ def _config(parts: Sequence[Part], layers: Layers, densities: list[float]) -> At
         num_atoms=num_atoms,
         num_atoms_pattern={f"^{re.escape(name)}": size for name, size in sizes.items() if size != num_atoms},
         density=densities if len(densities) > 1 else densities[0],
+        k=None,  # of each layer and adapter it is saved with the atoms
     )
 
 

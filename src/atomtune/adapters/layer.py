@@ -33,7 +33,7 @@ class AtomLayer(BaseTunerLayer):
             self.in_features,
             num_atoms,
             self.out_features,
-            sigma=config.sigma,
+            sigma=config.sigma_of(num_atoms),
             heads=self.heads,
             unit_encoder=config.unit_encoder,
         )

@@ -34,8 +34,13 @@ class AtomModel(BaseTuner):
     """A frozen model with atoms in it: `get_peft_model(model, AtomConfig(...)).base_model`."""
 
     prefix = "atoms_"
-    tuner_layer_cls = AtomLayer
+    # Of every method, because a LoRA may share the model: it is switched on and off, and deleted, by its name too.
+    tuner_layer_cls = BaseTunerLayer
     target_module_mapping: ClassVar[dict[str, list[str] | str]] = TARGETS
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        refuse_taken_name(model, adapter_name, "ATOMS")
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: AtomConfig, model_config: dict) -> AtomConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Without targets, those of the model's family, as PEFT's own methods do."""
@@ -81,7 +86,9 @@ class AtomModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add the atoms, and number the layers: the L17 of L17[137]. Atoms that are loaded later bring their own
         numbers."""
+        self.tuner_layer_cls = AtomLayer  # adding atoms does not switch a LoRA on or off
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        del self.tuner_layer_cls
         for number, layer in enumerate(adapted_layers(model, adapter_name)):
             layer.dictionary(adapter_name).layer.fill_(number)
         guard(model)
@@ -194,6 +201,16 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
+
+
+def refuse_taken_name(model: nn.Module, adapter_name: str, kind: str) -> None:
+    """Raise `UserError` if an adapter of another of PEFT's methods than `kind` has the name: PEFT would forget it."""
+    there = getattr(model, "peft_config", {}).get(adapter_name)
+    if there is not None and there.peft_type != kind:
+        raise UserError(
+            f"the model already has an adapter {adapter_name!r}, of the method {there.peft_type.value}: give this one "
+            "another adapter_name."
+        )
 
 
 def _readable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def why_not(model: nn.Module, name: str) -> str | None:
         if isinstance(module.processor, BaseTunerLayer) or (reason := why_not_attention_atoms(module)) is None:
             return None
         return reason + _instead(module, name)
-    if not _is_linear(module):
+    if not is_linear(module):
         kind, instead = type(_unwrapped(module)).__name__, _instead(module, name)
         return f"it is a {kind}, and atoms need diffusers' Attention, an nn.Linear or a Conv1D{instead}"
     if isinstance(parent, nn.MultiheadAttention):
@@ -104,9 +104,7 @@ def value_projections(module: nn.Module, name: str = "") -> list[str]:
 
     `name` is where the module sits: a projection is named with its parent, "attn1.to_v".
     """
-    linear = [
-        (*name.split("."), *inner.split("."))[-2:] for inner, layer in module.named_modules() if _is_linear(layer)
-    ]
+    linear = [(*name.split("."), *inner.split("."))[-2:] for inner, layer in module.named_modules() if is_linear(layer)]
     found = [path for path in linear if path[-1] in VALUES] or [path for path in linear if path[-1] in OUTPUTS]
     return list(dict.fromkeys(".".join(path).lstrip(".") for path in found))
 
@@ -122,7 +120,7 @@ def _advice(model: nn.Module) -> str:
         return f"set it to {_quoted(attention)} for attention atoms, or to {_quoted(values)} for linear atoms"
     if values:
         return f"set it to {_quoted(values)} for linear atoms"
-    if linear := [name for name, layer in model.named_modules() if _is_linear(layer)]:
+    if linear := [name for name, layer in model.named_modules() if is_linear(layer)]:
         return f"set it to some of its {len(linear)} linear layers, such as {_quoted(linear[:4])}"
     return "it has no attention module or linear layer that could carry atoms"
 
@@ -138,7 +136,8 @@ def _unwrapped(module: Any) -> nn.Module:
     return module
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether linear atoms can go beside the module: an `nn.Linear`, or GPT-2's `Conv1D`, also inside an adapter."""
     return isinstance(_unwrapped(module), (nn.Linear, Conv1D))
 
 

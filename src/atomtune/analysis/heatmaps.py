@@ -1,11 +1,13 @@
-"""Heatmaps: where in an image an atom acts. S[:, m], one number for each token, drawn over the image.
+"""Heatmaps: where in an image an atom acts. |S[:, m]|, one number for each token, drawn over the image.
 
     with trace(model, codes=True) as t:
         image = generate(pipe, "a sks teapot")[0].image
-    overlay(image, t["L3[139]"].maps()[0]).save("L3-139.png")
+    overlay(image, t["L3[139]"].maps(magnitude=True)[0]).save("L3-139.png")
 
-One colour map everywhere: red is positive, blue negative, and stronger values are less transparent. Colour-blind people
-can distinguish this red and this blue. The image below is grey, so that its colours are not mistaken for heat.
+Three colours, and each means one thing: green is how strongly an atom acts (the sign of a code means nothing, because
+-s and -d are the same atom), red is lighter and blue is darker than without it. Colour-blind people can distinguish
+them. The image below is grey, so that its own colours are not mistaken for these, and it shows through the strongest
+colour, so that an atom that acts everywhere does not hide it.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from torch import Tensor
 
 from atomtune.errors import UserError
 
-RED, BLUE = (202, 0, 32), (5, 97, 196)  # positive, negative
-STRONGEST = 0.85  # opacity: the image shows through even where an atom acts everywhere
+GREEN = (0, 112, 104)
+RED = (202, 0, 32)
+BLUE = (5, 97, 196)
+THROUGH = 0.5  # share of the way to white by which a full colour is paler on a white image than on a black one
 PHASES = ("early", "middle", "late")  # thirds of the timesteps, the noisiest first
 
 
@@ -53,26 +57,34 @@ def overlay(
     full: float | None = None,
     size: int | None = None,
 ) -> Image.Image:
-    """The image in grey with `heat` over it: red positive, blue negative, transparent where it is 0.
+    """The image in grey with |heat| over it: green, and transparent where it is 0.
 
-    `full` is the strength that gets the full colour, by default the largest |heat|; give the same value for images
+    `full` is the strength that gets the full colour, by default the largest; give the same value for images
     that are to be compared. `size` is the width of the result in pixels (the image's own by default).
     """
-    values = np.asarray(heat, dtype=np.float32)
+    values = np.abs(np.asarray(heat, dtype=np.float32))
     rows, columns = token_grid(len(values), image.width / image.height)
     width = size or image.width
     shape = (width, round(width * image.height / image.width))
     cells = Image.fromarray(values.reshape(rows, columns))
     smooth = np.asarray(cells.resize(shape, Image.Resampling.BILINEAR))
-    return tint(image.resize(shape, Image.Resampling.BICUBIC), smooth, full or float(np.abs(values).max()))
+    return tint(image.resize(shape, Image.Resampling.BICUBIC), smooth, full or float(values.max()), GREEN)
 
 
-def tint(image: Image.Image, strength: Float[np.ndarray, "height width"], full: float) -> Image.Image:
-    """The image in pale grey, coloured by a signed strength at each pixel, with the full colour from `full` on."""
-    grey = 0.5 * np.asarray(image.convert("L"), np.float32)[..., None] + 110  # pale: both colours show on all of it
+def tint(
+    image: Image.Image,
+    strength: Float[np.ndarray, "height width"],
+    full: float,
+    above: tuple[int, int, int] = RED,
+    below: tuple[int, int, int] = BLUE,
+) -> Image.Image:
+    """The image in pale grey, coloured by a strength at each pixel, with the full colour, `above` or `below` 0, from
+    `full` on. A coloured pixel is as much lighter where the image is lighter, so the image is always seen."""
+    light = np.asarray(image.convert("L"), np.float32)[..., None] / 255
+    grey = 110 + 127 * light  # pale: the colours show on all of it
     opacity = np.clip(np.abs(strength) / full if full > 0 else np.zeros_like(strength), 0, 1)[..., None] ** 0.7
-    opacity *= STRONGEST
-    colour = np.where(strength[..., None] > 0, np.array(RED, np.float32), np.array(BLUE, np.float32))
+    colour = np.where(strength[..., None] > 0, np.array(above, np.float32), np.array(below, np.float32))
+    colour += THROUGH * light * (255 - colour)
     mixed = grey * (1 - opacity) + colour * opacity
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 

@@ -40,10 +40,10 @@ def importance(
     """A score for every atom, one tensor a layer, the larger the more important: what `AtomBoard.keep(by=)` takes.
 
     `model` is an adapted model, a pipeline, or a board. By default the gradient, which agrees best with ablation, where
-    there is a `loss`, and otherwise energy (docs/results/steering.md). Energy is that of `traced`, or else as
-    measured in training. Gradient and ablation need `loss`, see `examples.training_examples` for that of a diffusion
-    model. Ablation runs it once for each atom that fires, or for those in `among` (the others score 0). Raises
-    `UserError`.
+    there is a `loss`, and otherwise energy (docs/results/steering.md). Energy is that of `traced`, or else as measured
+    in training, or in the last trace of this model. Gradient and ablation need `loss`, see
+    `examples.training_examples` for that of a diffusion model. Ablation runs it once for each atom that fires, or for
+    those in `among` (the others score 0). Raises `UserError`.
     """
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
     by = by or ("energy" if loss is None else "gradient")

@@ -62,15 +62,18 @@ class Influences:
 
 @torch.no_grad()
 def influences(model: Any, address: str, outputs: Outputs, adapter: str = "default", chunk: int = 16) -> Influences:
-    """Influence and first-order estimate of every atom of a layer ("L3") on the outputs, `chunk` atoms in one pass.
+    """Influence and first-order estimate of every atom of a layer ("L3"), or of some of its atoms ("L3[0:40]"), on the
+    outputs, `chunk` atoms in one pass.
 
     `model` is an adapted model, a pipeline, or a board. Raises `UserError` when there is no such layer.
     """
     atoms = model if isinstance(model, AtomBoard) else board(model, adapter)
-    dictionary = atoms[address].dictionary
+    found = atoms[address]
+    dictionary = found.dictionary
     with trace(atoms.model, atoms.adapter) as seen:
         output = outputs()
-    rows = seen[Layer(dictionary).address].fired.nonzero().flatten()
+    fired = seen[Layer(dictionary).address].fired > 0
+    rows = (fired & found.mask).nonzero().flatten()
     gain = dictionary.gain
 
     def output_with(gains: Tensor) -> Tensor:
@@ -123,6 +126,12 @@ def change(on: Image.Image, off: Image.Image) -> float:
     return float(np.abs(_pixels(on) - _pixels(off)).mean())
 
 
+def largest_changes(on: Image.Image, off: Image.Image) -> Float[np.ndarray, "height width"]:
+    """At each pixel the largest absolute difference of the three channels, as a share of the range from black to
+    white."""
+    return np.abs(_pixels(on) - _pixels(off)).max(axis=2)
+
+
 def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.Image:
     """`on` in pale grey, red where it is lighter than `off` and blue where it is darker (Fig. 1c of the paper).
 
@@ -130,7 +139,7 @@ def difference(on: Image.Image, off: Image.Image, full: float = 0.25) -> Image.I
     change of `full`, as a share of the range from black to white, gets the full colour.
     """
     changed = _pixels(on) - _pixels(off)
-    strength = np.abs(changed).max(axis=2) * np.where(changed.mean(axis=2) >= 0, 1, -1)
+    strength = largest_changes(on, off) * np.where(changed.mean(axis=2) >= 0, 1, -1)
     return tint(on, strength, full)
 
 

@@ -2,12 +2,13 @@
 
 Prompts of the user are drawn without and with the adapter; energies, and with them the order of the atoms, are measured
 there. Names are proposed from other prompts, in which everything varies independently (`prompts`). Then the strongest
-atoms are silenced one by one, all but the best are dropped, and the density is changed, each time from the same noise.
+atoms are silenced and turned up one by one, all but the best are dropped, and the density is changed, each time from
+the same noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from torch import Tensor
 from atomtune.analysis import ladders
 from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.importance import importance
-from atomtune.analysis.influence import change, difference
-from atomtune.analysis.naming import Name, name_atoms
+from atomtune.analysis.influence import change, difference, largest_changes
+from atomtune.analysis.learnt import Learnt, learnt
+from atomtune.analysis.naming import Name, name_atoms, near_duplicates
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
@@ -36,10 +38,11 @@ if TYPE_CHECKING:
 
 TOP = 24  # atoms shown
 NAMING = 96  # prompts for names
-SAMPLES = 4  # heatmaps of each atom
-COMPARED = 2  # images of each atom, drawn with the atom and without
+SAMPLES = 3  # heatmaps of each atom
+COMPARED = 2  # prompts of each atom, drawn without the atom and with it turned up
 RUNG_PROMPTS = 4  # images of each rung of a ladder
 BOOST = 20.0
+CHANGED, SEEN = 0.1, 0.01  # a pixel's change from black to white, and the share of the pixels that must reach it
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than an image of 64 × 64 can show
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a stage, how much of the stage is done, and its total."""
@@ -59,10 +62,8 @@ class AtomRow:
     """Of the energy of all atoms of all layers."""
     firing_rate: float
     """Share of the tokens in which it fired."""
-    peak: float
-    """Largest |s_m|."""
-    active: tuple[float, float] | None
-    """First (noisiest) and last timestep at which it fired."""
+    like: str = ""
+    """The address of the stronger atom that it is a near duplicate of, if there is one."""
 
 
 @dataclass
@@ -75,16 +76,16 @@ class Heat:
 
 @dataclass
 class Comparison:
-    """One image with an atom on, off, and turned up."""
+    """One image with an atom off, and turned up: as it was learnt, one of thousands changes too little to see."""
 
     prompt: str
-    on: Image.Image
     off: Image.Image
     boosted: Image.Image
-    """With its gain at `BOOST`: one atom of thousands changes little, and this shows which way."""
+    """With its gain at `BOOST`."""
     difference: Image.Image
-    """on - off, on a scale that all comparisons share."""
+    """boosted - off, on a scale that all comparisons share."""
     change: float
+    """Of the image with the atom as it was learnt, when the atom is off: a share of the range from black to white."""
 
 
 @dataclass
@@ -94,6 +95,7 @@ class AtomView:
     row: AtomRow
     heats: list[Heat]
     comparisons: list[Comparison]
+    """Those in which a change can be seen."""
     mean_energy_by_timestep: dict[float, float]
     """The noisiest first."""
 
@@ -116,6 +118,7 @@ class Inspection:
     """What `report.render` turns into a page."""
 
     subject: str
+    learnt: Learnt
     facts: dict[str, Any]
     prompts: list[str]
     base: list[Image.Image]
@@ -141,6 +144,7 @@ def inspect(
     subject: str | None = None,
     class_name: str | None = None,
     backgrounds: Sequence[str] | None = None,
+    run: Mapping[str, Any] | None = None,
     adapter: str = "default",
     against: tuple[str, Sequence[str]] | None = None,
     top: int = TOP,
@@ -156,6 +160,7 @@ def inspect(
 
     `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
     and prompts of it, with which the overlap is measured. `backgrounds` are the colours on which names are looked for.
+    `run` are the settings of `customize` that the adapter was trained with: its images are shown.
     `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
     steps. `on_progress(stage, done, total)` is called as images are drawn.
     """
@@ -168,9 +173,7 @@ def inspect(
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
 
-    crossed = crossed_prompts(
-        subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds
-    )
+    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
     half = max(3, (base[0].settings["steps"] + 1) // 2)
     texts = [prompt.text for prompt in crossed]
     watched = watch(
@@ -184,14 +187,16 @@ def inspect(
         on_progress=lambda done, total: on_progress("names", done, total),
     )
     names = name_atoms(watched, crossed, torch.Generator().manual_seed(seed))
-    rows = _rows(seen, names)
-    strongest = [row for row in rows[:top] if row.mean_energy > 0]
+    rows = _rows(seen, names, atoms)
+    strongest = [row for row in rows if row.mean_energy > 0 and not row.like][:top]
     views = []
     for number, row in enumerate(strongest):
         views.append(_view(row, atoms, seen[row.address], watched, draw, adapted))
         on_progress("influence", number + 1, len(strongest))
     full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
+    pairs = zip(prompts, zip(_images(base), _images(adapted)))
+    drawn = {prompt: images for prompt, images in pairs if (subject or "") in prompt}
     scores = importance(atoms, traced=seen)
     rung_prompts = prompts[:RUNG_PROMPTS]
     ladder, densities = _rungs(
@@ -199,7 +204,9 @@ def inspect(
     )
     return Inspection(
         subject=subject or class_name or "this adapter",
-        facts=_facts(atoms, seen, names) | {"naming prompts": len(crossed), "full": full, "boost": BOOST},
+        learnt=learnt(pipe, run, drawn, class_name),
+        facts=_facts(atoms, seen, rows)
+        | {"naming prompts": len(crossed), "naming steps": half, "full": full, "boost": BOOST},
         prompts=prompts,
         base=_images(base),
         adapted=_images(adapted),
@@ -236,12 +243,14 @@ class Draw:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
 
 
-def _rows(seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
+def _rows(seen: Trace, names: list[list[Name]], atoms: AtomBoard) -> list[AtomRow]:
     total = sum(float(layer.mean_energy.sum()) for layer in seen.layers)
     rows = []
     for layer, proposed in zip(seen.layers, names):
-        energy, rate, peak = (values.tolist() for values in (layer.mean_energy, layer.firing_rate, layer.peak))
-        for atom, id in zip(layer, layer.ids.tolist()):
+        energy, rate = layer.mean_energy.tolist(), layer.firing_rate.tolist()
+        first = near_duplicates(layer.dictionary.atoms(), [str(name) for name in proposed], layer.mean_energy)
+        for atom, id in zip(layer, ids := layer.ids.tolist()):
+            stronger = first[atom.index]
             rows.append(
                 AtomRow(
                     address=atom.address,
@@ -251,8 +260,7 @@ def _rows(seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
                     mean_energy=energy[atom.index],
                     share=energy[atom.index] / total,
                     firing_rate=rate[atom.index],
-                    peak=peak[atom.index],
-                    active=atom.active_timesteps,
+                    like="" if stronger is None else f"{layer.address}[{ids[stronger]}]",
                 )
             )
     return sorted(rows, key=lambda row: -row.mean_energy)
@@ -261,7 +269,7 @@ def _rows(seen: Trace, names: list[list[Name]]) -> list[AtomRow]:
 def _view(
     row: AtomRow, atoms: AtomBoard, seen: AtomTrace, watched: Watched, draw: Draw, adapted: list[Drawing]
 ) -> AtomView:
-    """Maps of the atom in the images where it acts most, and two images with and without it."""
+    """Maps of the atom in the images where it acts most, and two images without it and with it turned up."""
     atom = atoms[row.address]
     prompts = [draw.prompts[i] for i in seen.mean_energy_by_sample.topk(min(COMPARED, len(adapted))).indices]
     with dials_kept(atoms):
@@ -272,16 +280,17 @@ def _view(
     comparisons = []
     for prompt, off, more in zip(prompts, without, boosted):
         on = adapted[draw.prompts.index(prompt)].image.convert("RGB")
-        comparisons.append(Comparison(prompt, on, off, more, difference(on, off), change(on, off)))
+        if (largest_changes(more, off) >= CHANGED).mean() >= SEEN:
+            comparisons.append(Comparison(prompt, off, more, difference(more, off), change(on, off)))
     return AtomView(row, _heats(watched, row.address), comparisons, seen.mean_energy_by_timestep)
 
 
 def _one_scale(comparisons: list[Comparison]) -> float:
-    """Draw the differences anew so that the strongest thousandth of all changes is opaque; returns that change."""
-    changes = [np.abs(np.asarray(c.on, np.float32) - np.asarray(c.off, np.float32)).max(2).ravel() for c in comparisons]
-    full = max(0.01, float(np.quantile(np.concatenate(changes), 0.999)) / 255) if comparisons else 1.0
-    for comparison in comparisons:
-        comparison.difference = difference(comparison.on, comparison.off, full)
+    """Draw the differences anew so that the strongest hundredth of all changes is opaque; returns that change."""
+    changes = [largest_changes(each.boosted, each.off).ravel() for each in comparisons]
+    full = float(np.quantile(np.concatenate(changes), 0.99)) if comparisons else 1.0
+    for each in comparisons:
+        each.difference = difference(each.boosted, each.off, full)
     return full
 
 
@@ -292,7 +301,7 @@ def _heats(watched: Watched, address: str) -> list[Heat]:
     if not layer.grid:
         return []
     top = layer.by_phase[:, :, index].mean(1).topk(min(SAMPLES, len(watched.drawings))).indices.tolist()
-    full = float(layer.maps[top, :, :, index].abs().amax())
+    full = float(layer.maps[top, :, :, index].amax())
     heats = []
     for sample in top:
         image = watched.drawings[sample].image
@@ -333,7 +342,7 @@ def _rungs(
                 atoms.density = density
             used = sum(int(d.sigma.k.sum()) for d in dictionaries) / len(dictionaries)
             images = full if density == own else draw.without_progress(prompts)
-        label = f"{used:.3g} atom{'s' * (used != 1)} a token and layer"
+        label = f"{used:.3g} atom{'s' * (used != 1)} for each place, in each layer"
         reach = 1.0 if density == own else _reach(images, base, full)
         densities.append(Rung(density, label, images, reach, density == own))
         draw.on_progress("density", number + 1, len(wanted))
@@ -361,7 +370,7 @@ def _images(drawings: Sequence[Drawing]) -> list[Image.Image]:
     return [drawing.image.convert("RGB") for drawing in drawings]
 
 
-def _facts(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> dict[str, Any]:
+def _facts(atoms: AtomBoard, seen: Trace, rows: list[AtomRow]) -> dict[str, Any]:
     """Numbers at the head of the page."""
     energies = np.sort(torch.cat([layer.mean_energy for layer in seen.layers]).cpu().numpy())[::-1]
     half = int(np.searchsorted(energies.cumsum(), energies.sum() / 2)) + 1
@@ -369,7 +378,8 @@ def _facts(atoms: AtomBoard, seen: Trace, names: list[list[Name]]) -> dict[str, 
         "atoms": len(atoms),
         "layers": len(atoms.layers),
         "alive": seen.alive,
-        "named": sum(bool(name) for layer in names for name in layer),
+        "named": sum(bool(row.name) for row in rows),
+        "duplicates": sum(bool(row.like) for row in rows),
         "per token": seen.active_per_token,
         "hold half the energy": half,
     }

@@ -9,6 +9,11 @@ there; f is 1 if a factor (a word of the prompt, a phase, a region) was present,
 
 are `lift` >= 1.5, `explained` >= 0.1 and `chance` <= 0.002. Each shuffle counts with the best of all its factors, so
 testing many factors does not make names easier to get. About one atom in 500 gets a name by accident.
+
+A name needs enough evidence: the atom fired in at least 6 images where the factor was present, 6 images were without
+it (or had a phase or a region without it), and the atom fired at 3 timesteps at least.
+
+Training often makes several atoms of one: `near_duplicates` finds those of a layer with one name and one direction.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from atomtune.errors import UserError
 from atomtune.metrics.pixels import drawn_pixels
 
 LIFT, EXPLAINED, CHANCE = 1.5, 0.1, 0.002
+IMAGES, STEPS = 6, 3
+ONE_DIRECTION = 0.8  # least |cosine| of near duplicates
 SHUFFLES, AT_ONCE = 1000, 25
 PARTS = [Factor(part, "part") for part in ("on the drawing", "outline of the drawing", "around the drawing")]
 
@@ -94,11 +101,20 @@ def evidence(
     chance = (beaten + 1) / (shuffles + 1)
     explained = correlation.square()
     passing = (correlation > 0) & (lift >= LIFT) & (explained >= EXPLAINED) & (chance <= CHANCE)
+    passing &= _in_enough_images(activity, presence, group or 1)
     found: list[list[Evidence]] = [[] for _ in range(activity.shape[1])]
     for atom, factor in passing.nonzero().tolist():
         numbers = (float(value[atom, factor]) for value in (lift, explained, chance))
         found[atom].append(Evidence(factors[factor], *numbers))
     return [sorted(items, key=lambda item: -item.explained) for items in found]
+
+
+def _in_enough_images(activity: Tensor, presence: Tensor, group: int) -> Bool[Tensor, "atoms factors"]:
+    """Whether the atom fired in `IMAGES` images where the factor was present, and as many were without the factor."""
+    fired, has = ((values > 0).float().unflatten(0, (-1, group)) for values in (activity, presence))
+    with_factor = torch.stack([(image.T @ factors) > 0 for image, factors in zip(fired, has)]).sum(0)
+    without = (has < 1).any(1).sum(0)
+    return (with_factor >= IMAGES) & (without >= IMAGES)
 
 
 def name(items: Sequence[Evidence]) -> Name:
@@ -136,7 +152,7 @@ def _name_layer(
     samples, phases, _ = by_phase.shape
     found = [evidence(by_phase.mean(1), word_presence, words, generator)]
     if phases > 1:
-        when = [Factor(phase, "phase") for phase in watched.phases]
+        when = [Factor(f"{phase} steps", "phase") for phase in watched.phases]
         found.append(evidence(by_phase.flatten(0, 1), torch.eye(phases).repeat(samples, 1), when, generator, phases))
     if layer.region_grid:
         images = [drawing.image for drawing in watched.drawings]
@@ -144,7 +160,26 @@ def _name_layer(
         size = presence.shape[1]
         # Thousands of rows: `chance` hardly ever decides here, so fewer shuffles are enough.
         found.append(evidence(layer.by_region.flatten(0, 1), presence.flatten(0, 1), where, generator, size, 500))
-    return [name([item for items in atom for item in items]) for atom in zip(*found)]
+    steps = torch.stack([guided.fired > 0 for _, guided in layer.trace.by_timestep.values()]).sum(0).tolist()
+    names = [name([item for items in atom for item in items]) for atom in zip(*found)]
+    return [each if fired >= STEPS else Name() for each, fired in zip(names, steps)]
+
+
+def near_duplicates(
+    directions: Float[Tensor, "atoms out"], names: Sequence[str], energy: Float[Tensor, " atoms"]
+) -> list[int | None]:
+    """For each atom of a layer the stronger atom of the same name whose direction d it shares, |cos| >= 0.8; None for
+    one that has no stronger one, or never fires. The stronger atom is itself nobody's near duplicate."""
+    unit, energy = torch.nn.functional.normalize(directions.cpu(), dim=1), energy.cpu()
+    alike = (unit @ unit.T).abs() >= ONE_DIRECTION
+    first: list[int | None] = [None] * len(names)
+    leaders: list[int] = []
+    for atom in energy.argsort(descending=True, stable=True).tolist():
+        if energy[atom] > 0:
+            first[atom] = next((other for other in leaders if alike[atom, other] and names[atom] == names[other]), None)
+            if first[atom] is None:
+                leaders.append(atom)
+    return first
 
 
 def region_factors(

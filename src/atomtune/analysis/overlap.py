@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 HELD = 0.9  # share of Σ‖u_m d_m‖² that a span holds
 ACTING = 0.5  # share of the root mean square on the adapter's own prompts
+COSINE = 0.1  # of what the two add: nearer to 0 they neither cancel nor add up
+SHARED = 2.0  # times chance: with less span overlap they have no directions in common
 
 
 @dataclass
@@ -73,6 +75,26 @@ class Overlap:
     """For each adapter, its ΔO on the other's prompts over its ΔO on its own (root mean squares, shared layers)."""
     layers: list[LayerOverlap]
     """The layers that both adapt, in the order of the model."""
+
+    def mean(self, number: Callable[[LayerOverlap], float]) -> float:
+        """The mean of a number over the layers that both adapt."""
+        return sum(map(number, self.layers)) / len(self.layers)
+
+    @property
+    def relation(self) -> str:
+        """Whether the two disturb each other, by means over the layers.
+
+        "against": the cosine is below -`COSINE` on the prompts of one, so they cancel each other there. "together": it
+        is above `COSINE`, and the span overlap is `SHARED` times that of chance, so both push the same directions.
+        "apart": neither.
+        """
+        if not self.layers:
+            return "apart"
+        cosines = [self.mean(lambda layer: layer.cosine[0]), self.mean(lambda layer: layer.cosine[1])]
+        shared = self.mean(lambda layer: layer.span_overlap) >= SHARED * self.mean(lambda layer: layer.chance)
+        if min(cosines) < -COSINE:
+            return "against"
+        return "together" if shared and max(cosines) > COSINE else "apart"
 
 
 def overlap(

@@ -16,14 +16,16 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from atomtune.analysis import naming
+from atomtune.analysis.heatmaps import GREEN
 from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
 from atomtune.errors import UserError
 from atomtune.files import expanded, refuse_output, write_text
 
 MARK = b'<p class="eyebrow">atomtune inspect</p>'  # in every page
 LARGEST = 8_000_000  # bytes of a page
+MOST_IMAGES = 12  # training images that are shown
 QUALITIES = ((256, 90), (192, 75), (128, 60), (96, 40))  # width in pixels and WebP quality, tried until the page fits
-ENERGY_COLOUR = (16, 138, 130)
 SPARK = (120, 24)  # width and height of the curve over timesteps, in its own units
 
 
@@ -60,6 +62,9 @@ def render(
     return environment.get_template("report.html.j2").render(
         inspection=inspection,
         made_by=made_by or {},
+        naming=naming,
+        most_images=MOST_IMAGES,
+        duplicates=_duplicates(inspection.rows),
         map=_energy_map(inspection.rows),
         table=[_table_row(rank, row) for rank, row in enumerate(inspection.rows, 1)],
         spark_size=SPARK,
@@ -105,21 +110,29 @@ def _energy_map(rows: list[AtomRow]) -> dict[str, Any]:
     layers = {}
     for number in sorted({row.layer for row in rows}):
         pixels = np.zeros((1, columns, 4), np.uint8)
-        pixels[..., :3] = ENERGY_COLOUR
+        pixels[..., :3] = GREEN
         own = [row for row in rows if row.layer == number]
         for row in own:
             pixels[0, row.id, 3] = round(255 * (row.mean_energy / most) ** 0.5)
         share = sum(row.share for row in own)
         layers[number] = {"src": _png(pixels), "share": share, "atoms": len(own)}
-    return {"columns": columns, "most": most, "layers": layers}
+    return {"columns": columns, "layers": layers}
+
+
+def _duplicates(rows: list[AtomRow]) -> dict[str, list[str]]:
+    """For each atom the addresses of its near duplicates, the strongest first."""
+    found: dict[str, list[str]] = {row.address: [] for row in rows}
+    for row in rows:
+        if row.like:
+            found[row.like].append(row.address)
+    return found
 
 
 def _table_row(rank: int, row: AtomRow) -> list[Any]:
     """What the script needs of an atom. Numbers are rounded, so that thousands of rows stay small."""
-    first, last = row.active or (None, None)
     evidence = "; ".join(str(item) for item in row.name.evidence)
-    numbers = [float(f"{value:.4g}") for value in (row.share, row.mean_energy, row.firing_rate, row.peak)]
-    return [rank, row.address, str(row.name), *numbers, first, last, evidence]
+    numbers = [float(f"{value:.4g}") for value in (row.share, row.firing_rate)]
+    return [rank, row.address, str(row.name), *numbers, row.like, evidence]
 
 
 def _spark(view: AtomView) -> str:

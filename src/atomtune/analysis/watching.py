@@ -51,7 +51,7 @@ class LayerActivity:
 
     @property
     def maps(self) -> Float[Tensor, "samples phases cells atoms"]:
-        """Mean of s_m over the timesteps of a phase, in each cell of `grid`."""
+        """Mean of |s_m| over the timesteps of a phase, in each cell of `grid`."""
         return torch.cat(self._map)
 
     def heat(self, index: int, sample: int, phase: int | None = None) -> Float[Tensor, " cells"]:
@@ -102,7 +102,7 @@ def watch(
 
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
     """Turn the codes of one batch into activity, and delete them."""
-    kept = layer.trace.codes
+    kept = layer.trace.kept_codes
     times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0
     tokens = kept[0].shape[1]
@@ -116,7 +116,7 @@ def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
         magnitudes.append(magnitude.mean(1))
         total = total + magnitude * len(steps)
         if layer.grid:
-            maps.append(pooled(layer.trace.maps(steps), layer.grid, CELLS).half())
+            maps.append(pooled(magnitude, layer.grid, CELLS).half())
     layer._phase.append(torch.stack(magnitudes, 1))
     if layer.grid and isinstance(total, Tensor):
         total = total / sum(map(len, times.values()))
@@ -124,5 +124,5 @@ def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
         layer._map.append(torch.stack(maps, 1))
         layer.region_grid = (min(layer.grid[0], REGIONS), min(layer.grid[1], REGIONS))
         layer.grid = (min(layer.grid[0], CELLS), min(layer.grid[1], CELLS))
-    layer.trace.codes.clear()
+    layer.trace.kept_codes.clear()
     return list(times)

@@ -48,7 +48,9 @@ class ActingDefaults(DefaultFormatter):
     def _with_acting_default(self, entry: HelpEntry) -> HelpEntry:
         name = entry.positive_names[-1].removeprefix("--").replace("-", "_") if entry.positive_names else ""
         if name == "epochs" and name not in self.acting and "steps" in self.acting:
-            return entry.copy(default=f"not used, because {self.acting['steps'][1]} gives steps; without it {entry.default}")
+            return entry.copy(
+                default=f"not used, because {self.acting['steps'][1]} gives steps; without it {entry.default}"
+            )
         if name not in self.acting:
             return entry
         value, source = self.acting[name]

@@ -5,7 +5,6 @@ captions, three are contexts that no image shows.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -14,6 +13,7 @@ from typing import Any
 
 from atomtune.cli.hardware import DEFAULT_HARDWARE, Hardware
 from atomtune.errors import check_seed
+from atomtune.shell import command_line
 
 UNSEEN = (
     "a sks teapot on a red background",
@@ -21,8 +21,9 @@ UNSEEN = (
     "a sks teapot on the right on an orange background",
 )
 NUM = 4  # images of each prompt
+FILES = ("grid.png", "demo.json")
 HEADS = {"base": "base", "atoms": "atoms", "lora": "LoRA r=16"}
-ROWS = {  # key in summary.json: what is printed, and how
+ROWS = {  # key in demo.json: what is printed, and how
     "train_seconds": ("training time, s", ".0f"),
     "parameters": ("trained parameters", ",d"),
     "megabytes": ("adapter on disk, MB", ".2f"),
@@ -42,41 +43,54 @@ def demo(
     out: Path = Path("runs/demo"),
     seed: int = 0,
     steps: int | None = None,
+    overwrite: bool = False,
     hardware: Hardware = DEFAULT_HARDWARE,
 ) -> None:
     """Learn a teapot from five bundled images and draw it on other backgrounds.
 
+    OUT is the run of the teapot, as `customize` writes it. The same command continues a stopped demo.
+
     Args:
-        compare: Also train a LoRA of rank 16 on the same images, every other setting the same.
-        out: Folder for grid.png, summary.json and adapter/.
+        compare: Also train a LoRA of rank 16 on the same images, every other setting the same (a run in OUT/lora).
+        out: Folder for the run, grid.png and demo.json (the scores).
         seed: Seed of the training and of the images.
         steps: Training steps (by default those of the recipe for moji).
+        overwrite: Start over if OUT holds a demo already.
     """
+    try:
+        _demo(compare, out, seed, steps, overwrite, hardware)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped: the same command goes on from here.") from None
+
+
+def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: bool, hardware: Hardware) -> None:
     check_seed(seed, NUM)
     start = time.perf_counter()
     from rich.console import Console
     from rich.table import Column, Table
 
     from atomtune import bases, files, manifest, metrics, sampling, training
-    from atomtune.storage import folders
-    from atomtune.storage.metadata import CONFIG_FILE
+    from atomtune.cli.generate import drawing_command
+    from atomtune.storage.folders import adapter_info
     from atomtune.training.data import find_examples, read_image
 
-    names = ("grid.png", "summary.json", *(f"adapter/{name}" for name in folders.ADAPTER_FILES))
     files.refuse_output(out)
-    manifest.refuse_foreign(out, *names)
+    manifest.refuse_foreign(out, *FILES)
     console = Console()
     methods = ("atoms", "lora") if compare else ("atoms",)
-    options: dict[str, Any] = {"class_name": "teapot", "rank": 16, "seed": seed, "sample_every": 0, "overwrite": True}
-    options |= hardware.for_training()
+    runs = {"base": None, "atoms": out, "lora": out / "lora"}
+    options: dict[str, Any] = {"class_name": "teapot", "rank": 16, "seed": seed, "sample_every": 0}
+    options |= {"overwrite": overwrite} | hardware.for_training()
     if steps is not None:
         options["steps"] = steps
     with resources.as_file(resources.files("atomtune.moji") / "images" / "teapot") as folder:
         examples = {text: read_image(file) for file, text in find_examples(folder, "a sks teapot").items()}
         learnt = {}
         for method in methods:
-            console.print(f"Learning a teapot from {len(examples)} images: {HEADS[method]}")
-            learnt[method] = training.customize(folder, method=method, out=out / method, **options)
+            goes_on = not overwrite and (runs[method] / "config.yaml").is_file()
+            what = f"Going on with {runs[method]}" if goes_on else f"Learning a teapot from {len(examples)} images"
+            console.print(f"{what}: {HEADS[method]}", soft_wrap=True, highlight=False)
+            learnt[method] = training.customize(folder, method=method, out=runs[method], **options)
 
     judge = metrics.load_judge()
     prompts = [*examples, *UNSEEN]
@@ -85,57 +99,58 @@ def demo(
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
         pipe = bases.load_base(bases.MOJI, hardware.dtype, hardware.device)
-        drawings, numbers = _draw(pipe, out / method, prompts, seed, learnt.get(method))
-        images = [drawing.image for drawing in drawings]
+        images = _draw(pipe, out, runs[method], prompts, seed)
         rows[HEADS[method]] = images[::NUM]
+        numbers = _sizes(learnt[method], runs[method]) if method in learnt else {}
         numbers |= _judged(judge, images, list(examples.values()), prompts)
         # As printed, so that the table and the file hold the same numbers.
         summary[method] = {
             key: json.loads(f"{numbers[key]:{ROWS[key][1].strip(',')}}") for key in ROWS if key in numbers
         }
 
-    manifest.record(out, *(out / name for name in names))
-    sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), out / "grid.png", {"seed": seed})
-    with files.atomic_folder(out / "adapter", seal=CONFIG_FILE) as temporary:
-        shutil.copytree(out / "atoms" / "adapter", temporary, dirs_exist_ok=True)
-    summary |= {"prompts": prompts, "unseen": list(UNSEEN), "seconds": round(time.perf_counter() - start)}
-    summary |= bases.precision_and_device(pipe)
-    files.write_text(out / "summary.json", json.dumps(summary, indent=2))
+    manifest.record(out, *(out / name for name in FILES))
+    grid, scores = (out / name for name in FILES)
+    sampling.save_png(sampling.grid(list(rows.values()), list(rows), prompts), grid, {"seed": seed})
+    summary |= {"prompts": prompts, "unseen": list(UNSEEN)} | bases.precision_and_device(pipe)
+    files.write_text(scores, json.dumps(summary, indent=2))
     printed = Table("", *(Column(HEADS[method], justify="right") for method in ("base", *methods)))
     for label, values in table(summary, ("base", *methods)):
         printed.add_row(label, *values)
     console.print(printed)
-    console.print(str(judge), soft_wrap=True)
-    console.print(f"{summary['seconds']} s in all. Look at {out / 'grid.png'}", soft_wrap=True)
-    console.print(f"Numbers: {out / 'summary.json'}   adapter: {out / 'adapter'}", soft_wrap=True)
-    console.print(f'Now try: atomtune generate {out} --prompt "{UNSEEN[0]}"', soft_wrap=True)
+    for line in (
+        f"Done in {time.perf_counter() - start:.0f} s. The adapter is in {out / 'adapter'}, these numbers in {scores}.",
+        f"Look first at {grid}: the images it learnt from, and below them what the base and the adapter draw.",
+        f"Then draw the teapot yourself:  {drawing_command(out, adapter_info(out))}",
+        f"And see what its atoms do:      {command_line('inspect', out)}",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
-def _draw(pipe: Any, run: Path, prompts: list[str], seed: int, learnt: dict[str, Any] | None):
-    """`NUM` images of each prompt, with the run's adapter if something was learnt, and numbers of the adapter."""
-    from contextlib import nullcontext
-
-    from atomtune import sampling
+def _draw(pipe: Any, out: Path, run: Path | None, prompts: list[str], seed: int) -> list[Any]:
+    """`NUM` images of each prompt, with the adapter of `run` if there is one. Images that are there already are not
+    drawn again."""
+    from atomtune import manifest, sampling
     from atomtune.storage import folders
-    from atomtune.tracing import trace
 
-    numbers: dict[str, Any] = {}
-    watch = nullcontext()
-    if learnt:
-        model = folders.load_adapter(pipe, run)
-        numbers = {"train_seconds": learnt["seconds"], "parameters": learnt["trainable_parameters"]}
-        numbers["megabytes"] = learnt["adapter_bytes"] / 1e6
-        if learnt["method"] == "atoms":
-            watch = trace(model)
-    with watch as codes:
-        drawings = sampling.generate(pipe, prompts, NUM, seed)
-    if codes:
-        numbers |= {"atoms": sum(len(layer.fired) for layer in codes.layers), "alive": codes.alive}
-        numbers["used_per_token"] = codes.active_per_token
-    for drawing in drawings:
-        drawing.settings |= sampling.made_by(pipe, run if learnt else None)
-    sampling.save_images(drawings, run / "generated")
-    return drawings, numbers
+    if run:
+        folders.load_adapter(pipe, run)
+    planned = [own | sampling.made_by(pipe, run) for own in sampling.plan(pipe, prompts, NUM, seed)]
+    images = sampling.planned_files(planned, run / "generated" if run else out / "base")
+    manifest.record(run or out, *images)
+    sampling.draw_missing(pipe, planned, images[0].parent)
+    return [sampling.read_image(file) for file in images]
+
+
+def _sizes(learnt: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What the numbers of a run say of its training and its adapter."""
+    from atomtune.storage.metadata import atoms_in
+
+    sizes: dict[str, Any] = {"train_seconds": learnt["seconds"], "parameters": learnt["trainable_parameters"]}
+    sizes["megabytes"] = learnt["adapter_bytes"] / 1e6
+    if learnt["method"] == "atoms":
+        sizes["atoms"] = sum(atoms_in(run / "adapter"))
+        sizes |= {"alive": learnt["live_atoms"], "used_per_token": learnt["active_per_token"]}
+    return sizes
 
 
 def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
-from atomtune.errors import UserError, check_seed
+from atomtune.errors import UserError, check_seed, counted
 from atomtune.files import refuse_output
 
 
@@ -34,7 +34,7 @@ def distill(
     Args:
         lora: A PEFT folder, a run of `customize --method lora`, or a .safetensors file as diffusers or kohya's scripts
             write it.
-        out: Folder for the adapter of atoms.
+        out: Folder for the run: the adapter of atoms, its settings and its numbers.
         num_atoms: Number of atoms in each layer that the LoRA adapts.
         density: Share of these atoms that one token may use. With 1 the atoms are the LoRA's own components,
             which add exactly what the LoRA adds.
@@ -55,17 +55,16 @@ def distill(
     from rich.progress import Progress
 
     from atomtune import bases
-    from atomtune.cli.generate import read_prompts
-    from atomtune.cli.prune import refuse_taken
+    from atomtune.cli.generate import drawing_command, read_prompts
     from atomtune.lora import distillation, loading
     from atomtune.method.coding import atoms_per_token
-    from atomtune.prompts import subject_prompts
-    from atomtune.storage import folders
+    from atomtune.steering import board
+    from atomtune.storage import folders, runs
 
     atoms_per_token(num_atoms, density)
     check_seed(seed, num)
     refuse_output(out, lora)
-    refuse_taken(out)
+    runs.refuse_taken(out)
     info = None
     if file := distillation.diffusers_file(lora):
         loading.read(file)  # a file that cannot be used is refused before a base is opened
@@ -73,10 +72,9 @@ def distill(
         info = folders.adapter_info(lora)
         info.refuse_other_than("LORA", "distill takes a LoRA")
     known = info.trained_for if info else {}
-    token, class_name = known.get("token"), known.get("class_name")
     prompts = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
-    if not prompts and token and class_name:
-        prompts = subject_prompts(base.name(info), f"{token} {class_name}", known.get("backgrounds", ()))
+    if not prompts and info:
+        prompts = info.prompts(3)
     if not prompts:
         raise UserError("there are no prompts to draw with the LoRA: give --prompt, such as 'a TOKEN CLASS'.")
     pipe = base.open(info)
@@ -97,11 +95,26 @@ def distill(
             resolution=resolution,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    folder = folders.save_adapter(bases.denoiser(pipe), out / "adapter", base=base.name(info), **known)
     whole = sum(layer.weight for layer in layers)
     explained = sum(layer.share * layer.weight for layer in layers) / whole
     worst = min(layers, key=lambda layer: layer.share)
+    options = {"lora": lora, "out": out, "num_atoms": num_atoms, "density": density, "prompt": prompts, "num": num}
+    options |= {"steps": steps, "tokens": tokens, "seed": seed, "sampling_steps": sampling_steps}
+    options |= {"resolution": resolution, "base": base.name(info)}
+    atoms = sum(dictionary.num_atoms for dictionary in board(pipe).dictionaries)
+    numbers = {"base": base.name(info), "method": "atoms", **known, "atoms": atoms, "layers": len(layers)}
+    numbers |= {"explained": round(explained, 4), "explained_lowest_layer": round(worst.share, 4)}
+    training = runs.training_of(lora)
+    runs.write_run(
+        out,
+        lambda folder: folders.save_adapter(bases.denoiser(pipe), folder, base=base.name(info), **known),
+        "distill",
+        options,
+        numbers | bases.precision_and_device(pipe),
+        training and training | {"method": "atoms"},
+    )
     print(
-        f"{explained:.1%} of what the LoRA adds is explained, over {len(layers)} layers (least: {worst.share:.1%} in "
-        f"{worst.name}).\nThe adapter is in {folder}"
+        f"The atoms add {explained:.1%} of what the LoRA adds, over {counted(len(layers), 'layer')} (least in "
+        f"{worst.name}: {worst.share:.1%}).\nThe adapter is in {out}. Draw with it: "
+        f"{drawing_command(out, folders.adapter_info(out))}"
     )

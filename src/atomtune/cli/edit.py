@@ -28,25 +28,29 @@ def edit(
 
     Each of these settings, a rung of the ladder, is scored by alignment to the prompt and fidelity to the image. The
     best trade-off is marked in OUT/edit.png, and its dials are in OUT/preset.json for `atomtune generate OUT --preset`.
-    The same command with another --prompt does not train again. With another base than moji there are no scores.
+    Where no rung has at least 0.35 in both scores, which hardly any unrelated image has, none is the best and no preset
+    is written. The same command with another --prompt does not train again. With another base than moji there are no
+    scores.
 
     Args:
         image: The image to edit.
         prompt: What the image should become.
         out: Folder for the run, the images and the preset.
         source_prompt: What the image shows now.
-        remove: Addresses of atoms, such as L17[137],L3[139]. The best rung is drawn once more without these atoms.
+        remove: Addresses of atoms or layers, such as "L17[137],L3[0:40],L5". The best rung (or all atoms, if none is
+            best) is drawn once more without these atoms.
         num: Images of each rung.
         seed: Seed of the training and of the first image.
         steps: Training steps (by default those of the recipe for the base).
         epochs: How many times the image is seen in training, instead of --steps.
     """
+    from atomtune import addresses
     from atomtune.editing import edit
-    from atomtune.metrics import load_judge
+    from atomtune.shell import command_line
 
     length: dict[str, Any] = {"steps": steps, "epochs": epochs}
     length = {name: value for name, value in length.items() if value is not None}
-    removed = [address.strip() for address in remove.split(",")] if remove else []
+    removed = addresses.split(remove or "")
     result = edit(
         image,
         prompt,
@@ -65,6 +69,20 @@ def edit(
         if rung["alignment"] is not None:
             line += f"  prompt {rung['alignment']:.3f}  image {rung['fidelity']:.3f}"
         print(line + ("   best" if rung["label"] == result["best"] else ""))
+    print(f"Look at {out / 'edit.png'}. {_outcome(result)}")
     if result["best"]:
-        print(load_judge())
-    print(f"Look at {out / 'edit.png'}" + (f"; the best rung is {out / 'preset.json'}" if result["best"] else ""))
+        preset = ["--preset", result["preset"]] if result["preset"] else []
+        print(f"Draw more: {command_line('generate', out, '--prompt', prompt, *preset, '--num', 4)}")
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """What the edit came to, in a sentence or two."""
+    from atomtune.editing import ADVICE, FLOOR
+
+    if result["rungs"][0]["alignment"] is None:
+        return "This base has no judge, so choose a rung by eye: its dials are in edit.json."
+    if not result["best"]:
+        return f"No rung kept both the image and the prompt (a score of {FLOOR:g} in each). What can help: {ADVICE}"
+    if not result["preset"]:
+        return "The best rung is the adapter as it is, with all atoms: it needs no preset."
+    return f"The best rung is {result['best']}, and its dials are in {result['preset']}."

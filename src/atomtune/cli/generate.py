@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
-from atomtune.errors import UserError, check_seed
+from atomtune.errors import UserError, check_seed, counted
 from atomtune.files import refuse_output, remove_leftovers
+from atomtune.shell import command_line
 
 if TYPE_CHECKING:
     from atomtune.storage.folders import AdapterInfo
@@ -82,12 +83,9 @@ def generate(
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     planned = [settings | made_by for settings in planned]
-    files = [out / sampling.file_name(index, settings) for index, settings in enumerate(planned)]
-    missing = [index for index, file in enumerate(files) if not sampling.is_drawn(file, planned[index])]
+    files = sampling.planned_files(planned, out)
     try:
-        drawings = sampling.draw(pipe, [planned[index] for index in missing], batch_size)
-        for index, drawing in zip(missing, drawings, strict=True):
-            sampling.save_png(drawing.image, files[index], drawing.settings)
+        drawn = sampling.draw_missing(pipe, planned, out, batch_size)
     except BaseException:
         if there := sum(file.is_file() for file in files):
             print(f"{there} of {len(files)} images are in {out}: the same command draws the others.", file=sys.stderr)
@@ -99,9 +97,14 @@ def generate(
     settings = planned[0] | {"prompt": prompts, "seed": seed, "num": num}
     grid = out / f"grid-{sampling.digest(settings)}.png"
     sampling.save_png(sampling.grid(rows, prompts, seeds), grid, settings)
-    before = len(files) - len(missing)
+    before = len(files) - drawn
     already = f"; {before} of them had been drawn before with the same settings" if before else ""
-    print(f"{len(files)} images and {grid.name} are in {out}{already}")
+    print(f"{counted(len(files), 'image')} in {out}{already}. All on one sheet: {grid}")
+
+
+def drawing_command(out: Path, info: "AdapterInfo") -> str:
+    """A command that draws what the adapter of a run learnt."""
+    return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -39,8 +39,9 @@ def inspect(
 ) -> None:
     """Show what an adapter learned: which atoms, where, when, and what each one does, on one page.
 
-    The page is a single HTML file that loads nothing from the network. Energies are measured on the prompts; names are
-    proposed from other prompts, in which subjects, sizes, places and backgrounds vary independently.
+    The page is a single HTML file that loads nothing from the network. It begins with the training images of the run,
+    beside what is drawn now, and says whether the subject was learnt. How much atoms add is measured on the prompts;
+    names are proposed from other prompts, in which subjects, sizes, places and backgrounds vary independently.
 
     Args:
         adapter: Folder of a run or of an adapter.
@@ -52,7 +53,7 @@ def inspect(
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
-        naming_prompts: Number of images from which names of atoms are proposed.
+        naming_prompts: Number of images from which names of atoms are proposed. A name needs 6 images with the word.
         batch_size: Images drawn in one batch.
     """
     from rich.console import Console
@@ -61,7 +62,7 @@ def inspect(
     from atomtune import bases
     from atomtune.analysis import inspection, report
     from atomtune.cli.generate import read_prompts
-    from atomtune.storage import folders
+    from atomtune.storage import folders, runs
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
@@ -98,6 +99,7 @@ def inspect(
             subject=subject,
             class_name=class_name,
             backgrounds=info.metadata.get("backgrounds"),
+            run=runs.training_of(adapter),
             against=("against", _prompts_about(other, 4)) if against else None,
             top=top,
             naming_prompts=naming_prompts,
@@ -111,7 +113,9 @@ def inspect(
     found.against = str(against or "")
     made_by = {"adapter": adapter, "base": base.name(info), "seed": seed, "prompts": len(found.prompts)}
     size = report.write_report(found, out, made_by | bases.precision_and_device(pipe))
-    print(f"{found.facts['named']} of {found.facts['atoms']} atoms have a name. Look at {out} ({size / 1e6:.1f} MB)")
+    if said := f"{found.learnt.verdict} {found.learnt}".strip() or found.learnt.missing:
+        print(said)
+    print(f"Look at {out} ({size / 1e6:.1f} MB).")
 
 
 def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from atomtune.cli.generate import read_prompts
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
+from atomtune.shell import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,7 @@ def merge(
         combination_type: cat: the union of the atoms, exactly the sum of what the adapters add; linear: W_s and D
             summed entry by entry, for adapters of the same shape.
         weights: A weight for each adapter, with commas between them: 1,0.7 (all 1 by default).
-        out: Folder for the merged adapter.
+        out: Folder for the run: the merged adapter, its settings and its numbers.
         report: Write no adapter. Draw prompts of each adapter with both active, and print how far they overlap.
         prompts_file: For the report: text file with one prompt a line. Give it once for both adapters, or twice, one
             file for each. By default a prompt of what each was trained on ("a sks teapot on a white background").
@@ -51,12 +52,22 @@ def merge(
     if out is None:
         raise UserError("--out is missing: name a folder for the merged adapter, or give --report.")
 
-    from atomtune.storage.merging import merge, parts_of
+    from atomtune.cli.generate import drawing_command
+    from atomtune.files import refuse_output
+    from atomtune.storage import folders, merging, runs
 
-    merge(adapters, out, combination_type, _numbers(weights))
-    for part in parts_of(out):
-        print(f"{part['adapter']}  weight {part['weight']:g}, ids from {part['first_id']}")
-    print(f"The merged adapter is in {out}")
+    numbers = _numbers(weights)
+    refuse_output(out, *map(folders.adapter_folder, adapters))
+    runs.refuse_taken(out, unless_by="merge")
+    merged = merging.merged(adapters, combination_type, numbers)
+    for part in merged.parts:
+        ids = f", and {part['first_id']} is added to the numbers of its atoms" if part["first_id"] else ""
+        print(f"{part['adapter']} has weight {part['weight']:g}{ids}.")
+    options = {"adapters": adapters, "combination_type": combination_type, "weights": weights, "out": out}
+    facts = {"base": merged.config.base_model_name_or_path, "method": "atoms", "atoms": sum(merged.atoms_by_layer)}
+    facts |= {"layers": len(merged.atoms_by_layer), "parts": merged.parts}
+    runs.write_run(out, merged.save, "merge", options, facts)
+    print(f"The merged adapter is in {out}. Draw with it: {drawing_command(out, folders.adapter_info(out))}")
 
 
 def _numbers(weights: str | None) -> list[float] | None:
@@ -103,46 +114,65 @@ def _report(
     console.print("drawn in {dtype} on {device}".format(**bases.precision_and_device(pipe)), highlight=False)
     for table in _tables(measured):
         console.print(table)
+    print(EXPLAINED)
+    print(_verdict(measured, adapters))
+
+
+EXPLAINED = """\
+same directions: from 0 (the two add different directions) to 1 (the same);
+both act: share of the tokens at which both add much, on the prompts of each;
+cosine: of what the two add, above 0 they add up, below 0 they cancel;
+in brackets: two adapters that know nothing of each other.
+"""
 
 
 def _trained_prompts(info: "AdapterInfo") -> list[str]:
     """A prompt of what an adapter was trained on; of a merged adapter, one for each of its parts."""
-    from atomtune.prompts import subject_prompts
-
-    sources = info.metadata.get("merged_from") or [info.metadata]
-    words = [
-        subject_prompts(info.base, f"{source['token']} {source['class_name']}", source.get("backgrounds", ()))[0]
-        for source in sources
-        if source.get("token")
-    ]
-    if not words:
-        raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
-    return words
+    if prompts := info.prompts():
+        return prompts
+    raise UserError(f"{info.path} does not name the words that it was trained with: give --prompts-file.")
 
 
 def _tables(overlap: "Overlap") -> "list[Table]":
+    from rich import box
     from rich.table import Column, Table
 
-    whole = Table("", *(Column(name, justify="right") for name in "AB"), title="The adapters")
+    whole = Table("", *(Column(name, justify="right") for name in "AB"), box=box.SIMPLE)
     on_a, on_b = zip(*overlap.alive)
     for label, pair in {
         "atoms": overlap.atoms,
-        "alive on prompts of A": on_a,
-        "alive on prompts of B": on_b,
-        "alive on both": overlap.alive_in_both,
+        "that are used on the prompts of A": on_a,
+        "that are used on the prompts of B": on_b,
+        "that are used on both": overlap.alive_in_both,
     }.items():
         whole.add_row(label, *(f"{count:,}" for count in pair))
+    if not overlap.layers:
+        return [whole]
     whole.add_row("strength on the other's prompts, of its own", *(f"{share:.0%}" for share in overlap.strength))
-
-    heads = ("layer", "span A", "span B", "overlap", "chance", "both act, on A", "on B", "cosine, on A", "on B")
-    layers = Table(*(Column(head, justify="right") for head in heads), title="The layers that both adapt")
+    heads = ("layer", "same directions", "both act, A", "both act, B", "cosine, A", "cosine, B")
+    layers = Table(*(Column(head, justify="right") for head in heads), box=box.SIMPLE)
     for each in overlap.layers:
         both = [f"{share:.0%} ({chance:.0%})" for share, chance in zip(each.both, each.independent)]
         cosines = [f"{cosine:+.2f}" for cosine in each.cosine]
-        ranks, spans = map(str, each.ranks), (f"{each.span_overlap:.2f}", f"{each.chance:.2f}")
-        layers.add_row(each.address, *ranks, *spans, *both, *cosines)
-    layers.caption = (
-        "span: directions with 90 % of the energy; overlap: mean squared cosine of the principal angles, beside that "
-        "of random spans; both act: share of tokens (if independent); cosine: of what the two add, below 0 they cancel."
-    )
-    return [whole, layers] if overlap.layers else [whole]
+        layers.add_row(each.address, f"{each.span_overlap:.2f} ({each.chance:.2f})", *both, *cosines)
+    return [whole, layers]
+
+
+def _verdict(overlap: "Overlap", adapters: list[Path]) -> str:
+    """Whether the two disturb each other, why, and what to do, in words."""
+
+    relation, numbers = overlap.relation if overlap.layers else "elsewhere", ""
+    if overlap.layers:
+        cosines = [f"{overlap.mean(lambda layer, on=on: layer.cosine[on]):+.2f}" for on in (0, 1)]
+        spans = [overlap.mean(lambda layer: layer.span_overlap), overlap.mean(lambda layer: layer.chance)]
+        numbers = f" (on average over the layers: cosine {cosines[0]} on the prompts of A and {cosines[1]} on those of "
+        numbers += f"B, directions in common {spans[0]:.2f}, by chance {spans[1]:.2f})"
+    verdict, weights = {
+        "elsewhere": ("They adapt different layers, so neither disturbs the other there", ""),
+        "apart": ("They hardly disturb each other", ""),
+        "together": ("They push the same directions, and merged at full strength each changes the other", "0.7,0.7"),
+        "against": ("They work against each other: part of what one adds the other takes away", "1,0.7"),
+    }[relation]
+    advice = "Turn them down, look at what comes out, and try other weights" if weights else "Merge them as they are"
+    options = ["--weights", weights] if weights else []
+    return f"{verdict}{numbers}. {advice}:\n  {command_line('merge', *adapters, *options, '--out', 'runs/merged')}"

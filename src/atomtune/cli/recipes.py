@@ -18,7 +18,9 @@ def recipes(name: str | None = None, /) -> None:
         print(recipe_text(name), end="")
         return
     for each in recipe_names():
-        plain = {key: ", ".join(value) if isinstance(value, list) else value for key, value in load_recipe(each).items()}
+        plain = {
+            key: ", ".join(value) if isinstance(value, list) else value for key, value in load_recipe(each).items()
+        }
         purpose = recipe_text(each).partition("\n")[0].removeprefix("# ")  # the first line says it
         print(f"{each}\n{fill(purpose, 100, initial_indent='    ', subsequent_indent='    ')}")
         values = "  ".join(f"{key}={value}" for key, value in plain.items())

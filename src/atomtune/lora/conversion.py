@@ -1,6 +1,6 @@
 """Convert a LoRA into atoms, so that the board, importance, influence and pruning work on its rank-1 components.
 
-    LoRA            y + α/r · (x Aᵀ) Bᵀ            A [r, C_i], B [C_o, r]
+    LoRA            y + α/r · (x Aᵀ) Bᵀ            A [r, C_i], B [C_o, r], beside GPT-2's `Conv1D` too
     linear atoms    y + σ(x W_s) D                 W_s = Aᵀ, D = α/r · Bᵀ, M = r, density 1: σ is the identity
 
 Component m is atom m: its code a_m · x is dense, every token uses all of them. The split of BA into r components is not
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from atomtune.adapters import AtomConfig, adapted_layers
+from atomtune.adapters.targets import is_linear
 from atomtune.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_ONLY_PLAIN = "only plain LoRA becomes atoms"
 
 
 def lora_to_atoms(model: PeftModel, adapter: str = "default", principal: bool = False) -> PeftModel:
@@ -63,11 +66,16 @@ def refuse_other_than_lora(model: PeftModel, adapter: str = "default") -> None:
             f"expected a model with the LoRA {adapter!r} and no other adapter, got {sorted(model.peft_config)} of "
             f"{type(config).__name__ if config else 'another name'}: load the LoRA alone."
         )
-    if config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save:
-        raise UserError("this LoRA is more than B A x (DoRA, biases or whole modules): only plain LoRA becomes atoms.")
+    more = (config.use_dora, config.lora_bias, config.bias != "none", config.modules_to_save)
+    if any(more) or config.trainable_token_indices or config.target_parameters:
+        raise UserError(f"this LoRA is more than B A x (DoRA, biases, tokens or whole modules): {_ONLY_PLAIN}.")
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and not isinstance(layer.get_base_layer(), nn.Linear):
+        if not isinstance(layer, LoraLayer):
+            continue
+        if not is_linear(layer.get_base_layer()):
             raise UserError(f"{name} is a {type(layer.get_base_layer()).__name__}: only linear layers carry atoms.")
+        if variant := layer.lora_variant.get(adapter):
+            raise UserError(f"{name} has a {type(variant).__name__}, which may be more than B A x: {_ONLY_PLAIN}.")
 
 
 def singular_directions(

@@ -11,6 +11,7 @@ and nothing needs to be learned: the LoRA's own components, see `conversion`, gi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 
 from atomtune import bases, sampling
 from atomtune.adapters import AtomConfig, AtomLayer, adapted_layers
+from atomtune.adapters.model import refuse_taken_name
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.lora import loading
 from atomtune.lora.conversion import lora_to_atoms, refuse_other_than_lora
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.storage import folders
+from atomtune.tracing import bare_model
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,15 +74,46 @@ def distill(
     only for measuring. `on_progress(done, total)` is called after each layer. Raises `UserError` unless the adapter is
     a plain LoRA.
     """
-    from peft import get_peft_model
-
     if not prompts:
         raise UserError("there is nothing to distill on: give prompts that the LoRA was made for.")
     check_seed(seed, num)
+
+    def draw() -> None:
+        sampling.generate(pipe, list(prompts), num, seed, sampling_steps, resolution=resolution)
+
+    options: Any = {"num_atoms": num_atoms, "density": density, "steps": steps, "tokens": tokens, "seed": seed}
+    distilled, explained = distill_model(model, draw, **options, on_progress=on_progress)
+    bases.set_denoiser(pipe, distilled)
+    return explained
+
+
+def distill_model(
+    model: PeftModel,
+    run: Callable[[], object],
+    *,
+    num_atoms: int = 128,
+    density: float = 0.05,
+    steps: int = 500,
+    tokens: int = 8192,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[PeftModel, list[Explained]]:
+    """As `distill`, for a model of any kind: `run()` runs it on the examples to distill on, such as some texts.
+
+    Returns the model with the atoms, and how much of the LoRA they explain. Raises `UserError` unless the adapter is a
+    plain LoRA, or if a layer of it saw fewer than 5 tokens.
+    """
+    from peft import get_peft_model
+
+    check_seed(seed)
     refuse_other_than_lora(model)
     generator = torch.Generator().manual_seed(seed)
-    with _recorded(model, tokens, generator) as inputs:
-        sampling.generate(pipe, list(prompts), num, seed, sampling_steps, resolution=resolution)
+    with _recorded(model, tokens, generator) as inputs, torch.no_grad():
+        run()
+    if few := [name for name, seen in inputs.items() if len(seen.keys) < 5]:
+        raise UserError(
+            f"{few[0]} saw {len(inputs[few[0]].keys)} tokens, too few to distill on: run the model on more examples."
+        )
     distilled = lora_to_atoms(model)  # without the LoRA, but with the same outputs
     factors = {
         name: (dictionary.encoder.weight.detach(), dictionary.decoder.weight.detach())
@@ -91,7 +125,8 @@ def distill(
         distilled = get_peft_model(distilled.unload(), config)  # pyright: ignore
     explained, dictionaries = [], _dictionaries(distilled)
     for done, (name, dictionary) in enumerate(dictionaries.items(), 1):
-        x, (W, D) = inputs[name].tokens, factors[name]
+        x = inputs[name].tokens
+        W, D = (factor.to(x) for factor in factors[name])
         output, test = (x @ W.T) @ D, len(x) // 5
         if density < 1:
             fit(dictionary, x[test:], output[test:], W.T @ D, steps, generator)
@@ -102,8 +137,7 @@ def distill(
         share = 1 - error.square().sum() / expected.square().sum().clamp_min(1e-30)
         explained.append(Explained(name, float(share), float(expected.square().sum(1).mean())))
         on_progress(done, len(dictionaries))
-    bases.set_denoiser(pipe, distilled.eval())
-    return explained
+    return distilled.eval(), explained
 
 
 def fit(
@@ -148,20 +182,30 @@ def diffusers_file(path: Path) -> Path | None:
     return None if path.is_dir() and not file.is_file() else file
 
 
-def load_lora(pipe: DiffusionPipeline, path: str | Path) -> PeftModel:
+def load_lora(pipe: DiffusionPipeline, path: str | Path, adapter_name: str = "default") -> PeftModel:
     """Attach a LoRA to the pipeline's denoiser: a PEFT folder, a run, or a `.safetensors` file as diffusers or kohya's
     scripts write it. Weights for text encoders are left out, with a warning in the log.
 
+    Beside an adapter that is there already, such as atoms, it is loaded and not yet active, as by `load_adapter`.
+
     Raises `UserError`, and leaves the denoiser as it was, if there is no LoRA that can be read or fits this base.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
     path = expanded(path)
     if (file := diffusers_file(path)) is None:
-        return folders.load_adapter(pipe, path)
+        return folders.load_adapter(pipe, path, adapter_name)
+    before = bases.denoiser(pipe)
+    refuse_taken_name(before, adapter_name, "LORA")
     state, options = loading.fitted(pipe, loading.read(file), file)
-    model = get_peft_model(bases.denoiser(pipe), LoraConfig(**options))
-    set_peft_model_state_dict(model, {f"base_model.model.{key}": value for key, value in state.items()})
+    with warnings.catch_warnings():  # PEFT's, of a second adapter on the model
+        warnings.filterwarnings(
+            "ignore", "(Already found a `peft_config`|You are trying to modify a model)", UserWarning
+        )
+        model = get_peft_model(bare_model(before), LoraConfig(**options), adapter_name)
+    set_peft_model_state_dict(model, {f"base_model.model.{key}": value for key, value in state.items()}, adapter_name)
+    if isinstance(before, PeftModel):
+        model = folders.beside(before, model, before.active_adapters)
     bases.set_denoiser(pipe, model)
     return model.eval()
 
@@ -176,7 +220,8 @@ class Reservoir:
     tokens: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(self, x: Float[Tensor, "*batch width"]) -> None:
-        x = x.detach().flatten(0, -2).float()
+        x = x.detach().flatten(0, -2)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         new = torch.rand(len(x), generator=self.generator)
         rows = new.topk(min(self.size, len(new)), largest=False).indices  # so that no more than these are copied
         keys = torch.cat([self.keys, new[rows]])

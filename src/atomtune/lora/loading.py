@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atomtune.bases import denoiser
 from atomtune.errors import UserError
+from atomtune.tracing import bare_model
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -65,7 +66,7 @@ def fitted(pipe: DiffusionPipeline, state: dict[str, Tensor], file: Path) -> tup
     if any(key.startswith(_TEXT) for key in state):
         logger.warning("%s: its weights for text encoders are left out; only the denoiser gets atoms", file)
     state, alphas = _of_the_denoiser(state), _of_the_denoiser(alphas)
-    modules = dict(denoiser(pipe).named_modules())
+    modules = dict(bare_model(denoiser(pipe)).named_modules())
     state = _by_modules(state, modules, file)
     alphas |= {key: float(state.pop(key)) for key in [key for key in state if key.endswith(".alpha")]}
     if not any(".lora_A." in key for key in state):

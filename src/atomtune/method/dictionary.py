@@ -100,6 +100,8 @@ class SparseDictionary(Dials):
     scale: Tensor
     strength: Tensor
     kept: Tensor | None
+    traced_usage: Tensor | None
+    """Mean |s_m| over the tokens of the last trace. Not saved."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> SparseDictionary:
         """Register every instance, copies and unpickled ones too, so that the running estimates of σ are updated."""
@@ -130,6 +132,7 @@ class SparseDictionary(Dials):
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32), persistent=False)
         self.register_buffer("strength", torch.tensor(1.0, dtype=torch.float32), persistent=False)
         self.keep_only(None)
+        self.set_traced_usage(None)
         self.seating.seat(seats)
         self.reset_parameters()
 
@@ -179,6 +182,15 @@ class SparseDictionary(Dials):
         """usage · ‖d_m‖: how much each atom added to the layer's output in training."""
         return self.usage * self.atoms().norm(dim=1)
 
+    @property
+    def traced_energy(self) -> Float[Tensor, " atoms"]:
+        """The same in the last trace, with the present D; 0 if there was no trace."""
+        norms = self.atoms().norm(dim=1)
+        return torch.zeros_like(norms) if self.traced_usage is None else self.traced_usage.to(norms.device) * norms
+
+    def set_traced_usage(self, usage: Float[Tensor, " atoms"] | None) -> None:
+        self.register_buffer("traced_usage", usage, persistent=False)
+
     def keep_only(self, mask: Bool[Tensor, " atoms"] | None) -> None:
         """κ: only the atoms of `mask` take part in the selection; None: all of them."""
         kept = None if mask is None or bool(mask.all()) else mask.to(self.gain)
@@ -213,6 +225,7 @@ class SparseDictionary(Dials):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self.set_traced_usage(None)  # other atoms
         if not self.head.is_meta:
             self.update_layout()
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set_denoiser
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
+from atomtune.prompts import subject_prompts
 from atomtune.storage.cards import CARD, adapter_card, write_card
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
 
@@ -88,6 +89,16 @@ class AdapterInfo:
         them."""
         names = ("token", "class_name", "backgrounds", "license")
         return {key: self.metadata[key] for key in names if key in self.metadata}
+
+    def prompts(self, num: int = 1) -> list[str]:
+        """Up to `num` prompts that show what it learnt (see `subject_prompts`), of a merged adapter for each of its
+        parts. None if the adapter does not name the words that it was trained with."""
+        base, found = self.config.get("base_model_name_or_path") or "", []
+        for part in self.metadata.get("merged_from") or [self.metadata]:
+            if part.get("token") and part.get("class_name"):
+                subject = f"{part['token']} {part['class_name']}"
+                found += subject_prompts(base, subject, part.get("backgrounds") or (), num)
+        return found
 
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
@@ -163,10 +174,16 @@ def load_adapter(
     compiled model is not compiled again: their shapes and options must be the same. Dials that the board changed are
     reset.
 
-    Raises `UserError` if the adapter was trained on another base, or cannot be swapped in.
+    Beside an adapter that is there already, also one of another method (a LoRA beside atoms), it is loaded and not yet
+    active: `model.base_model.set_adapter(["default", adapter_name])` makes both act.
+
+    Raises `UserError` if the adapter was trained on another base, cannot be swapped in, or if an adapter of another
+    method has the name.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
+
+    from atomtune.adapters.model import refuse_taken_name
 
     info = adapter_info(path)
     folder, model = info.folder, denoiser(pipe)
@@ -174,11 +191,17 @@ def load_adapter(
     if hotswap:
         _hotswap(model, folder, adapter_name)
         return model
+    refuse_taken_name(model, adapter_name, info.kind)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
-            if isinstance(model, PeftModel):
+            if isinstance(model, PeftModel) and model.peft_type == info.kind:
                 model.load_adapter(str(folder), adapter_name, is_trainable=trainable)
+            elif isinstance(model, PeftModel):  # PEFT's `load_adapter` refuses another method
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+                active, base = model.active_adapters, model.get_base_model()
+                loaded = PeftModel.from_pretrained(base, str(folder), adapter_name, is_trainable=trainable)
+                model = beside(model, loaded, active)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=trainable)
     except UserError:
@@ -189,6 +212,18 @@ def load_adapter(
         raise unreadable(folder, error) from error
     set_denoiser(pipe, model)
     return model
+
+
+def beside(model: PeftModel, other: PeftModel, active: Sequence[str]) -> PeftModel:
+    """One of two wrappers around the same network, each of one method: that of the atoms, if there are any, because it
+    switches, unloads and saves the adapters of both. Only the `active` ones act, and they train if they did."""
+    from peft.functional import set_adapter
+
+    chosen = other if other.peft_type == "ATOMS" else model
+    frozen = all(model.peft_config[name].inference_mode for name in active)
+    chosen.base_model.set_adapter(list(active), frozen)  # pyright: ignore[reportCallIssue]
+    set_adapter(chosen.get_base_model(), list(active), frozen)
+    return chosen
 
 
 _SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units", "unit_encoder")
@@ -267,6 +302,13 @@ def save_adapter(
     if not isinstance(model, PeftModel):
         raise UserError(
             f"{type(model).__name__} carries no adapter: put one on it with get_peft_model or load_adapter."
+        )
+    from atomtune.adapters import AtomConfig, adapted_layers
+
+    if adapted_layers(model, adapter_name) and not isinstance(model.peft_config.get(adapter_name), AtomConfig):
+        raise UserError(
+            f"there are atoms and an adapter of another method under the one name {adapter_name!r}, and PEFT saves one "
+            "of them: give them different names."
         )
     base, folder = os.path.expanduser(base or ""), expanded(folder)
     if not base:

@@ -11,12 +11,13 @@ The arithmetic, and what addresses look like afterwards, is in `adapters.combini
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from atomtune.adapters import AtomConfig, AtomModel
 from atomtune.adapters.combining import Layers, Part, combine, first_ids
@@ -47,14 +48,50 @@ def merge(
     Raises `UserError`, and writes nothing, if the adapters do not fit, if `out` contains one of them, or if `out` holds
     an adapter that was not made by `merge`. Other files in `out` stay.
     """
-    weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
-    if len(weights) != len(adapters):
-        raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
     out, adapters = expanded(out), [expanded(path) for path in adapters]
     refuse_output(out, *map(adapter_folder, adapters))
     there = [(out / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)]
     if any(there) and not (all(there) and parts_of(out)):
         raise UserError(f"{out} holds an adapter that was not made by merge, or a part of one: choose another folder.")
+    return merged(adapters, combination_type, weights).save(out)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several adapters in one, not yet on disk."""
+
+    config: AtomConfig
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """See `parts_of`."""
+        return self.metadata["merged_from"]
+
+    @property
+    def atoms_by_layer(self) -> list[int]:
+        return [len(ids) for name, ids in self.tensors.items() if name.endswith(".atoms_id")]
+
+    def save(self, out: Path) -> Path:
+        """Write the adapter folder `out`, whole or not at all; return it."""
+        with atomic_folder(out, seal=CONFIG_FILE) as temporary:
+            text = _text(self.parts, self.metadata["combination_type"])
+            card = adapter_card(str(self.config.base_model_name_or_path), "atoms", "Several adapters in one", text)
+            write_card(temporary, out, card)
+            theirs = {key: value for key, value in (self.config.auto_mapping or {}).items() if key in PEFT_KEYS}
+            replace(self.config, auto_mapping=theirs or None).save_pretrained(str(temporary))
+            write_weights(temporary, self.tensors, self.metadata)
+        return out
+
+
+def merged(
+    adapters: Sequence[str | Path], combination_type: str = "cat", weights: Sequence[float | int] | None = None
+) -> Merged:
+    """What `merge` writes. Raises `UserError`, if the adapters do not fit."""
+    weights = [1.0] * len(adapters) if weights is None else list(map(float, weights))
+    if len(weights) != len(adapters):
+        raise UserError(f"there must be one weight for each adapter, got {len(weights)} for {len(adapters)}.")
     infos = [adapter_info(path) for path in adapters]
     parts = [_read(info, weight) for info, weight in zip(infos, weights)]
     refuse_different_bases(infos)
@@ -69,14 +106,7 @@ def merge(
         for name, own in layers.items()
         for key, tensor in own.items()
     }
-    with atomic_folder(out, seal=CONFIG_FILE) as temporary:
-        text = _text(sources, combination_type)
-        card = adapter_card(str(config.base_model_name_or_path), "atoms", "Several adapters in one", text)
-        write_card(temporary, out, card)
-        theirs = {key: value for key, value in (config.auto_mapping or {}).items() if key in PEFT_KEYS}
-        replace(config, auto_mapping=theirs or None).save_pretrained(str(temporary))
-        write_weights(temporary, tensors, metadata)
-    return out
+    return Merged(config, tensors, metadata)
 
 
 def parts_of(path: str | Path) -> list[dict[str, Any]]:

@@ -44,6 +44,15 @@ def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def atoms_in(folder: Path) -> list[int]:
+    """How many atoms each layer of the adapter in `folder` has, read without the weights."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        names = [key for key in file.keys() if key.endswith(".atoms_id")]  # noqa: SIM118  it is no dict
+        return [file.get_slice(key).get_shape()[0] for key in names]
+
+
 def write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write the tensors of the adapter whose `adapter_config.json` is in `folder`, with `metadata` in the header.
 

@@ -15,6 +15,7 @@ from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers
 from atomtune.storage import folders
 from atomtune.storage.metadata import WEIGHTS_FILE
+from atomtune.storage.runs import settings_of
 from atomtune.training import checkpoints
 from atomtune.training.config import LENGTH, CustomizeConfig
 
@@ -61,6 +62,11 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
         manifest.refuse_links(config.out)
     if config.overwrite or not written.is_file():
         return None
+    if command := settings_of(config.out).get("command"):
+        raise UserError(
+            f"{config.out} holds what `atomtune {command}` wrote: train in another folder, with --init-adapter "
+            f"{config.out} to start from what it has learnt (--overwrite starts over here)."
+        )
     record = _record(config.out)
     defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
     # written before some options existed

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
 from atomtune.method.sigma import SIGMAS, SigmaConfig
+from atomtune.prompts import subject_prompts
 
 LENGTH = ("steps", "epochs")
 """The options for the length of a run. One of them is enough."""
@@ -212,6 +214,12 @@ class CustomizeConfig:
     def instance_prompt(self) -> str:
         """The caption of images that have none of their own: `caption`, or "a sks teapot"."""
         return self.caption or f"a {self.token} {self.class_name}"
+
+    def prompts(self, backgrounds: Sequence[str] = (), num: int = 3) -> list[str]:
+        """Prompts that show what is learnt (see `subject_prompts`); the caption alone if it does not have the token."""
+        if self.caption is not None and self.token not in self.caption.split():
+            return [self.caption]
+        return subject_prompts(self.base, f"{self.token} {self.class_name}", backgrounds, num)
 
     def total_steps(self, images: int, processes: int) -> int:
         """Optimizer steps of the whole run on so many images in so many processes."""

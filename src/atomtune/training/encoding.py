@@ -22,7 +22,7 @@ from atomtune.bases import call_options, denoiser
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import clear_backgrounds
 from atomtune.tracing import bare_model
-from atomtune.training import fitting, observed, outcome
+from atomtune.training import fitting, observed
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_image, square, to_tensor
 from atomtune.training.objectives import Objective, objective_for
@@ -208,7 +208,7 @@ def encode(
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
     backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
-    prompts = config.sample_prompts or tuple(outcome.prompts_for(config, backgrounds, SAMPLES))
+    prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     check(pipe, objective_for(pipe.scheduler, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
     class_prompt = config.class_prompt or f"a {config.class_name}"
@@ -216,7 +216,7 @@ def encode(
     known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
     pipe.maybe_free_model_hooks()
     latents = encode_images(pipe, images)
-    misfits = fitting.misfits(pipe, config.base, sides, images, latents)
+    misfits = fitting.misfits(pipe, config.base, sides, images, latents.mean)
     conditionings = [known[caption] for caption in captions]
     cache = Cache(latents, conditionings, known[""], samples, images, backgrounds, misfits)
     if config.prior_preservation:

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from atomtune import bases
 from atomtune.training.data import to_tensor
@@ -33,8 +35,6 @@ from atomtune.training.observed import latent_statistics
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-    from atomtune.training.encoding import Latents
 
 EVEN = 0.72  # evenness of the median image below which a base of flat drawings does not fit
 ONE_COLOUR = 3  # largest difference of 255 in any channel
@@ -52,12 +52,12 @@ def evenness(image: Image.Image) -> float:
 
 
 @torch.no_grad()
-def lost(pipe: Any, images: Sequence[Image.Image], latents: Latents) -> float:
+def lost(pipe: Any, images: Sequence[Image.Image], latents: Float[Tensor, "n channels height width"]) -> float:
     """Share of the images' variance that the base's autoencoder does not give back, of the first `LOOKED_AT` images."""
     vae, shares = pipe.vae, []
     shift, scale = latent_statistics(vae)
     device = getattr(pipe, "_execution_device", vae.device)
-    for image, latent in zip(images[:LOOKED_AT], latents.mean):
+    for image, latent in zip(images[:LOOKED_AT], latents):
         raw = (latent[None] / scale + shift).to(device)
         pixels, back = to_tensor(image), vae.decode(raw, return_dict=False)[0][0].float().cpu().clamp(-1, 1)
         shares.append(float((back - pixels).square().mean() / pixels.var(dim=(1, 2)).mean().clamp(min=1e-4)))
@@ -65,23 +65,28 @@ def lost(pipe: Any, images: Sequence[Image.Image], latents: Latents) -> float:
 
 
 def misfits(
-    pipe: DiffusionPipeline, base: str, sides: Sequence[int], images: Sequence[Image.Image], latents: Latents
+    pipe: DiffusionPipeline,
+    base: str,
+    sides: Sequence[int],
+    images: Sequence[Image.Image],
+    latents: Float[Tensor, "n channels height width"],
 ) -> list[str]:
     """What makes the images hard to learn for this base: a sentence each, and none if they fit.
 
-    `sides` are the shorter sides of the images in pixels as they were given, `images` are as they will be trained on.
+    `sides` are the shorter sides of the images in pixels as they were given, `images` are as they will be trained on,
+    and `latents` are theirs, as the denoiser gets them.
     """
     found, resolution, count = [], images[0].width, len(images)
     if small := [side for side in sides if side * BLOWN_UP < resolution]:
         found.append(
-            f"{len(small)} of the {count} images are blown up, from {min(small)} to {resolution} pixels, and look blurred "
-            "to the base: give larger images, or a smaller --resolution."
+            f"{len(small)} of the {count} images are blown up, from {min(small)} to {resolution} pixels, and look "
+            "blurred to the base: give larger images, or a smaller --resolution."
         )
     if base in FLAT and (even := statistics.median(map(evenness, images))) < EVEN:
         found.append(
             f"{base} draws {FLAT[base]}, at {resolution} pixels, and these look like photographs ({even:.0%} of "
-            f"neighbouring pixels have one colour, and at least {EVEN:.0%} in flat drawings), of which it makes mud: for "
-            "photographs use another base, for example with --config pixart-sigma."
+            f"neighbouring pixels have one colour, and at least {EVEN:.0%} in flat drawings), of which it makes mud: "
+            "for photographs use another base, for example with --config pixart-sigma."
         )
     elif (share := lost(pipe, images, latents)) > LOST:
         found.append(

@@ -58,6 +58,11 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(options, dict):
         raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
+    if "command" in options:  # see `storage.runs`
+        raise UserError(
+            f"{name_or_path} holds what `atomtune {options['command']}` was given, and no settings of a training: to "
+            f"train its adapter further, give --init-adapter {file.parent}."
+        )
     return options
 
 

@@ -7,7 +7,6 @@ bits.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -47,7 +46,6 @@ logger = logging.getLogger(__name__)
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
-HELD_DRAWS = 24  # of noise that is not trained on
 
 
 def _seed(*counters: int) -> int:
@@ -165,29 +163,11 @@ class Trainer:
             loss = loss + config.prior_loss_weight * prior.mean()
         return loss + config.preserve_weight * other.mean() if len(other) else loss
 
-    @torch.no_grad()
     def _held_losses(self) -> dict[str, float]:
-        """The loss without and with the adapter, on noise and timesteps that are the same whenever it is measured."""
-        config, cache, found = self.config, self.cache, {}
-        generator = _generator(config.seed, HELD)
-        index = [place % len(cache.conditionings) for place in range(HELD_DRAWS)]
-        noised = self.objective.add_noise(cache.latents.draw(index, generator), generator)
-        self.model.eval()
-        for name, adapter in (("held_loss_before", self.model.disable_adapter), ("held_loss", contextlib.nullcontext)):
-            losses = []
-            for first in range(0, HELD_DRAWS, config.batch_size):
-                batch = slice(first, first + config.batch_size)
-                part = noised.rows(batch).to(self.accelerator.device)
-                conditioning = encoding.collate([cache.conditionings[place] for place in index[batch]])
-                with adapter(), self.accelerator.autocast():
-                    prediction = self.model(
-                        part.noisy.to(self.dtype),
-                        timestep=part.timesteps,
-                        **encoding.cast(conditioning, self.dtype),
-                        return_dict=False,
-                    )[0]
-                losses.append(prediction_loss(prediction, part))
-            found[name] = round(float(torch.cat(losses).mean()), 6)
+        generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size
+        model, device = self.model.eval(), self.accelerator.device
+        with self.accelerator.autocast():
+            found = outcome.held_losses(model, self.objective, self.cache, generator, batch_size, device, self.dtype)
         self.model.train()
         return found
 
@@ -260,7 +240,7 @@ class Trainer:
             sheet = config.out / outcome.SHEET
             manifest.record(config.out, *files, config.out / "summary.json", sheet)
             summary |= outcome.judged(config, samples, self.cache.images) | self._held_losses()
-            sampling.save_png(outcome.contact_sheet(self.cache.images, samples), sheet, {"step": self.step})
+            sampling.save_png(outcome.contact_sheet(config.out, self.cache.images, samples), sheet, {"step": self.step})
             summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
             if self.cache.misfits:
                 summary["misfits"] = self.cache.misfits
@@ -376,7 +356,7 @@ class Trainer:
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
-        (prompt,) = outcome.prompts_for(config, self.cache.backgrounds, 1)
+        (prompt,) = config.prompts(self.cache.backgrounds, 1)
         folders.save_adapter(
             self.model,
             folder,
@@ -407,8 +387,9 @@ class Trainer:
 
     def _finished_checkpoint(self) -> str | None:
         """Name of the checkpoint that summary.json names, while a finished run goes on to more steps."""
-        summary = self.config.out / "summary.json"
-        return Path(json.loads(summary.read_text(encoding="utf-8"))["checkpoint"]).name if summary.is_file() else None
+        file = self.config.out / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return Path(summary["checkpoint"]).name if "checkpoint" in summary else None
 
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)

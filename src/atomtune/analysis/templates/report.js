@@ -1,7 +1,8 @@
 "use strict";
-// An atom's row: rank, address, name, share of energy, energy, firing rate, peak, first timestep, last timestep, evidence.
+// An atom's row: rank, address, name, share of all that is added, share of the places it acts in, the atom it is a near
+// duplicate of, evidence.
 const atoms = JSON.parse(document.getElementById("atoms-data").textContent);
-const [RANK, ADDRESS, NAME, SHARE, , RATE, PEAK, FIRST, LAST, EVIDENCE] = Array(10).keys();
+const [RANK, ADDRESS, NAME, SHARE, RATE, LIKE, EVIDENCE] = Array(7).keys();
 const PAGE = 50;
 const element = (id) => document.getElementById(id);
 const percent = (share) => (share === 0 ? "0" : (100 * share).toPrecision(2) + "\u00a0%");
@@ -52,7 +53,8 @@ function show() {
   const words = element("find").value.toLowerCase().split(/\s+/).filter(Boolean);
   const found = atoms.filter((atom) => {
     const text = `${atom[ADDRESS]} ${atom[NAME]}`.toLowerCase();
-    return words.every((word) => text.includes(word)) && (!element("named").checked || atom[NAME]);
+    return words.every((word) => text.includes(word)) && (!element("named").checked || atom[NAME])
+      && (!element("once").checked || !atom[LIKE]);
   }).sort(compare);
   body.replaceChildren();
   for (const atom of found.slice(0, shown)) {
@@ -64,7 +66,9 @@ function show() {
       link.href = "#" + anchor(atom[ADDRESS]);
       link.textContent = atom[ADDRESS];
     } else address.textContent = atom[ADDRESS];
-    cell(row, atom[NAME] || "–").title = atom[EVIDENCE];
+    const name = cell(row, atom[NAME] || "–");
+    name.title = atom[EVIDENCE];
+    if (atom[LIKE]) name.appendChild(document.createElement("small")).textContent = " like " + atom[LIKE];
     const share = cell(row, "");
     const text = share.appendChild(document.createElement("span"));
     text.className = "energy";
@@ -74,8 +78,6 @@ function show() {
     bar.style.setProperty("--part", (100 * atom[SHARE]) / most + "%");
     share.prepend(bar);
     cell(row, percent(atom[RATE]), "wide");
-    cell(row, atom[PEAK], "wide");
-    cell(row, atom[FIRST] === null ? "–" : `${atom[FIRST]} to ${atom[LAST]}`, "wide");
   }
   element("count").textContent = `${found.length.toLocaleString("en")} of ${atoms.length.toLocaleString("en")} atoms`;
   element("more").hidden = found.length <= shown;
@@ -91,7 +93,7 @@ for (const head of document.querySelectorAll(".sortable th"))
     head.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
     show();
   });
-for (const id of ["find", "named"]) element(id).addEventListener("input", () => { shown = PAGE; show(); });
+for (const id of ["find", "named", "once"]) element(id).addEventListener("input", () => { shown = PAGE; show(); });
 element("more").addEventListener("click", () => { shown += PAGE; show(); });
 
 // The map: say which atom is under the pointer; press to find it in the table.
@@ -105,13 +107,13 @@ function pointed(event) {
 for (const layer of document.querySelectorAll(".maprow img")) {
   layer.addEventListener("pointermove", (event) => {
     const atom = pointed(event);
-    if (atom) element("map-says").textContent = `${atom[ADDRESS]}: ${percent(atom[SHARE])} of the energy, ${atom[NAME] || "no name"}`;
+    if (atom) element("map-says").textContent = `${atom[ADDRESS]}: ${percent(atom[SHARE])} of all that is added, ${atom[NAME] || "no name"}`;
   });
   layer.addEventListener("click", (event) => {
     const atom = pointed(event);
     if (!atom) return;
     element("find").value = atom[ADDRESS];
-    element("named").checked = false;
+    element("named").checked = element("once").checked = false;
     show();
     element("table").scrollIntoView();
   });

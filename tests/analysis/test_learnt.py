@@ -1,0 +1,89 @@
+"""Was the subject learnt: the judge compares on moji, the loss with held noise tells elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atomtune import metrics
+from atomtune.analysis import learnt as module
+from atomtune.analysis.examples import training_examples
+from atomtune.analysis.learnt import NOISE, Learnt, learnt
+from tests.analysis.tiny import adapted_pixart
+
+
+class Judge:
+    """Scores that are read off the images: their first pixel, in hundredths."""
+
+    def fidelity(self, images, references):
+        return np.array([image.getpixel((0, 0))[0] / 100 for image in images])
+
+    def rank(self, images, names):
+        assert set(names) == {"teapot"}
+        return np.arange(len(images))
+
+
+def image_of(fidelity: float) -> Image.Image:
+    return Image.new("RGB", (64, 64), (round(100 * fidelity), 0, 0))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return adapted_pixart()
+
+
+@pytest.fixture
+def run(tmp_path):
+    for number in range(2):
+        image_of(0.9).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.txt").write_text("a sks teapot on a shelf")
+    return {"images": str(tmp_path), "token": "sks", "class_name": "teapot"}
+
+
+def test_the_images_of_the_run_are_shown_with_their_captions(pipe, run):
+    found = learnt(pipe, run, {})
+    assert [words for _, words in found.images] == ["a sks teapot on a shelf", "a sks teapot"]
+    assert not found.missing
+
+
+def test_elsewhere_the_loss_on_held_noise_is_measured_without_and_with_the_adapter(pipe, run):
+    found = learnt(pipe, run, {})
+    examples = training_examples(pipe, run["images"], "a sks teapot", seed=NOISE)
+    with torch.no_grad():
+        with_it = float(examples.losses().mean())
+        with pipe.transformer.disable_adapter():
+            without = float(examples.losses().mean())
+    assert found.numbers == pytest.approx({"held_loss_before": without, "held_loss": with_it}, rel=1e-4)
+    assert "without the adapter" in str(found)
+
+
+def test_on_moji_the_judge_compares_the_drawings_with_the_images(pipe, run, monkeypatch):
+    monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
+    monkeypatch.setattr(metrics, "load_judge", Judge)
+    drawn = {prompt: (image_of(0.1), image_of(0.8)) for prompt in ("a", "b", "c")}
+    found = learnt(pipe, run, drawn, "teapot")
+    assert found.numbers == pytest.approx({"fidelity_before": 0.1, "fidelity": 0.8, "recognised": 1, "drawings": 3})
+    assert "fidelity of 0.80" in str(found) and "1 of 3 drawings for a teapot" in str(found)
+    assert found.verdict == "This subject was learnt."
+    assert "recognised" not in learnt(pipe, run, drawn, "my own thing").numbers  # the judge does not know the word
+    assert learnt(pipe, run, {"a": (image_of(0.1), image_of(0.2))}).little
+
+
+def test_images_of_different_subjects_are_not_for_the_judge(pipe, run, monkeypatch):
+    monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
+    monkeypatch.setattr(metrics, "load_judge", Judge)
+    for number in range(2):
+        image_of(0.1).save(f"{run['images']}/{number}.png")
+    assert "held_loss" in learnt(pipe, run, {"a": (image_of(0.1), image_of(0.8))}).numbers
+
+
+def test_images_that_are_not_there_are_said(pipe, run, tmp_path):
+    assert "no run is beside it" in learnt(pipe, None, {}).missing
+    gone = learnt(pipe, run | {"images": str(tmp_path / "gone")}, {})
+    assert "there is no folder" in gone.missing and not gone.images
+    assert not gone.little and not str(gone)
+
+
+def test_a_loss_that_did_not_fall_is_a_subject_that_was_hardly_learnt():
+    assert Learnt(numbers={"held_loss_before": 0.1, "held_loss": 0.099}).little
+    assert not Learnt(numbers={"held_loss_before": 0.1, "held_loss": 0.08}).little
