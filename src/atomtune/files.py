@@ -92,8 +92,8 @@ def write_text(file: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_lines(file: str | Path) -> list[str]:
-    """The lines of a text file of prompts that are not empty. Raises `UserError`."""
+def read_prompts(file: str | Path) -> list[str]:
+    """One prompt a line; empty lines are left out. Raises `UserError`, also if there is none."""
     try:
         # `splitlines` would also split at U+2028 and its like, inside a prompt.
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").split("\n")]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from atomtune import sampling
 from atomtune.cli import app, main, parsed
-from atomtune.cli.generate import read_prompts
+from atomtune.files import read_prompts
 from atomtune.sampling import read_settings
 from atomtune.storage.folders import adapter_info
 from atomtune.storage.metadata import WEIGHTS_FILE, write_weights

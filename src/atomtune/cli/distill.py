@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed, counted
-from atomtune.files import refuse_output
+from atomtune.files import read_prompts, refuse_output
 
 
 def distill(
@@ -55,7 +55,7 @@ def distill(
     from rich.progress import Progress
 
     from atomtune import bases
-    from atomtune.cli.generate import drawing_command, read_prompts
+    from atomtune.cli.generate import drawing_command
     from atomtune.lora import distillation, loading
     from atomtune.method.coding import atoms_per_token
     from atomtune.steering import board

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed, counted
-from atomtune.files import refuse_output, remove_leftovers
+from atomtune.files import read_prompts, refuse_output, remove_leftovers
 from atomtune.shell import command_line
 
 if TYPE_CHECKING:
@@ -105,16 +105,6 @@ def generate(
 def drawing_command(out: Path, info: "AdapterInfo") -> str:
     """A command that draws what the adapter of a run learnt."""
     return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
-
-
-def read_prompts(file: Path) -> list[str]:
-    """One prompt a line. Raises `UserError`."""
-    try:
-        # `splitlines` would also split at U+2028 and its like, inside a prompt.
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"the prompts file {file} could not be read ({reason}): expected one prompt a line.") from error
 
 
 def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float, preset: Path | None) -> None:

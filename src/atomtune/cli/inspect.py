@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
+from atomtune.files import read_prompts
 
 if TYPE_CHECKING:
     from atomtune.storage.folders import AdapterInfo
@@ -61,7 +62,6 @@ def inspect(
 
     from atomtune import bases
     from atomtune.analysis import inspection, report
-    from atomtune.cli.generate import read_prompts
     from atomtune.storage import folders, runs
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from atomtune.cli.generate import read_prompts
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
+from atomtune.files import read_prompts
 from atomtune.shell import command_line
 
 if TYPE_CHECKING:

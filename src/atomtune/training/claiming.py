@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,12 @@ def _is_run(file: Path) -> bool:
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 
 
-def content_of(config: CustomizeConfig, pipe: Any, images: str) -> dict[str, Any]:
-    """What the run learns from, without paths: digests of the images and the first adapter, fingerprint of the base."""
+def content_of(config: CustomizeConfig, pipe: Any, images: str, preserved: Sequence[str]) -> dict[str, Any]:
+    """What the run learns from, without paths: digests of the images and the first adapter, fingerprint of the base,
+    and the prompts that are preserved."""
     base = bases.fingerprint(bases.denoiser(pipe))
-    return {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}
+    content = {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}
+    return content | ({"preserved": list(preserved)} if preserved else {})
 
 
 def _digest(adapter: Path | None) -> str | None:
@@ -154,5 +157,7 @@ def refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> No
     there = content | _record(config.out)
     if there["images"] != content["images"]:
         raise _another_run(config, f"other images or captions there than in {config.images} now")
+    if there.get("preserved") != content.get("preserved"):
+        raise _another_run(config, "other prompts to preserve there than now")
     if not bases.same_weights(there["base"], content["base"]):
         raise _another_run(config, f"on a base with other weights than {config.base!r} has")

@@ -240,7 +240,8 @@ _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
     "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
     "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
-    "prior_loss_weight": 0, "preserve_rows": 1, "preserve_weight": 0, "snr_gamma": 0, "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
+    "preserve_rows": 1, "preserve_weight": 0, "prior_loss_weight": 0, "snr_gamma": 0,
+    "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", tuple: "a list"}

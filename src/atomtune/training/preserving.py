@@ -3,8 +3,8 @@
     L = L_subject + w · mean |f_adapted(x_t, t, c) - f_base(x_t, t, c)|²        c: prompts without the subject
 
 The base draws an image of each prompt once. Noised examples of these images and the base's answers on them are kept in
-the cache folder, for the base and the prompts and not for the run, so that a step costs only the adapter's own pass over
-a few more rows.
+the cache folder, for the base and the prompts and not for the run, so that a step costs only the adapter's own pass
+over a few more rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atomtune import bases, sampling
-from atomtune.files import atomic_file, cache_folder, read_lines
+from atomtune.files import atomic_file, cache_folder, read_prompts
 from atomtune.moji.scenes import BACKGROUNDS
 from atomtune.prompts import CONTEXTS, EVERYDAY, background
 from atomtune.training import encoding
@@ -55,10 +55,12 @@ class Others:
 
 
 def other_prompts(config: CustomizeConfig) -> list[str]:
-    """The prompts of `preserve_prompts`. By default everyday things and the class without the token, in contexts that
-    take turns, and the empty prompt, which guidance uses."""
+    """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things and the class without the
+    token, in contexts that take turns, and the empty prompt, which guidance uses."""
+    if not config.preserve:
+        return []
     if config.preserve_prompts is not None:
-        return read_lines(config.preserve_prompts)
+        return read_prompts(config.preserve_prompts)
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
     spread = [EVERYDAY[number * len(EVERYDAY) // THINGS] for number in range(THINGS)]
     things = [*spread, *[config.class_name] * min(OF_THE_CLASS, len(places))]
@@ -66,12 +68,13 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
     return [*dict.fromkeys(prompts), ""]
 
 
-def answered(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: int, accelerator: Accelerator) -> Others:
-    """The base's answers on other prompts: read from the cache folder, or drawn, computed and kept there.
+def answered(
+    pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int, accelerator: Accelerator
+) -> Others:
+    """The base's answers on these prompts: read from the cache folder, or drawn, computed and kept there.
 
     `pipe` carries no adapter, and has all its parts. Raises `UserError` if the cache folder cannot be written to.
     """
-    prompts = other_prompts(config)
     file = cache_folder() / "preserve" / f"{_key(pipe, config, prompts, resolution)}.pt"
     with accelerator.main_process_first():  # the others read what it wrote
         if not file.is_file():
@@ -96,7 +99,7 @@ def _key(pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str
 
 @torch.no_grad()
 def _answers(
-    pipe: DiffusionPipeline, config: CustomizeConfig, prompts: list[str], resolution: int, accelerator: Accelerator
+    pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int, accelerator: Accelerator
 ) -> Others:
     logger.info("drawing %d images of other prompts with the base, once for these prompts", len(prompts))
     device = accelerator.device
@@ -104,7 +107,7 @@ def _answers(
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
     conditionings = [encoding.encode_caption(pipe, prompt, resolution) for prompt in prompts]
     pipe.maybe_free_model_hooks()
-    drawings = sampling.generate(pipe, prompts, seed=0, resolution=resolution, batch_size=BATCH)
+    drawings = sampling.generate(pipe, list(prompts), seed=0, resolution=resolution, batch_size=BATCH)
     latents = encoding.encode_images(pipe, [drawing.image for drawing in drawings])
     pipe.remove_all_hooks()
 

@@ -72,6 +72,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
+    preserved = preserving.other_prompts(config)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
@@ -86,7 +87,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         image = data.read_image(file)
         images.append(data.square(image, resolution))
         sides.append(min(image.size))
-    content = content_of(config, pipe, data.digest(images, list(examples.values()))) | {"processes": processes}
+    content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
+        "processes": processes
+    }
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:
@@ -103,7 +106,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
         try:
-            others = preserving.answered(pipe, config, resolution, accelerator) if config.preserve else None
+            others = preserving.answered(pipe, config, preserved, resolution, accelerator) if preserved else None
             cache = encoding.encode(pipe, config, resolution, images, sides, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)

@@ -1,0 +1,128 @@
+"""Output matching: on other prompts the target is the base's own answer."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.testing import assert_close
+
+import atomtune
+from atomtune.bases import denoiser
+from atomtune.metrics import other_prompts as measured_prompts
+from atomtune.training import configure, encoding, preserving
+from atomtune.training.preserving import DRAWS, answered, other_prompts
+from tests.training.quick import state, weights
+
+GIVEN = {"images": "photos", "class_name": "dog", "out": "out", "preserve": True}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "preserve"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "others.txt"
+    file.write_text("a cat\n\na car on a hill\n", encoding="utf-8")
+    return file
+
+
+def test_the_targets_are_what_the_base_answers(base, prompts, cache):
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    pipe = atomtune.load_base(base)
+    others = answered(pipe, config, other_prompts(config), 16, Accelerator(cpu=True))
+    assert len(others.conditionings) == 2 and others.prompts == [0] * DRAWS + [1] * DRAWS
+    for place, prompt in enumerate(others.prompts):
+        example = others.examples.rows(slice(place, place + 1))
+        conditioning = encoding.encode_caption(pipe, ["a cat", "a car on a hill"][prompt], 16)
+        with torch.no_grad():
+            answer = denoiser(pipe)(example.noisy, timestep=example.timesteps, **conditioning).sample
+        assert_close(answer[:, :4], example.target)
+    assert torch.equal(others.examples.weight, torch.ones(2 * DRAWS))
+
+
+def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, prompts, cache, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+
+    def found(base, **options):
+        config = configure(**GIVEN | options, base=base, preserve_prompts=prompts)
+        return answered(atomtune.load_base(base), config, other_prompts(config), 16, accelerator)
+
+    first = found(base)
+    found(other_base)
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr(preserving.sampling, "generate", None)  # nothing is drawn any more
+    again = found(base, out="another run", class_name="cat", seed=5)
+    assert again.prompts == first.prompts
+    for field in fields(first.examples):
+        assert torch.equal(getattr(again.examples, field.name), getattr(first.examples, field.name))
+    prompts.write_text("a cat\n", encoding="utf-8")
+    with pytest.raises(TypeError):  # other prompts are drawn
+        found(base)
+
+
+def test_the_loss_is_that_of_the_images_and_the_weighted_mean_of_the_others(run, base, images, prompts, monkeypatch):
+    """L = L_subject + w · mean |f_adapted - f_base|², in the first step, where f_adapted is f_base: it adds nothing."""
+    plain = run("plain", steps=1, target_modules=("attn1",))
+    kept = run("kept", steps=1, preserve=True, preserve_prompts=prompts, preserve_weight=1e6)
+    assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+
+
+def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, prompts, tmp_path):
+    options = {"steps": 30, "learning_rate": 3e-3, "preserve_prompts": prompts}
+    run("plain", **options)
+    run("kept", preserve=True, preserve_rows=4, preserve_weight=20.0, **options)
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    resolution = json.loads((tmp_path / "plain" / "summary.json").read_text())["resolution"]
+    others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
+
+    def distance(out: str) -> float:
+        pipe = atomtune.load_base(base)
+        model = atomtune.load_adapter(pipe, tmp_path / out)
+        conditioning = encoding.collate([others.conditionings[prompt] for prompt in others.prompts])
+        with torch.no_grad():
+            answer = model(others.examples.noisy, timestep=others.examples.timesteps, **conditioning).sample
+        return float((answer[:, :4] - others.examples.target).square().mean())
+
+    assert distance("kept") < 0.5 * distance("plain")
+
+
+def test_a_preserving_run_that_was_stopped_ends_with_the_same_bits(run, prompts, tmp_path):
+    options = {"preserve": True, "preserve_prompts": prompts}
+    run("whole", steps=4, **options)
+    run("parts", steps=2, **options)
+    run("parts", steps=4, **options)
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert {name: parts[name] for name in whole if name in parts} == {
+        name: whole[name] for name in whole if name in parts
+    }
+
+
+def test_other_prompts_are_another_run(run, prompts):
+    run(preserve=True, preserve_prompts=prompts, steps=1)
+    prompts.write_text("a tree\n", encoding="utf-8")
+    with pytest.raises(atomtune.UserError, match="other prompts to preserve there than now"):
+        run(preserve=True, preserve_prompts=prompts, steps=2)
+
+
+@pytest.mark.parametrize("base", ["moji", "somewhere/else"])
+def test_made_up_prompts_are_none_of_those_that_drift_is_measured_on(base):
+    made_up = other_prompts(configure(**GIVEN | {"class_name": "teapot"}, base=base))
+    sets = measured_prompts("teapot")
+    assert len(made_up) == len(set(made_up)) > 40 and "" in made_up
+    assert not set(made_up) & {*sets["unrelated"], *sets["neighbours"]}
+    assert any("teapot" in prompt for prompt in made_up)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("\n \n", "is empty"), (None, "could not be read")])
+def test_prompts_that_cannot_be_used_are_refused(run, tmp_path, text, sentence):
+    file = tmp_path / "none.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(atomtune.UserError, match=sentence):
+        run(preserve=True, preserve_prompts=file, base="nowhere")
