@@ -20,6 +20,7 @@ from experiments.common.report import DOCS, ROOT, fill, verdicts
 SMALL = ("fig1", "fig2", "fig8", "fig9", "a1", "orders")
 LONG = (
     "six_subjects",
+    "drift",
     "importance",
     "influence",
     "lora",
