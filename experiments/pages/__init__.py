@@ -37,8 +37,8 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "how-to/merge.md": (("merge",), partial(_table, "merge")),
     "how-to/edit.md": (("edit",), partial(_table, "edit")),
 }
-"""File, from docs/ → the experiments on it, and its text from the folder of all experiments. The text of a page in results/
-is all of it, of another page the generated part."""
+"""File, from docs/ → the experiments on it, and its text from the folder of all experiments: of a page in results/ all
+of it, of another the generated part."""
 
 
 def write(names: set[str], out: Path, docs: Path) -> None:
