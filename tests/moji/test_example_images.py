@@ -36,7 +36,7 @@ def test_what_cannot_be_the_folder_of_the_examples_is_refused(tmp_path):
     with pytest.raises(atomtune.UserError, match="is a file: choose another folder"):
         atomtune.example_images(tmp_path / "photos")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(atomtune.UserError, match="is a link to .*nowhere, which does not exist"):
+    with pytest.raises(atomtune.UserError, match=r"is a link to .*nowhere, which does not exist"):
         atomtune.example_images(tmp_path / "link")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "teapot").write_text("")
