@@ -16,9 +16,14 @@ def _own(name: str, out: Path) -> str:
     return import_module(f"experiments.{name}.run").page(out / name)
 
 
+def _results(name: str, out: Path) -> str:
+    """One experiment's table."""
+    return import_module(f"experiments.{name}.run").results(out / name)
+
+
 def _table(name: str, out: Path) -> str:
     """The generated part of a how-to page."""
-    return f"{import_module(f'experiments.{name}.run').results(out / name)}\n\n{subjects.measured()}"
+    return f"{_results(name, out)}\n\n{subjects.measured()}"
 
 
 PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
@@ -28,15 +33,16 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/activations.md": (("activations",), partial(_own, "activations")),
     "results/distill.md": (("distill",), partial(_own, "distill")),
     "results/language-model.md": (("language_model",), partial(_own, "language_model")),
+    "../README.md": (("six_subjects",), partial(_results, "six_subjects")),
     "how-to/merge.md": (("merge",), partial(_table, "merge")),
     "how-to/edit.md": (("edit",), partial(_table, "edit")),
 }
-"""File in docs/ → the experiments on it, and its text from the folder of all experiments. Of a page in how-to/ the text
-is the generated part."""
+"""File, from docs/ → the experiments on it, and its text from the folder of all experiments: of a page in results/ all
+of it, of another the generated part."""
 
 
 def write(names: set[str], out: Path, docs: Path) -> None:
     """The pages that one of these experiments is on, from the results in the folders of `out`."""
     for file, (experiments, text) in PAGES.items():
         if names.intersection(experiments):
-            (fill if file.startswith("how-to/") else write_text)(docs / file, text(out))
+            (write_text if file.startswith("results/") else fill)(docs / file, text(out))

@@ -1,6 +1,7 @@
 """The command line on a small PixArt-Σ folder: options, where they come from, and what is said when they are wrong."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -453,3 +454,9 @@ def test_prompts_files_of_any_editor(tmp_path):
 def test_as_a_program():
     done = subprocess.run([sys.executable, "-m", "atomtune", "generate"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("atomtune: there is nothing to draw") and not done.stdout
+
+
+def test_a_reader_that_stops_early_sees_no_traceback():
+    command = f"{shlex.quote(sys.executable)} -u -m atomtune recipes | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout == "moji\n" and done.stderr == ""

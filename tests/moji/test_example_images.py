@@ -31,10 +31,17 @@ def test_laying_out_examples_replaces_nothing(tmp_path):
     assert [file.name for file in other.rglob("*") if file.is_file()] == ["1.png"]
 
 
-def test_a_file_cannot_be_the_folder_of_the_examples(tmp_path):
+def test_what_cannot_be_the_folder_of_the_examples_is_refused(tmp_path):
     (tmp_path / "photos").write_text("")
-    with pytest.raises(atomtune.UserError, match="cannot be written to"):
+    with pytest.raises(atomtune.UserError, match="is a file: choose another folder"):
         atomtune.example_images(tmp_path / "photos")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(atomtune.UserError, match=r"is a link to .*nowhere, which does not exist"):
+        atomtune.example_images(tmp_path / "link")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "teapot").write_text("")
+    with pytest.raises(atomtune.UserError, match="cannot be written to"):
+        atomtune.example_images(tmp_path / "taken")
 
 
 def test_the_command_says_what_it_laid_out_and_what_to_type_next(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ sources. An error that the user can fix is printed as one sentence on stderr, wi
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -106,6 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (UserError, CycloptsError) as error:
         print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
     except KeyboardInterrupt as stop:
         if str(stop):
             print(f"atomtune: {stop}", file=sys.stderr)

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from atomtune.errors import UserError
-from atomtune.files import expanded
+from atomtune.files import expanded, refuse_output
 
 IMAGES = Path(str(resources.files("atomtune.moji"))) / "images"
 
@@ -25,6 +25,7 @@ def example_images(folder: str | Path) -> Path:
     with another content, or if the folder cannot be written to.
     """
     folder = expanded(folder)
+    refuse_output(folder)
     shipped = {file.relative_to(IMAGES): file.read_bytes() for file in sorted(IMAGES.rglob("*")) if file.is_file()}
     try:
         for name in shipped:
