@@ -59,8 +59,8 @@ from .sampling import draw as draw
 from .sampling import generate as generate
 from .sampling import plan as plan
 from .sampling import read_settings as read_settings
-from .steering import Atom as Atom
 from .shipped import example_images as example_images
+from .steering import Atom as Atom
 from .steering import AtomBoard as AtomBoard
 from .steering import Atoms as Atoms
 from .steering import Layer as Layer
