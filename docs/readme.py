@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from atomtune import cli
-from atomtune.moji.example_images import IMAGES
+from atomtune.shipped import IMAGES
 
 DOCS = Path(__file__).parent
 

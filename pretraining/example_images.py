@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from atomtune.moji.example_images import IMAGES
 from atomtune.moji.scenes import Scene, caption
+from atomtune.shipped import IMAGES
 from experiments.common import openmoji, subjects
 from pretraining.drawings import Drawings
 

@@ -25,6 +25,7 @@ def run(code: str) -> str:
         "import atomtune.cli",
         "from atomtune.cli import main; main(['--help'])",
         "from atomtune.cli import main; main(['generate', '--help'])",
+        "import tempfile; from atomtune.cli import main; main(['examples', tempfile.mkdtemp()])",
     ],
 )
 def test_nothing_heavy_is_imported(start):

@@ -72,10 +72,10 @@ def run(command: list[str], short: bool) -> None:
         cli.parsed([name, *options])
         return
     if short and name in SHORT and not ({"--help"} & {*options}):
-        for flag, number in (("--steps", "52"), ("--finetune-steps", "2")):
+        for flag, number in (("--steps", "4" if "--config" in options else "2"), ("--finetune-steps", "2")):
             if flag in options:
                 options[options.index(flag) + 1] = number
-        if name == "customize" and "--config" not in options:
+        if name == "customize" and not {"--config", "--steps"} & {*options}:
             options += ["--steps", str(steps(" ".join(options)))]
         options += SHORT[name] if "--config" not in options else []
     cli.main([name, *options])

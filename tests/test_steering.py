@@ -338,6 +338,12 @@ def test_a_preset_of_an_earlier_version_still_applies():
     assert atoms.kept == ["L0[3]", *(f"L1[{i}]" for i in range(18))]
 
 
+def test_a_preset_has_the_numbers_that_were_typed():
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    atoms["L0[1]"].gain = 0.8
+    assert json.dumps(atoms.preset()) == '{"gain": {"L0[1]": 0.8}}'
+
+
 def test_a_preset_is_short(tmp_path):
     """Of 2,048 atoms as on moji: a silent layer, half of one, and the 400 atoms of the largest scores."""
     atoms = board(get_peft_model(transformer(num_layers=8), atom_config(num_atoms=256)))

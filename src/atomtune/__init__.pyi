@@ -52,7 +52,6 @@ from .method.attention import DictionaryAttention as DictionaryAttention
 from .method.attention import OrdinaryAttention as OrdinaryAttention
 from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
-from .moji.example_images import example_images as example_images
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
 from .sampling import Drawing as Drawing
@@ -60,6 +59,7 @@ from .sampling import draw as draw
 from .sampling import generate as generate
 from .sampling import plan as plan
 from .sampling import read_settings as read_settings
+from .shipped import example_images as example_images
 from .steering import Atom as Atom
 from .steering import AtomBoard as AtomBoard
 from .steering import Atoms as Atoms

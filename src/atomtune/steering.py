@@ -335,7 +335,7 @@ class AtomBoard:
                 f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
             "gain": {
-                _written(d, d.gain == gain): gain
+                _written(d, d.gain == gain): float(str(np.float32(gain)))  # 0.8, not 0.800000011920929
                 for d in dictionaries
                 for gain in dict.fromkeys(d.gain.tolist())
                 if gain != 1.0

@@ -15,8 +15,8 @@ from PIL import Image
 from atomtune import generate, load_adapter, load_base, manifest
 from atomtune.cli.demo import NUM, UNSEEN, table
 from atomtune.metrics import load_judge
-from atomtune.moji.example_images import IMAGES
 from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.shipped import IMAGES
 from atomtune.storage.runs import NAMES
 from atomtune.training.data import read_image
 

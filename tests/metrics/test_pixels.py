@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from atomtune.metrics import background_colour, place_and_size
 from atomtune.metrics.pixels import CLEAR, clear_backgrounds
-from atomtune.moji.example_images import IMAGES
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Scene, compose
+from atomtune.shipped import IMAGES
 
 
 def disc(colour: tuple[int, int, int] = (0, 130, 130)) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
 from atomtune.bases import load_base
-from atomtune.moji.example_images import IMAGES
+from atomtune.shipped import IMAGES
 from atomtune.training import data, encoding, fitting
 from atomtune.training.fitting import evenness, lost, misfits
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from atomtune.cli import main
+from atomtune.shell import command_line
 from atomtune.training import encoding, interruption
 from atomtune.training.interruption import Interruption
 from tests.training.quick import QUICK, state
@@ -142,5 +142,5 @@ def test_the_command_line_says_how_to_continue_and_exits_130(base, images, tmp_p
     said = process.communicate(timeout=200)[1].splitlines()[-1]
     assert process.returncode == 130, said
     (last,) = [int(path.name[5:]) for path in sorted((out / "checkpoints").iterdir())[-1:]]
-    command = f"atomtune customize --config '{Path(out) / 'config.yaml'}'"
+    command = command_line("customize", "--config", out / "config.yaml")
     assert said == f"atomtune: stopped at step {last} of 200: `{command}` goes on from step {last}."

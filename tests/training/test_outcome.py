@@ -14,10 +14,10 @@ from atomtune import manifest, metrics
 from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
-from atomtune.moji.example_images import IMAGES
 from atomtune.prompts import subject_prompts
 from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
+from atomtune.shipped import IMAGES
 from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import data, encoding, outcome, trainer
 from atomtune.training.objectives import objective_for

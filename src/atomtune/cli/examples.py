@@ -14,7 +14,7 @@ def examples(folder: Path, /) -> None:
     Args:
         folder: Where to put them. The pages of the documentation use `photos`.
     """
-    from atomtune.moji.example_images import example_images
+    from atomtune.shipped import example_images
 
     folder = example_images(folder)
     for entry in sorted(folder / name for name in ("teapot", "octopus", "openmoji", "teapot.png", "prompts.txt")):

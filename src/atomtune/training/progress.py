@@ -1,4 +1,4 @@
-"""The progress bar of a run: loss, speed, time left, and for atoms their density and how many are alive."""
+"""The progress bar of a run: loss, speed, time left, and how many atoms a token uses and how many are alive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class TrainingBar:
@@ -14,8 +15,8 @@ class TrainingBar:
     def __init__(self, steps: int, start: int, disable: bool):
         self.progress = Progress(
             TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
@@ -33,11 +34,11 @@ class TrainingBar:
 
     def update(self, step: int, loss: float, measured: dict[str, Any]) -> None:
         """Show `step` as done, with its numbers."""
-        numbers = f"loss {loss:.4f}"
+        numbers = f"loss {loss:.3f}"
         if speed := self.progress.tasks[0].speed:
-            numbers += f"  {speed:.1f} steps/s"
+            numbers += f" {speed:.1f} steps/s"
         if measured:
-            numbers += f"  density {measured['density']:.3f}  live atoms {measured['live_atoms']}"
+            numbers += f" {measured['active_per_token']:.1f} a token {measured['live_atoms']} alive"
         self.progress.update(self.task, completed=step, numbers=numbers)
 
     def show_stopping(self) -> None:

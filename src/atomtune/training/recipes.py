@@ -61,7 +61,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     if "command" in options:  # see `storage.runs`
         raise UserError(
             f"{name_or_path} holds what `atomtune {options['command']}` was given, and no settings of a training: to "
-            f"train its adapter further, give --init-adapter {file.parent}."
+            f"train its adapter further, give --init-adapter {Path(name_or_path).parent}."
         )
     return options
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from atomtune.errors import UserError
 from atomtune.files import expanded, refuse_output
 
-IMAGES = Path(str(resources.files("atomtune.moji"))) / "images"
+IMAGES = Path(__file__).parent / "moji" / "images"
 
 
 def example_images(folder: str | Path) -> Path:
