@@ -78,8 +78,6 @@ def test_the_sets_of_other_prompts_are_fixed_and_do_not_share_a_subject(name):
     assert all(name in prompt for prompt in sets["class"])
 
 
-@pytest.mark.parametrize(
-    ("name", "like"), [("octopus", "a squid"), ("guitar", "a banjo"), ("helicopter", "a kite")]
-)
+@pytest.mark.parametrize(("name", "like"), [("octopus", "a squid"), ("guitar", "a banjo"), ("helicopter", "a kite")])
 def test_neighbours_are_like_the_class(name, like):
     assert like in {prompt.partition(" on ")[0] for prompt in other_prompts(name)["neighbours"]}
