@@ -432,3 +432,25 @@ def test_scores_of_another_adapter_are_refused():
         with pytest.raises(UserError, match=r"a score for each atom: expected \[18, 18\]"):
             atoms.keep(3, by=scores)
     assert len(atoms.kept) == 36
+
+
+@pytest.mark.parametrize("gain", [None, "loud", [1.0, 2.0], float("nan"), float("inf")])
+def test_a_gain_is_a_finite_number_or_one_for_each_atom(gain):
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    for address in ("L0", "L0[3:6]", "L0[3]"):
+        with pytest.raises(UserError, match="a gain is a finite number"):
+            atoms[address].gain = gain
+        with pytest.raises(UserError, match="a gain is a finite number"):
+            atoms.apply({"density": {"L1": 0.5}, "gain": {address: gain}})
+        assert atoms.preset() == {}
+
+
+def test_a_preset_says_what_cannot_be_applied():
+    atoms = board(get_peft_model(transformer(), atom_config()))
+    for preset, sentence in {
+        "density": ({"density": {"L0[3]": 0.1}}, "a density is that of a layer, got 'L0[3]': give 'L0'."),
+        "schedule": ({"schedule": {"500": float("nan")}}, "a schedule is made of finite numbers"),
+    }.values():
+        with pytest.raises(UserError) as error:
+            atoms.apply(preset)
+        assert sentence in str(error.value) and atoms.preset() == {}

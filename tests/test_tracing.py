@@ -345,3 +345,9 @@ def test_a_trace_cannot_be_entered_inside_its_own_block():
     run(model)
     assert t["L0"].tokens == tokens > 0
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_a_trace_of_no_atoms_says_so():
+    for model, name in ((transformer(), "default"), (adapted(), "other")):
+        with pytest.raises(UserError, match=f"carries no atoms under the name '{name}'"), trace(model, name):
+            pass

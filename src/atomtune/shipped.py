@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from atomtune.errors import UserError
@@ -28,11 +29,21 @@ def example_images(folder: str | Path) -> Path:
     shipped = {file.relative_to(IMAGES): file.read_bytes() for file in sorted(IMAGES.rglob("*")) if file.is_file()}
     try:
         for name in shipped:
-            if (folder / name).exists() and (folder / name).read_bytes() != shipped[name]:
-                raise UserError(f"{folder / name} is there already and is another file: choose another folder.")
+            if taken := _in_the_way(folder, name, shipped[name]):
+                raise UserError(f"{taken} is there already and is another file: choose another folder.")
         for name, content in shipped.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
     return folder
+
+
+def _in_the_way(folder: Path, name: Path, content: bytes) -> Path | None:
+    """What is there instead of this file or of its folder; a link to nowhere too, through which another file would be
+    written."""
+    file, above = folder / name, (folder / name).parent
+    if os.path.lexists(above) and not above.is_dir():
+        return above
+    there = os.path.lexists(file)
+    return file if there and not (file.is_file() and file.read_bytes() == content) else None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ class Atom:
         return float(self.dictionary.gain[self.index])
 
     @gain.setter
-    def gain(self, gain: float) -> None:
-        self.dictionary.gain[self.index] = gain
+    def gain(self, gain: Any) -> None:
+        self.dictionary.gain[self.index] = _gains(gain, 1).item()
 
     @property
     def kept(self) -> bool:
@@ -119,9 +120,9 @@ class Atoms:
         return own if self.ids is None else own[self.mask]
 
     @gain.setter
-    def gain(self, gain: float | Tensor) -> None:
+    def gain(self, gain: Any) -> None:
         own = self.dictionary.gain
-        own[self.mask] = torch.as_tensor(gain).to(own).expand(len(self))
+        own[self.mask] = _gains(gain, len(self)).to(own).expand(len(self))
 
 
 class Layer(Atoms):
@@ -282,20 +283,23 @@ class AtomBoard:
 
     @property
     def schedule(self) -> dict[float, float]:
-        """Strength of the adapter by timestep: {timestep: strength}, linear in between. Empty: always 1."""
+        """Strength of the adapter by timestep: {timestep: strength}, linear in between. Empty: always 1. Setting it
+        raises `UserError` if a number is not finite."""
         hook = self._hook()
         return dict(hook.points) if hook else {}
 
     @schedule.setter
     def schedule(self, points: Mapping[int | float, int | float]) -> None:
+        ordered = {float(t): float(points[t]) for t in sorted(points)}
+        if not all(map(math.isfinite, [*ordered, *ordered.values()])):
+            raise UserError(f"a schedule is made of finite numbers, {{timestep: strength}}, got {dict(points)}.")
         for key, hook in list(self.model._forward_pre_hooks.items()):
             if isinstance(hook, Schedule) and hook.adapter == self.adapter:
                 del self.model._forward_pre_hooks[key]
                 self.model._forward_pre_hooks_with_kwargs.pop(key, None)
         for dictionary in self.dictionaries:
             dictionary.strength.fill_(1.0)
-        if points:
-            ordered = {float(t): float(points[t]) for t in sorted(points)}
+        if ordered:
             self.model.register_forward_pre_hook(Schedule(self.adapter, ordered), with_kwargs=True)
 
     def _hook(self) -> Schedule | None:
@@ -367,7 +371,9 @@ class AtomBoard:
     def _set(self, preset: Mapping[str, Any]) -> None:
         self.reset()
         for address, density in preset.get("density", {}).items():
-            self[address].density = density
+            if not isinstance(layer := self[address], Layer):
+                raise UserError(f"a density is that of a layer, got {address!r}: give {address.partition('[')[0]!r}.")
+            layer.density = density
         for address, gain in preset.get("gain", {}).items():
             self[address].gain = gain
         if "only" in preset:
@@ -413,6 +419,18 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
     return chosen & (scores > -torch.inf)
 
 
+def _gains(gain: Any, count: int) -> Tensor:
+    """One gain, or one for each of `count` atoms. Raises `UserError` for anything else."""
+    try:
+        gains = torch.as_tensor(gain, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        gains = torch.tensor(torch.nan)
+    if gains.shape not in ((), (count,)) or not gains.isfinite().all():
+        each = f", or {count} of them, one for each atom" if count > 1 else ""
+        raise UserError(f"a gain is a finite number{each}, got {gain!r}.")
+    return gains
+
+
 def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:
     """The address of the atoms of `mask`."""
     return written(int(dictionary.layer), None if mask.all() else dictionary.id[mask].tolist())
@@ -421,7 +439,7 @@ def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:
 def _read_preset(file: Path) -> dict[str, Any]:
     try:
         preset = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the preset {file} could not be read ({error}): expected JSON of `save_preset`.") from error
     if not isinstance(preset, dict):
         raise UserError(f"the preset {file} is not a JSON object: expected what `save_preset` writes.")

@@ -103,9 +103,13 @@ class Trace:
     def __enter__(self) -> Trace:
         if self._hooks:
             raise UserError("this trace is recording already: use another one for a block inside its block.")
+        if not (adapted := named_layers(self._model, self._adapter)):
+            raise UserError(
+                f"{type(self._model).__name__} carries no atoms under the name {self._adapter!r}: attach or load an "
+                "adapter."
+            )
         self._run = self._before = ModelRun()
         self.input_ids, self._masks = [], []
-        adapted = named_layers(self._model, self._adapter)
         self.layers = [LayerTrace(own.dictionary(self._adapter), self._codes, name) for name, own in adapted.items()]
         self._hooks = [self._model.register_forward_pre_hook(self._before_run, prepend=True, with_kwargs=True)]
         self._hooks.append(self._model.register_forward_hook(self._after_run, with_kwargs=True))

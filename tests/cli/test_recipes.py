@@ -83,3 +83,8 @@ def test_help_of_a_configuration_of_ones_own(capsys, tmp_path, monkeypatch):
     shown = defaults(capsys, "--config", "run.yaml")
     assert shown["learning_rate"] == "0.5, from run.yaml; without it 0.0001"
     assert (shown["seed"], shown["steps"]) == ("0", "250, from the recipe moji")
+
+
+@pytest.mark.parametrize("tokens", [("--total-atoms", "many"), ("--base",), ("--steps", "few")])
+def test_help_is_given_for_a_command_line_that_cannot_be_read(capsys, tokens):
+    assert defaults(capsys, *tokens) == defaults(capsys)

@@ -136,6 +136,14 @@ def test_the_report_fits_a_terminal_of_80_columns_and_ends_with_what_to_do(folde
     assert "merge" in verdict.splitlines()[-1] and "--out runs/merged" in verdict.splitlines()[-1]
 
 
+def test_prune_of_a_merged_run_says_why_its_images_are_not_known(folders, tmp_path, capsys):
+    merged = folders["merge"]
+    for options in ((), ("--finetune-steps", 1, "--keep", 3), ("--by", "gradient", "--keep", 3)):
+        text = said(capsys, "prune", merged, *options, "--out", tmp_path / "small")
+        assert f"{merged} is merged from several adapters" in text
+    call("prune", merged, "--keep", 3, "--out", tmp_path / "small")
+
+
 def test_prune_says_how_much_of_the_likeness_is_left(folders, tmp_path, capsys):
     """Elsewhere than on moji by the loss. A run of one step gains next to nothing, and that is said too."""
     call("prune", folders["customize"], "--keep", 15, "--out", tmp_path / "small")

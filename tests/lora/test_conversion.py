@@ -102,3 +102,13 @@ def test_what_is_not_a_plain_lora_is_refused():
         lora_to_atoms(lora(target_modules=["pos_embed.proj"]))
     with pytest.raises(UserError, match=r"attn1.to_q has a VeloraLinearVariant, which may be more than B A x"):
         lora_to_atoms(lora(velora_config={}))
+
+
+def test_a_lora_that_is_merged_into_the_weights_is_refused():
+    """Its atoms would add it a second time."""
+    model = lora()
+    model.merge_adapter()
+    with pytest.raises(UserError, match=r"merged into the base weights: call unmerge_adapter\(\) first"):
+        lora_to_atoms(model)
+    model.unmerge_adapter()
+    lora_to_atoms(model)

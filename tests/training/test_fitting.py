@@ -97,6 +97,16 @@ def test_images_that_are_blown_up_are_told_on_every_base(moji):
     assert told(moji, [image.resize((32, 32)) for image in emoji()], base="some/base") == []
 
 
+def test_one_small_image_is_told_in_the_singular(moji):
+    (sentence,) = told(moji, [emoji()[0].resize((20, 20))], base="some/base")
+    assert sentence.startswith("the image is blown up, from 20 to 64 pixels, and looks blurred")
+
+
+@pytest.mark.parametrize("colour", ["red", "white", "gray"])
+def test_an_image_of_one_colour_is_not_lost_although_it_has_no_variance(moji, colour):
+    assert told(moji, [Image.new("RGB", (64, 64), colour)], base="some/base") == []
+
+
 def test_what_the_autoencoder_loses_is_the_error_over_the_variance(moji):
     image = data.square(photographs()[0], 64)
     latents = encoding.encode_images(moji, [image]).mean

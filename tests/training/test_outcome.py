@@ -151,7 +151,7 @@ def test_a_run_that_learnt_little_says_so_and_what_helps(change, why):
     if why:
         assert said[0].startswith(why)
     if why and "more steps" in why:
-        assert command_line("customize", "--config", "run/config.yaml", "--steps", 40) in said[0]
+        assert command_line("customize", "--config", "run/config.yaml", "--out", "run", "--steps", 40) in said[0]
 
 
 def test_the_numbers_of_an_older_run_are_enough(tmp_path):
@@ -173,3 +173,13 @@ def test_the_judge_sees_the_subject_in_every_prompt_that_the_program_makes_up(tm
     fidelity = judge.fidelity(drawn, references).reshape(4, 3)
     assert fidelity[:3].min() > 0.6 and fidelity[3].max() < 0.2
     assert [metrics.background_colour(image) for image in drawn[:9:3]] == ["white", "yellow", "orange"]
+
+
+def test_a_run_that_was_moved_says_commands_for_its_new_place(run, tmp_path):
+    run()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    summary = run(out=tmp_path / "moved")
+    assert str(tmp_path / "moved") in summary["next_command"] and str(tmp_path / "run") not in summary["next_command"]
+    little = {"steps": 4, "held_loss": 1.0, "held_loss_before": 1.0}
+    again = next(line for line in outcome.told(little, tmp_path / "moved") if "goes on" in line)
+    assert f"--out {tmp_path / 'moved'}" in again  # config.yaml names the old place

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 
@@ -61,7 +61,8 @@ class ActingDefaults(DefaultFormatter):
 
 
 def _read(tokens: Sequence[str]) -> dict[str, Any]:
-    """The options of an incomplete command line on which recipes depend."""
+    """The options of an incomplete command line on which recipes depend; none if it cannot be read, because help is
+    given for that too."""
     options = App(help_flags=(), version_flags=())
 
     @options.default
@@ -74,7 +75,10 @@ def _read(tokens: Sequence[str]) -> dict[str, Any]:
         epochs: int | None = None,
     ) -> None: ...
 
-    return options.parse_known_args(tokens)[1].arguments
+    try:
+        return options.parse_known_args(tokens)[1].arguments
+    except CycloptsError:
+        return {}
 
 
 def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

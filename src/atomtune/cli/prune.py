@@ -67,14 +67,10 @@ def prune(
     images_there = training is not None and Path(training["images"]).exists()
     if training is None and (finetune_steps or by == "gradient"):
         flag = "--finetune-steps" if finetune_steps else "--by gradient"
-        raise UserError(
-            f"{flag} needs the run that {adapter} came from: there is no config.yaml of this version beside it."
-        )
-    missing = f"{training['images']} is not there" if training else f"the run that {adapter} came from is not there"
+        raise UserError(f"{flag} needs one run that {adapter} came from: {_unknown_run(adapter)}.")
+    missing = f"{training['images']} is not there" if training else _unknown_run(adapter)
     if keep is None and keep_per_layer is None and not images_there:
-        raise UserError(
-            f"{missing}, with whose images the number of atoms would be chosen: give --keep, from 1 to {sum(there)}."
-        )
+        raise UserError(f"no number of atoms is proposed, because {missing}: give --keep, from 1 to {sum(there)}.")
     by = by or ("gradient" if images_there else "energy")
     refuse_output(out, adapter, *([training["images"]] if training else []))
     runs.refuse_taken(out)
@@ -132,6 +128,15 @@ def prune(
     )
     print(_verdict(kept, after, finetune_steps, unknown, best, asked))
     print(f"The small adapter is in {out}. Draw with it: {drawing_command(out, info)}")
+
+
+def _unknown_run(adapter: Path) -> str:
+    """Why the settings are not known with which the adapter was trained."""
+    from atomtune.storage import runs
+
+    if runs.settings_of(adapter).get("command") == "merge":
+        return f"{adapter} is merged from several adapters"
+    return f"no config.yaml of this version names the images of {adapter}"
 
 
 def _likeness(pipe: Any, training: Any) -> tuple[Any, str]:

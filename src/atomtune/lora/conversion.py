@@ -74,6 +74,8 @@ def refuse_other_than_lora(model: PeftModel, adapter: str = "default") -> None:
             continue
         if not is_linear(layer.get_base_layer()):
             raise UserError(f"{name} is a {type(layer.get_base_layer()).__name__}: only linear layers carry atoms.")
+        if adapter in layer.merged_adapters:
+            raise UserError(f"the LoRA {adapter!r} is merged into the base weights: call unmerge_adapter() first.")
         if variant := layer.lora_variant.get(adapter):
             raise UserError(f"{name} has a {type(variant).__name__}, which may be more than B A x: {_ONLY_PLAIN}.")
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 EVEN = 0.72  # evenness of the median image below which a base of flat drawings does not fit
 ONE_COLOUR = 3  # largest difference of 255 in any channel
 LOST = 0.6
+FAINT = 0.01  # least variance that an image counts with, so that of one colour no loss that nobody sees is "all"
 BLOWN_UP = 2  # times that a side may be enlarged
 LOOKED_AT = 8  # images that are reconstructed
 FLAT = {bases.MOJI: "flat emoji on plain backgrounds"}
@@ -60,7 +61,7 @@ def lost(pipe: Any, images: Sequence[Image.Image], latents: Float[Tensor, "n cha
     for image, latent in zip(images[:LOOKED_AT], latents):
         raw = (latent[None] / scale + shift).to(device)
         pixels, back = to_tensor(image), vae.decode(raw, return_dict=False)[0][0].float().cpu().clamp(-1, 1)
-        shares.append(float((back - pixels).square().mean() / pixels.var(dim=(1, 2)).mean().clamp(min=1e-4)))
+        shares.append(float((back - pixels).square().mean() / pixels.var(dim=(1, 2)).mean().clamp(min=FAINT)))
     return statistics.mean(shares)
 
 
@@ -78,9 +79,11 @@ def misfits(
     """
     found, resolution, count = [], images[0].width, len(images)
     if small := [side for side in sides if side * BLOWN_UP < resolution]:
+        of = f"{len(small)} of the {count} images" if count > 1 else "the image"
+        is_blown, looks = ("are", "look") if len(small) > 1 else ("is", "looks")
         found.append(
-            f"{len(small)} of the {count} images are blown up, from {min(small)} to {resolution} pixels, and look "
-            "blurred to the base: give larger images, or a smaller --resolution."
+            f"{of} {is_blown} blown up, from {min(small)} to {resolution} pixels, and {looks} blurred to the base: "
+            "give larger images, or a smaller --resolution."
         )
     if base in FLAT and (even := statistics.median(map(evenness, images))) < EVEN:
         found.append(

@@ -115,7 +115,8 @@ def told(summary: dict[str, Any], out: Path) -> list[str]:
     if learnt:
         lines.append(f"How well it learnt: {'; '.join(learnt)}.")
     if why := learnt_little(summary):
-        again = command_line("customize", "--config", out / "config.yaml", "--steps", 2 * summary["steps"])
+        steps = ["--steps", 2 * summary["steps"]]
+        again = command_line("customize", "--config", out / "config.yaml", "--out", out, *steps)
         advice = f"more steps help, `{again}` goes on; else try a higher --learning-rate in another folder."
         lines.append(f"It learnt little ({why}): {' '.join(summary.get('misfits', [advice]))}")
     if "next_command" in summary:

@@ -18,7 +18,8 @@ from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.storage import folders
-from atomtune.training import checkpoints, data, encoding, preserving
+from atomtune.storage.metadata import CONFIG_FILE
+from atomtune.training import checkpoints, data, encoding, outcome, preserving
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -94,7 +95,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         refuse_other_content(config, content)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
-        return finished
+        return _of_this_place(finished, config)
 
     autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
@@ -117,6 +118,14 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
                 manifest.clear(config.out)  # a refused run leaves no files
             raise
     return trainer.finish()
+
+
+def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[str, Any]:
+    """The numbers of a finished run, with a command that works here: the run may have been moved since."""
+    if "next_command" not in finished or not (config.out / "adapter" / CONFIG_FILE).is_file():
+        return finished
+    backgrounds = folders.adapter_info(config.out).metadata.get("backgrounds") or ()
+    return finished | {"next_command": outcome.next_command(config, backgrounds)}
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
