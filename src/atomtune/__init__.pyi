@@ -9,6 +9,7 @@ from . import metrics as metrics
 from . import moji as moji
 from . import recording as recording
 from . import sampling as sampling
+from . import shipped as shipped
 from . import steering as steering
 from . import storage as storage
 from . import tracing as tracing

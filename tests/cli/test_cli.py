@@ -208,12 +208,12 @@ def test_prune_and_train_on(run, tmp_path, capsys):
     assert "already" in said(capsys, "prune", run, "--keep", "3", "--out", tmp_path / "small")
     lonely = shutil.copytree(run / "adapter", tmp_path / "lonely")
     alone = ("prune", lonely, "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
-    assert "--by gradient needs the run" in said(capsys, *alone)
+    assert "--by gradient needs the run that" in said(capsys, *alone)
     assert "give --keep, from 1 to 16" in said(capsys, "prune", lonely, "--out", tmp_path / "smaller")
     older = shutil.copytree(run / "adapter", tmp_path / "older" / "adapter").parent
     (older / "config.yaml").write_text("pictures: photos\nclass_name: dog\nout: out\n")
     alone = ("prune", older, "--keep", "2", "--by", "gradient", "--out", tmp_path / "smaller")
-    assert "there is no config.yaml of this version beside it" in said(capsys, *alone)
+    assert "and no config.yaml of this version names the images of" in said(capsys, *alone)
 
 
 def test_distill(base, images, tmp_path, capsys):

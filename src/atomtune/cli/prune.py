@@ -67,7 +67,7 @@ def prune(
     images_there = training is not None and Path(training["images"]).exists()
     if training is None and (finetune_steps or by == "gradient"):
         flag = "--finetune-steps" if finetune_steps else "--by gradient"
-        raise UserError(f"{flag} needs one run that {adapter} came from: {_unknown_run(adapter)}.")
+        raise UserError(f"{flag} needs the run that {adapter} came from, and {_unknown_run(adapter)}.")
     missing = f"{training['images']} is not there" if training else _unknown_run(adapter)
     if keep is None and keep_per_layer is None and not images_there:
         raise UserError(f"no number of atoms is proposed, because {missing}: give --keep, from 1 to {sum(there)}.")
