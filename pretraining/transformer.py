@@ -44,7 +44,7 @@ COOLDOWN = 100_000
 """Images over which it falls to zero at the end."""
 AVERAGE = 0.999
 """Share of the running average that a batch of 32 leaves."""
-MIX = Mix()
+MIX = Mix(style_said=0.95)
 """Which scenes, and what their captions say."""
 SAVE_EVERY = 240
 """Seconds between checkpoints."""
