@@ -164,6 +164,21 @@ def test_an_interrupted_generate_keeps_what_it_drew_and_says_how_to_go_on(run, t
     assert f"2 of 4 images are in {out}: the same command draws the others" in capsys.readouterr().err
 
 
+def test_a_command_that_is_stopped_while_it_imports_shows_no_traceback(run, tmp_path, capsys, monkeypatch):
+    """Python 3.11 wraps what is raised while a class is made, and diffusers wraps what an import raises."""
+
+    def importing(*arguments):
+        try:
+            raise RuntimeError("Error calling __set_name__ on 'Field' instance") from KeyboardInterrupt()
+        except RuntimeError as error:
+            raise RuntimeError("Failed to import") from error
+
+    monkeypatch.setattr(sampling, "save_png", importing)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(run), "--prompt", "a dog", "--steps", "1", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 130 and "Traceback" not in capsys.readouterr().err
+
+
 def drawn(out) -> np.ndarray:
     return np.asarray(Image.open(next(out.glob("000-*.png"))), dtype=int)
 

@@ -114,3 +114,12 @@ def main(arguments: list[str] | None = None) -> None:
         if str(stop):
             print(f"atomtune: {stop}", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:  # Python 3.11 and the lazy imports of diffusers wrap a stop during an import
+        if not _stopped(error):
+            raise
+        sys.exit(130)
+
+
+def _stopped(error: BaseException | None) -> bool:
+    """Whether the error comes from Ctrl-C or SIGTERM."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _stopped(error.__cause__))
