@@ -20,7 +20,7 @@ LAYERS = [
     {"editing", "lora"},
     {"training", "analysis"},
     {"storage", "metrics", "sampling", "prompts"},
-    {"moji", "bases", "recording", "steering", "tracing"},
+    {"atoms", "bases", "moji", "recording", "steering", "tracing"},
     {"adapters"},
     {"method"},
 ]

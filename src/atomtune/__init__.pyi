@@ -40,6 +40,9 @@ from .analysis.naming import name_atoms as name_atoms
 from .analysis.overlap import Overlap as Overlap
 from .analysis.overlap import overlap as overlap
 from .analysis.report import write_report as write_report
+from .atoms import Atom as Atom
+from .atoms import Atoms as Atoms
+from .atoms import Layer as Layer
 from .bases import load_base as load_base
 from .editing import edit as edit
 from .errors import UserError as UserError
@@ -61,10 +64,7 @@ from .sampling import generate as generate
 from .sampling import plan as plan
 from .sampling import read_settings as read_settings
 from .shipped import example_images as example_images
-from .steering import Atom as Atom
 from .steering import AtomBoard as AtomBoard
-from .steering import Atoms as Atoms
-from .steering import Layer as Layer
 from .steering import board as board
 from .storage.folders import load_adapter as load_adapter
 from .storage.folders import save_adapter as save_adapter

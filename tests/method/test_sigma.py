@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from atomtune.errors import UserError
 from atomtune.method.coding import batch_threshold, jump_relu, step
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.method.sigma import BANDWIDTH, PACE, SIGMAS, SigmaConfig
+from atomtune.method.estimates import PACE
+from atomtune.method.sigma import BANDWIDTH, SIGMAS, SigmaConfig
 from tests.adapters.tiny import atom_config, run, transformer, wake
 
 

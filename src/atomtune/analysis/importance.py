@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from atomtune.atoms import Layer
 from atomtune.errors import UserError
 from atomtune.method.dictionary import SparseDictionary
-from atomtune.steering import AtomBoard, Layer, board
+from atomtune.steering import AtomBoard, board
 from atomtune.tracing import Trace, trace
 
 Losses = Callable[[], Float[Tensor, "*examples"]]

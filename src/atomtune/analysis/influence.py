@@ -28,8 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from atomtune.analysis.heatmaps import tint
 from atomtune.analysis.importance import replaced_gains
+from atomtune.atoms import Layer
 from atomtune.sampling import generate
-from atomtune.steering import AtomBoard, Layer, board
+from atomtune.steering import AtomBoard, board
 from atomtune.tracing import trace
 
 if TYPE_CHECKING:

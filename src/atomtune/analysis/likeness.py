@@ -20,7 +20,8 @@ from torch import Tensor
 
 from atomtune import bases, sampling
 from atomtune.analysis.examples import Examples, training_examples
-from atomtune.steering import AtomBoard, Layer, board
+from atomtune.atoms import Layer
+from atomtune.steering import AtomBoard, board
 from atomtune.training import data
 
 if TYPE_CHECKING:

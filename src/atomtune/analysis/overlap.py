@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from atomtune import sampling
 from atomtune.adapters import AtomLayer, adapted_layers
+from atomtune.atoms import Layer
 from atomtune.bases import denoiser
 from atomtune.errors import UserError
 from atomtune.recording import LayerTrace
-from atomtune.steering import Layer
 from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:

@@ -77,8 +77,6 @@ def inspect(
     folders.refuse_different_bases([info, other])
     subject, class_name = _subject(info)
     texts = read_prompts(prompts) if prompts else []
-    if prompts is not None and not texts:
-        raise UserError(f"the prompts file {prompts} is empty: expected one prompt a line.")
     texts = texts or _prompts_about(info, 8)
     pipe = base.open(info)
     model = folders.load_adapter(pipe, adapter)

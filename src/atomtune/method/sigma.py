@@ -8,12 +8,8 @@
     jumprelu    c · H(c − λ)                 λ = e^θ, one θ for each atom, learned (Rajamanoharan et al. 2024)
 
 A given or learned λ may be in units of the layer's running activation scale, λ · r with r the root mean square of c, so
-that λ grows with the coefficients. Running estimates are saved with the adapter, one row for each atom, so that pruning
-and concatenation keep them.
-
-An estimate moves once per optimizer step, towards the mean over the step's forward passes. It does not matter how many
-forward passes there are: several micro batches, or each of them twice with gradient checkpointing. `SparseDictionary`
-calls `update_estimates` after the step of any `torch.optim.Optimizer`.
+that λ grows with the coefficients. Running estimates (`method.estimates`) are saved with the adapter, one row for each
+atom, so that pruning and concatenation keep them.
 
 A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 """
@@ -21,7 +17,7 @@ A new σ is one subclass of `Sigma` and one line in `SIGMAS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,16 +36,10 @@ from atomtune.method.coding import (
     step,
     top_k,
 )
-from atomtune.method.dials import Dials
+from atomtune.method.estimates import OCTAVES, Estimates, mean_square, move, quantiles
 
-OCTAVES = 11
-"""`levels` has λ at the densities 1, 1/2, 1/4, …, 2⁻¹⁰; the λ of those between is interpolated over log ρ."""
-PACE = 0.1
-"""Share of a running estimate that one optimizer step replaces."""
 BANDWIDTH = 0.25
 """ε of jumprelu, in units of λ."""
-SAMPLE = 2**14
-"""Coefficients of a batch from which `levels` is estimated."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ class SigmaConfig:
         return self.kind(num_atoms, self)
 
 
-class Sigma(Dials):
+class Sigma(Estimates):
     """σ of a layer with M atoms.
 
     Atoms belong to groups (the adapters that were concatenated). Each group has its own k, the number of its atoms that
@@ -116,8 +106,6 @@ class Sigma(Dials):
     """Whether this σ has a λ that is an option, and not a tensor that is saved with the atoms."""
 
     k: Tensor
-    observed_sum: Tensor | None
-    observed_count: Tensor | None
 
     def __init__(self, num_atoms: int, config: SigmaConfig) -> None:
         super().__init__()
@@ -180,47 +168,6 @@ class Sigma(Dials):
         super()._load_from_state_dict(*args, **kwargs)
         self.set_group_sizes(self.group_sizes)
 
-    # Running estimates. `observed_sum` and `observed_count` are the sum and the number of observations since the last
-    # optimizer step.
-
-    def start_estimates(self, observed_sum: Tensor | None, observed_count: Tensor | None) -> None:
-        """Start with these zeros, [atoms, ...] and [atoms], or with None if nothing is estimated."""
-        self.register_buffer("observed_sum", observed_sum, persistent=False)
-        self.register_buffer("observed_count", observed_count, persistent=False)
-
-    @torch.no_grad()
-    def observe(self, value: Tensor) -> None:
-        """Add the value of this batch to the observations."""
-        self.observed_sum += value  # pyright: ignore[reportOperatorIssue]
-        self.observed_count += 1  # pyright: ignore[reportOperatorIssue]
-
-    @property
-    def observing(self) -> bool:
-        """Whether this forward pass is observed: one of training, of a σ with estimates."""
-        return self.has_estimates and self.training and torch.is_grad_enabled()
-
-    @property
-    def has_estimates(self) -> bool:
-        """Whether this σ has running estimates."""
-        return self.observed_count is not None
-
-    def update_estimates(self) -> None:
-        """Move the running estimates towards the mean of the observations since the last call. The first mean is taken
-        as it is. Without observations nothing happens."""
-
-    def discard_observations(self) -> None:
-        """Delete the observations since the last `update_estimates`, as after an optimizer step that was skipped."""
-        for observed in (self.observed_sum, self.observed_count):
-            if observed is not None:
-                observed.zero_()
-
-    def average_observations(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Before an optimizer step: replace the observations by their `mean` over processes, so that all have the
-        same."""
-        for observed in (self.observed_sum, self.observed_count):
-            if observed is not None:
-                observed.copy_(mean(observed))
-
 
 class TopK(Sigma):
     """c where |c| is among the token's k largest of its group, signs kept."""
@@ -257,7 +204,7 @@ class BatchTopK(Sigma):
             k, sizes, groups = self.k_now, self.group_sizes, coefficients.split(self.group_sizes, dim=-1)
             λ = torch.cat([batch_threshold(c, k).expand(size) for c, k, size in zip(groups, k, sizes) if size])
             if self.observing:
-                levels = [_quantiles(c.detach()).expand(size, OCTAVES) for c, size in zip(groups, sizes) if size]
+                levels = [quantiles(c.detach()).expand(size, OCTAVES) for c, size in zip(groups, sizes) if size]
                 self.observe(torch.cat(levels))
         return hard_threshold(coefficients, λ).to(coefficients.dtype)
 
@@ -295,7 +242,7 @@ class BatchTopK(Sigma):
 
     @torch.no_grad()
     def update_estimates(self) -> None:
-        _move(self.levels, self.observed_sum / self.observed_count[:, None])  # pyright: ignore[reportOptionalSubscript, reportOptionalOperand]
+        move(self.levels, self.observed_sum / self.observed_count[:, None])  # pyright: ignore[reportOptionalSubscript, reportOptionalOperand]
         self._set_k(self.k_now)
         self.discard_observations()
 
@@ -327,11 +274,11 @@ class _Threshold(Sigma):
         there is no running scale yet and that of these coefficients is used."""
         if self.spread is None or not self.training:
             return self.current_threshold
-        return self.unscaled_threshold * torch.where(self.spread == 0, _mean_square(coefficients).sqrt(), self.spread)
+        return self.unscaled_threshold * torch.where(self.spread == 0, mean_square(coefficients).sqrt(), self.spread)
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if self.observing:
-            self.observe(_mean_square(coefficients))
+            self.observe(mean_square(coefficients))
         # λ has float32, and the coefficients may have fewer bits: the codes get the precision of the coefficients.
         return self.shrink(coefficients, self.threshold_for(coefficients)).to(coefficients.dtype)
 
@@ -342,7 +289,7 @@ class _Threshold(Sigma):
     @torch.no_grad()
     def update_estimates(self) -> None:
         if self.spread is not None:
-            _move(self.spread, (self.observed_sum / self.observed_count).sqrt())  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+            move(self.spread, (self.observed_sum / self.observed_count).sqrt())  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
             self.discard_observations()
 
 
@@ -394,23 +341,3 @@ SIGMAS: dict[str, type[Sigma]] = {
     "jumprelu": JumpReLU,
 }
 """Every σ by its name, the value of `activation`."""
-
-
-def _mean_square(coefficients: Tensor) -> Float[Tensor, ""]:
-    """In float32 at least, because half precision overflows from |c| = 256."""
-    c = coefficients.detach()
-    return c.to(torch.promote_types(c.dtype, torch.float32)).square().mean()
-
-
-def _quantiles(coefficients: Tensor) -> Float[Tensor, " octaves"]:
-    """For each j, the |c| that a share 2⁻ʲ of the coefficients reaches or exceeds."""
-    magnitudes = coefficients.abs().flatten()
-    largest = magnitudes[:: max(1, len(magnitudes) // SAMPLE)].sort(descending=True).values
-    places = [max(0, math.ceil(len(largest) * 2.0**-octave) - 1) for octave in range(OCTAVES)]
-    return torch.stack([largest[place] for place in places])  # a list as an index would be copied to the GPU
-
-
-def _move(running: Tensor, now: Tensor) -> None:
-    """Move `running` towards `now`, except where `now` is NaN: without observations, or after an overflow."""
-    moved = torch.where(running == 0, now, running.lerp(now, PACE))
-    running.copy_(torch.where(now.isfinite(), moved, running))

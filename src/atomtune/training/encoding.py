@@ -25,7 +25,7 @@ from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_image, square, to_tensor
-from atomtune.training.objectives import Objective, objective_for
+from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, latent_statistics, replaced, until_reached
 
 if TYPE_CHECKING:
@@ -166,6 +166,14 @@ def cast(conditioning: Any, dtype: torch.dtype) -> Any:
     if isinstance(conditioning, tuple | list):
         return type(conditioning)(cast(value, dtype) for value in conditioning)
     return conditioning
+
+
+def predict(
+    model: Any, examples: Noised, conditionings: list[Conditioning], dtype: torch.dtype
+) -> Float[Tensor, "batch out_channels height width"]:
+    """The model's output for noised examples, each with its conditioning, computed in `dtype`."""
+    conditioning = cast(collate(conditionings), dtype)
+    return model(examples.noisy.to(dtype), timestep=examples.timesteps, **conditioning, return_dict=False)[0]
 
 
 def release(pipe: DiffusionPipeline) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from atomtune import bases, manifest, sampling
 from atomtune.shell import command_line
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.encoding import Cache, cast, collate
+from atomtune.training.encoding import Cache, predict
 from atomtune.training.objectives import Objective, prediction_loss
 
 SHEET = "samples.png"
@@ -45,9 +45,8 @@ def held_losses(
     def loss() -> float:
         losses = []
         for batch in batches:
-            part, conditioning = noised.rows(batch).to(device), collate([cache.conditionings[i] for i in index[batch]])
-            arguments = cast(conditioning, dtype)
-            output = model(part.noisy.to(dtype), timestep=part.timesteps, **arguments, return_dict=False)[0]
+            part = noised.rows(batch).to(device)
+            output = predict(model, part, [cache.conditionings[i] for i in index[batch]], dtype)
             losses.append(prediction_loss(output, part))
         return round(float(torch.cat(losses).mean()), 6)
 

@@ -117,13 +117,8 @@ def _answers(
     targets = []
     for first in range(0, len(of), BATCH):
         part = examples.rows(slice(first, first + BATCH)).to(device)
-        conditioning = encoding.collate([conditionings[prompt] for prompt in of[first : first + BATCH]])
+        captions = [conditionings[prompt] for prompt in of[first : first + BATCH]]
         with accelerator.autocast():
-            answer = base(
-                part.noisy.to(base.dtype),
-                timestep=part.timesteps,
-                **encoding.cast(conditioning, base.dtype),
-                return_dict=False,
-            )[0]
+            answer = encoding.predict(base, part, captions, base.dtype)
         targets.append(predicted(answer, part).float().cpu())
     return Others(replace(examples, target=torch.cat(targets)), conditionings, of)

@@ -151,11 +151,8 @@ class Trainer:
             examples, captions = self.others.draw(config.preserve_rows, generator)
             noised, conditionings = noised.joined(examples), conditionings + captions
         noised = noised.to(self.accelerator.device)
-        conditioning = encoding.cast(encoding.collate(conditionings), self.dtype)
         with self.penalties.watched():
-            prediction = self.wrapped(
-                noised.noisy.to(self.dtype), timestep=noised.timesteps, **conditioning, return_dict=False
-            )[0]
+            prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype)
         losses = prediction_loss(prediction, noised)
         own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
         loss = own.mean() + self.penalties.total()
