@@ -281,10 +281,12 @@ def test_a_preset_for_another_adapter_changes_nothing(tmp_path):
     atoms["L0[3]"].gain = 0.5
     with pytest.raises(UserError, match=r"there is no 'L9\[1\]' in this adapter"):
         atoms.apply({"gain": {"L0[1]": 0.0, "L9[1]": 0.0}})
-    with pytest.raises(UserError, match="the preset has 'gains': expected density, gain, only, dropped and schedule"):
+    with pytest.raises(
+        UserError, match="the preset has 'gains': expected density, floor, gain, only, dropped and schedule"
+    ):
         atoms.apply({"gains": {}})
     for preset in ({"gain": {"L0": "loud"}}, {"gain": ["L0"]}, {"density": {"L0[3]": 0.1}}, {"dropped": [3]},
-                   {"schedule": {"late": 1.0}}, {"density": {"L0": 4.0}}):  # fmt: skip
+                   {"schedule": {"late": 1.0}}, {"density": {"L0": 4.0}}, {"floor": {"L0": 0.9}}):  # fmt: skip
         with pytest.raises(UserError):
             atoms.apply({"gain": {"L1": 0.0}} | preset)
         assert atoms.preset() == {"gain": {"L0[3]": 0.5}}

@@ -118,6 +118,15 @@ class Layer(Atoms):
     def density(self, density: float) -> None:
         self.dictionary.sigma.set_density(density)
 
+    @property
+    def floor(self) -> float:
+        """q of this layer (see `AtomBoard.floor`)."""
+        return float(self.dictionary.floor.share.mean())
+
+    @floor.setter
+    def floor(self, floor: float) -> None:
+        self.dictionary.floor.set(floor)
+
 
 def _gains(gain: Any, count: int) -> Tensor:
     """One gain, or one for each of `count` atoms. Raises `UserError` for anything else."""

@@ -2,6 +2,7 @@
 
     board = atomtune.board(pipe)
     board.density = 0.02               each token may use fewer atoms
+    board.floor = 0.99                 an atom fires only where it is stronger than 99 % of the time on other prompts
     board["L3[139]"].gain = 0.5        one atom at half strength
     board.keep(40)                     the 40 atoms with the most energy; the others are as if they did not exist
     board.schedule = {1000: 1, 300: 0} strength by timestep
@@ -37,6 +38,7 @@ from atomtune.atoms import Atom, Atoms, Layer
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.floor import measuring
 from atomtune.tracing import bare_model, timesteps
 
 
@@ -114,6 +116,35 @@ class AtomBoard:
     def density(self, density: float) -> None:
         for layer in self.layers:
             layer.set_density(self.adapter, density)
+
+    @property
+    def floor(self) -> float:
+        """q, from 0 to 1: an atom fires only where |s_m| is above the q-quantile of its |s_m| on other inputs, those
+        that the adapter should leave alone. 0: no floor; 1: above all that was seen. If atoms differ, the mean.
+
+        `customize --preserve` measures these quantiles; `measure_floor` does it for any adapter. Setting it raises
+        `UserError` if they were not measured.
+        """
+        return sum(float(dictionary.floor.share.sum()) for dictionary in self.dictionaries) / self.num_atoms
+
+    @floor.setter
+    def floor(self, floor: float) -> None:
+        for dictionary in self.dictionaries:
+            dictionary.floor.set(floor)
+
+    @contextmanager
+    def measure_floor(self) -> Iterator[None]:
+        """Measure what atoms do on inputs that the adapter should leave alone, while they run in the block.
+
+            with board.measure_floor():
+                atomtune.generate(pipe, ["a dog on grass", "a red car"])
+            board.floor = 0.99
+
+        Kept of each atom are the 90, 99 and 99.9 % quantiles of |s_m| over tokens and steps, and the largest; `floor`
+        interpolates between them. They are saved with the adapter.
+        """
+        with measuring([dictionary.floor for dictionary in self.dictionaries]):
+            yield
 
     def keep(self, count: int, by: Sequence[Tensor] | None = None, per_layer: bool = False) -> None:
         """Keep the `count` atoms of the largest scores, over the whole model or in each layer, and drop the others.
@@ -204,12 +235,13 @@ class AtomBoard:
         return next((h for h in hooks if isinstance(h, Schedule) and h.adapter == self.adapter), None)
 
     def reset(self) -> None:
-        """Set every dial as in training: gains 1, no atom dropped, the trained density, no schedule."""
+        """Set every dial as in training: gains 1, no atom dropped, the trained density and floor, no schedule."""
         self.schedule = {}
         for dictionary in self.dictionaries:
             dictionary.gain.fill_(1.0)
             dictionary.keep_only(None)
             dictionary.sigma.reset_density()
+            dictionary.floor.reset()
 
     def _masks(self, addresses: Iterable[str]) -> list[tuple[SparseDictionary, Tensor]]:
         """For each layer's dictionary, a mask of its atoms that are among `addresses`."""
@@ -224,8 +256,9 @@ class AtomBoard:
     # -- presets ----------------------------------------------------------------------------------------------------
 
     def preset(self) -> dict[str, Any]:
-        """All dials that differ from training, ready for JSON: `density` and `gain` by address, `dropped` or `only`,
-        whichever is shorter, and `schedule`. One address stands for all atoms of a layer that have the same value."""
+        """All dials that differ from training, ready for JSON: `density`, `floor` and `gain` by address, `dropped` or
+        `only`, whichever is shorter, and `schedule`. One address stands for all atoms of a layer that are
+        set alike."""
         dictionaries = self.dictionaries
         kept = [torch.ones_like(d.gain, dtype=torch.bool) if d.kept is None else d.kept.bool() for d in dictionaries]
         dropped, only = ([_written(d, mask) for d, mask in zip(dictionaries, masks) if mask.any()]
@@ -235,8 +268,9 @@ class AtomBoard:
             "density": {
                 f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
+            "floor": {f"L{int(d.layer)}": _plain(d.floor.share.mean()) for d in dictionaries if d.floor.changed},
             "gain": {
-                _written(d, d.gain == gain): float(str(np.float32(gain)))  # 0.8, not 0.800000011920929
+                _written(d, d.gain == gain): _plain(gain)
                 for d in dictionaries
                 for gain in dict.fromkeys(d.gain.tolist())
                 if gain != 1.0
@@ -254,8 +288,10 @@ class AtomBoard:
         """
         if isinstance(preset, str | Path):
             preset = _read_preset(expanded(preset))
-        if unknown := sorted(preset.keys() - {"density", "gain", "only", "dropped", "schedule"}):
-            raise UserError(f"the preset has {unknown[0]!r}: expected density, gain, only, dropped and schedule.")
+        if unknown := sorted(preset.keys() - {"density", "floor", "gain", "only", "dropped", "schedule"}):
+            raise UserError(
+                f"the preset has {unknown[0]!r}: expected density, floor, gain, only, dropped and schedule."
+            )
         before = self.preset()
         try:
             self._set(preset)
@@ -267,10 +303,13 @@ class AtomBoard:
 
     def _set(self, preset: Mapping[str, Any]) -> None:
         self.reset()
-        for address, density in preset.get("density", {}).items():
-            if not isinstance(layer := self[address], Layer):
-                raise UserError(f"a density is that of a layer, got {address!r}: give {address.partition('[')[0]!r}.")
-            layer.density = density
+        for dial in ("density", "floor"):
+            for address, value in preset.get(dial, {}).items():
+                if not isinstance(layer := self[address], Layer):
+                    raise UserError(
+                        f"a {dial} is that of a layer, got {address!r}: give {address.partition('[')[0]!r}."
+                    )
+                setattr(layer, dial, value)
         for address, gain in preset.get("gain", {}).items():
             self[address].gain = gain
         if "only" in preset:
@@ -314,6 +353,11 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.topk(min(count, len(scores))).indices] = True
     return chosen & (scores > -torch.inf)
+
+
+def _plain(value: float | Tensor) -> float:
+    """A float32 in the fewest digits: 0.8, not 0.800000011920929."""
+    return float(str(np.float32(value)))
 
 
 def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:

@@ -48,6 +48,7 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, targets):
 def test_saved_tensors_are_named_after_the_layer_they_adapt(tmp_path):
     adapted(target_modules=["attn1", "attn2.to_v"]).save_pretrained(str(tmp_path))
     parts = ("encoder.weight", "decoder.weight", "gain", "id", "layer", "head", "group", "usage", "sigma.k")
+    parts += ("floor.levels", "floor.share")
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
         f"base_model.model.transformer_blocks.{block}.{layer}.atoms_{part}"
         for block in range(2)

@@ -103,5 +103,5 @@ def test_what_belongs_to_an_atom_is_saved_with_it():
     assert dictionary.head.tolist() == [0, 0, 1, 1, 2, 2, 3]
     assert set(dictionary.state_dict()) == {
         *("encoder.weight", "decoder.weight", "gain", "usage"),
-        *("id", "layer", "head", "group", "sigma.k"),
+        *("id", "layer", "head", "group", "sigma.k", "floor.levels", "floor.share"),
     }

@@ -126,3 +126,41 @@ def test_prompts_that_cannot_be_used_are_refused(run, tmp_path, text, sentence):
         file.write_text(text)
     with pytest.raises(atomtune.UserError, match=sentence):
         run(preserve=True, preserve_prompts=file, base="nowhere")
+
+
+def test_a_floor_is_measured_late_and_trained_with(run, prompts, tmp_path):
+    """Measured at 70, 80 and 90 % of the run; saved with the adapter; the other prompts then change little."""
+    options = {"steps": 20, "learning_rate": 3e-2, "preserve": True, "preserve_prompts": prompts}
+    run("measured", **options)
+    run("floored", floor=1.0, **options)
+    measured, floored = (_board(tmp_path / out) for out in ("measured", "floored"))
+    assert (measured.floor, floored.floor) == (0.0, 1.0)
+    for atoms in (measured, floored):
+        assert all((d.floor.levels >= 0).all() for d in atoms.dictionaries)
+    assert floored.preset() == {}
+    measured.floor = 0.99
+    assert measured.preset() == {"floor": {"L0": 0.99, "L1": 0.99}}
+
+
+def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompts, tmp_path):
+    options = {"preserve": True, "preserve_prompts": prompts, "floor": 0.9, "floor_start": 0.2, "checkpoint_every": 5}
+    run("whole", steps=10, **options)
+    run("parts", steps=10, **options)
+    assert state(tmp_path / "whole") == state(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"preserve": False, "floor": 0.9}, "switch preserve on"),
+        ({"floor": 1.5}, "floor must be from 0"),
+        ({"floor": 0.9, "floor_start": 1.0}, "floor_start must be in"),
+    ],
+)
+def test_a_floor_that_cannot_be_is_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        configure(**GIVEN | options)
+
+
+def _board(out):
+    return atomtune.board(atomtune.load_adapter(atomtune.load_base(_base_of(out)), out))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from atomtune.adapters.config import AtomConfig
 from atomtune.errors import UserError
+from atomtune.method.floor import UNMEASURED
 
 Layers = dict[str, dict[str, Tensor]]
 """Name of an adapted layer → the saved tensors of its `SparseDictionary`."""
@@ -122,6 +123,8 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
             "decoder.weight": decoder,
             "gain": torch.ones_like(own["gain"]),
             "usage": torch.zeros_like(own["usage"]),  # not measured for sums of atoms
+            "floor.levels": torch.full_like(own["floor.levels"], UNMEASURED),
+            "floor.share": torch.zeros_like(own["floor.share"]),
             "sigma.k": torch.stack([tensors["sigma.k"] for tensors in same]).amax(0),
         }
     densities = [max(each) for each in zip(*map(_densities, parts))]

@@ -10,6 +10,7 @@ from torch import nn
 
 from atomtune.adapters.targets import preset_targets
 from atomtune.errors import UserError
+from atomtune.method.floor import check_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 
@@ -41,6 +42,8 @@ class AtomConfig(PeftConfig):
             layer's coefficients ("scale"), which is estimated in training and then fixed.
         unit_encoder: Scale the columns of W_s to norm 1 when they are used, so that coefficients cannot outgrow a fixed
             λ.
+        floor: q, from 0 to 1: an atom fires only where |s_m| is above the q-quantile of its |s_m| on other inputs,
+            those that the adapter should leave alone (`board.measure_floor`). 0: no floor; 1: above all that was seen.
         mix_first: Attention atoms only. True: σ(A X W_s), exactly k atoms a token (eq. 8). False: A σ(X W_s), the
             shortcut of the paper's experiments, in which mixing makes the codes denser.
         exclude_modules: Names (or one regular expression) of modules that are not adapted although `target_modules`
@@ -81,6 +84,10 @@ class AtomConfig(PeftConfig):
     )
     unit_encoder: bool = field(
         default=False, metadata={"help": "Whether the columns of W_s are scaled to norm 1 when they are used."}
+    )
+    floor: float = field(
+        default=0.0,
+        metadata={"help": "q: an atom fires only above this quantile of its |s| on other inputs. 0: no floor."},
     )
     mix_first: bool = field(
         default=True,
@@ -136,6 +143,7 @@ class AtomConfig(PeftConfig):
                 raise UserError(f"num_atoms must be at least 1, got {num_atoms}.")
         self._set_density()
         self.sigma  # noqa: B018  refuses what is out of range
+        check_share(self.floor)
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
                 raise UserError(

@@ -3,9 +3,13 @@
 before                         now
 …atoms_dictionary.weight       …atoms_decoder.weight     D [C_o, M], now [M, C_o]: a row is an atom
 …atoms_k                       …atoms_sigma.k
+                               …atoms_floor.levels, …atoms_floor.share: no floor was measured
 """
 
+import torch
 from torch import Tensor
+
+from atomtune.method.floor import LEVELS, UNMEASURED
 
 
 def current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -18,4 +22,8 @@ def current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif last == "k":
             key = f"{before}.atoms_sigma.k"
         found[key] = tensor
+        if last == "gain":
+            found.setdefault(f"{before}.atoms_floor.share", torch.zeros_like(tensor))
+            unmeasured = tensor.new_full((len(tensor), len(LEVELS)), UNMEASURED)
+            found.setdefault(f"{before}.atoms_floor.levels", unmeasured)
     return found

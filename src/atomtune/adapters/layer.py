@@ -36,6 +36,7 @@ class AtomLayer(BaseTunerLayer):
             sigma=config.sigma_of(num_atoms),
             heads=self.heads,
             unit_encoder=config.unit_encoder,
+            floor=config.floor,
         )
         if not config.init_weights:
             nn.init.normal_(self.dictionary(adapter_name).decoder.weight)

@@ -25,6 +25,7 @@ def generate(
     num: int = 1,
     seed: int = 0,
     density: float | None = None,
+    floor: float | None = None,
     scale: float = 1.0,
     preset: Path | None = None,
     steps: int | None = None,
@@ -48,6 +49,8 @@ def generate(
         num: Images of each prompt.
         seed: Seed of the first image of each prompt; the next image has seed + 1. The noise depends on the seed alone.
         density: Share of the atoms that one token may use, in (0, 1] (by default the density in training).
+        floor: From 0 to 1: an atom acts only where it is stronger than this share of the time on other prompts, so that
+            what is not the subject stays as it was. Adapters trained with --preserve have it (0: no floor).
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
         steps: Denoising steps (the base's own number by default).
@@ -60,7 +63,7 @@ def generate(
     if not prompts:
         raise UserError("there is nothing to draw: give --prompt, or --prompts-file with one prompt a line.")
     check_seed(seed, num)
-    for flag, given in (("--density", density), ("--preset", preset)):
+    for flag, given in (("--density", density), ("--floor", floor), ("--preset", preset)):
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
@@ -73,13 +76,13 @@ def generate(
     remove_leftovers(out)
     info = folders.adapter_info(adapter) if adapter else None
     if info:
-        _refuse_other_dials(info, density, scale, preset)
+        _refuse_other_dials(info, density, floor, scale, preset)
     pipe = base.open(info)
     made_by = sampling.made_by(pipe, adapter)
     if adapter:
         model = folders.load_adapter(pipe, adapter)
-        _set_dials(model, density, scale, preset)
-        made_by |= {"density": density, "scale": scale, "preset": preset and str(preset)}
+        _set_dials(model, density, floor, scale, preset)
+        made_by |= {"density": density, "floor": floor, "scale": scale, "preset": preset and str(preset)}
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     planned = [settings | made_by for settings in planned]
@@ -107,11 +110,13 @@ def drawing_command(out: Path, info: "AdapterInfo") -> str:
     return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
 
 
-def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float, preset: Path | None) -> None:
+def _refuse_other_dials(
+    info: "AdapterInfo", density: float | None, floor: float | None, scale: float, preset: Path | None
+) -> None:
     """Raise `UserError` for dials that the adapter does not have."""
     from atomtune.method.coding import atoms_per_token
 
-    for flag, given in (("--density", density), ("--preset", preset)):
+    for flag, given in (("--density", density), ("--floor", floor), ("--preset", preset)):
         if given is not None:
             info.refuse_other_than("ATOMS", f"{flag} belongs to atoms, so leave it out, or use --scale")
     if density is not None:
@@ -120,8 +125,8 @@ def _refuse_other_dials(info: "AdapterInfo", density: float | None, scale: float
         raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
 
 
-def _set_dials(model, density: float | None, scale: float, preset: Path | None) -> None:
-    """Set the dials of the adapter, for sampling only. `density` wins over the density in the preset."""
+def _set_dials(model, density: float | None, floor: float | None, scale: float, preset: Path | None) -> None:
+    """Set the dials of the adapter, for sampling only. `density` and `floor` win over those in the preset."""
     from atomtune.steering import board
     from atomtune.storage import folders
 
@@ -129,5 +134,7 @@ def _set_dials(model, density: float | None, scale: float, preset: Path | None) 
         board(model).apply(preset)
     if density is not None:
         board(model).density = density
+    if floor is not None:
+        board(model).floor = floor
     if scale != 1.0:
         folders.set_scale(model, scale)

@@ -1,11 +1,12 @@
 """SparseDictionary: M atoms, and the encoder that decides which of them a token uses. The heart of the method.
 
-    codes  S  = σ(κ ∘ x W_s)    [N, M]   depend on the data: which atoms, where, how strongly
+    codes  S  = φ(σ(κ ∘ x W_s)) [N, M]   depend on the data: which atoms, where, how strongly
     output ΔO = (S ∘ g) D · α   [N, C_o] the atoms (rows of D) do not depend on the data
 
 W_s is `encoder`, D is `decoder`; only these two train, and λ if σ learns it. The dials of a user: g is `gain`, after
 selection (0 silences an atom, and no other atom takes its place); κ is `kept`, 0 or 1, before selection (other atoms
-compete for the place of a dropped atom, as if it did not exist); α is `scale · strength`, for the whole adapter.
+compete for the place of a dropped atom, as if it did not exist); φ is `floor`, below which an atom does not fire (by
+default there is none); α is `scale · strength`, for the whole adapter.
 Attention layers put the attention map between x W_s and σ: see `adapters.attention`.
 """
 
@@ -24,6 +25,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from atomtune.errors import UserError
 from atomtune.method.dials import Dials
+from atomtune.method.floor import Floor
 from atomtune.method.heads import Seating
 from atomtune.method.sigma import SigmaConfig
 
@@ -87,6 +89,7 @@ class SparseDictionary(Dials):
         sigma: σ and its dials.
         heads: number of attention heads among which the atoms are divided.
         unit_encoder: whether the columns of W_s are scaled to norm 1 when they are used.
+        floor: q of the floor under the codes, from 0 (none) to 1; it acts once it was measured (`method.floor`).
     """
 
     _alive: ClassVar[WeakSet[SparseDictionary]] = WeakSet()
@@ -117,10 +120,12 @@ class SparseDictionary(Dials):
         sigma: SigmaConfig = SigmaConfig(),  # noqa: B008  frozen
         heads: int = 1,
         unit_encoder: bool = False,
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = DictionaryEncoder(in_features, num_atoms, unit_encoder)
         self.sigma = sigma.build(num_atoms)
+        self.floor = Floor(num_atoms, floor)
         self.seating = Seating(heads)
         self.decoder = DictionaryDecoder(num_atoms, out_features)
         self.register_buffer("gain", torch.ones(num_atoms, dtype=torch.float32))
@@ -151,13 +156,13 @@ class SparseDictionary(Dials):
         return self.encoder(x)
 
     def activate(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
-        """σ(κ ∘ c): coefficients to sparse codes."""
+        """φ(σ(κ ∘ c)): coefficients to sparse codes."""
         if self.kept is not None:
             coefficients = coefficients * self.kept.to(coefficients.dtype)
-        return self.sigma(coefficients)
+        return self.floor(self.sigma(coefficients))
 
     def codes(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
-        """S = σ(x W_s)."""
+        """S = φ(σ(x W_s))."""
         return self.activate(self.coefficients(x))
 
     def synthesize(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:

@@ -17,6 +17,7 @@ from cyclopts import Parameter
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
+from atomtune.method.floor import check_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 from atomtune.prompts import subject_prompts
 
@@ -141,6 +142,11 @@ class CustomizeConfig:
     """Examples of other prompts in every forward pass."""
     preserve_weight: float = 1.0
     """Weight of the other prompts in the loss."""
+    floor: float = 0.0
+    """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
+    to 1 (0: no floor). It is measured late in the run, and the rest of the steps train with it."""
+    floor_start: float = 0.7
+    """Share of the run after which the floor is measured, and again after every further tenth of the run."""
     resolution: int | None = None
     """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[
@@ -181,6 +187,13 @@ class CustomizeConfig:
                 raise UserError(f"{name} must be at least {minimum}, got {value}.")
         check_seed(self.seed, self.num_class_images if self.prior_preservation else 1)
         self.sigma  # noqa: B018  refuses what is out of range
+        check_share(self.floor)
+        if self.floor and not self.preserve:
+            raise UserError(
+                "a floor is measured on the other prompts of preserve: switch preserve on, or leave floor out."
+            )
+        if not 0 <= self.floor_start < 1:
+            raise UserError(f"floor_start must be in [0, 1), got {self.floor_start:g}.")
         if self.density_start is not None:
             atoms_per_token(self.num_atoms, self.density_start)
         if self.density_start is not None and self.sigma.kind.dial != "density":

@@ -58,6 +58,7 @@ def peft_config(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftConfi
             threshold=config.threshold,
             threshold_units=config.threshold_units,
             unit_encoder=config.unit_encoder,
+            floor=config.floor,
             mix_first=config.mix_first,
             layers_to_transform=layers,
         )

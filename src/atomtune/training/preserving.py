@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 THINGS, OF_THE_CLASS = 40, 8
 DRAWS = 4  # noised examples of each image
+MEASURED = 64  # examples on which a floor is measured
 BATCH = 8  # images drawn, and answers computed, together
 
 
@@ -84,6 +85,16 @@ def answered(
     stored = torch.load(file, map_location=accelerator.device, weights_only=True)
     examples = Noised(**stored["examples"]).to(torch.device("cpu"))
     return Others(examples, stored["conditionings"], stored["prompts"])
+
+
+@torch.no_grad()
+def answer_others(
+    model: Any, others: Others, generator: torch.Generator, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Run the model on some examples of other prompts, while a floor is measured."""
+    for _ in range(0, MEASURED, batch_size):
+        examples, captions = others.draw(batch_size, generator)
+        encoding.predict(model, examples.to(device), captions, dtype)
 
 
 def _key(pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int) -> str:

@@ -28,7 +28,10 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     which wins over atomtune's recipe for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
     kind = "" if given.get("total_atoms") is None else FEW_ATOMS
-    values = recipe_for(given.get("base", CustomizeConfig.base), given, kind) | given
+    recipe = recipe_for(given.get("base", CustomizeConfig.base), given, kind)
+    if given.get("preserve") is False:
+        recipe.pop("floor", None)  # which is measured on the other prompts
+    values = recipe | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")

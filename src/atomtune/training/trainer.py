@@ -24,6 +24,7 @@ from atomtune import bases, manifest, sampling
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.method.floor import measuring
 from atomtune.shell import command_line
 from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding, outcome
@@ -34,7 +35,7 @@ from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
-from atomtune.training.preserving import Others
+from atomtune.training.preserving import Others, answer_others
 from atomtune.training.progress import TrainingBar
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT, HELD, FLOOR = range(5)  # streams of random numbers
 
 
 def _seed(*counters: int) -> int:
@@ -105,6 +106,8 @@ class Trainer:
 
     def _advance(self) -> None:
         """One optimizer step."""
+        if self._floor_is_due():
+            self._measure_floor()
         if self.config.density_start is not None:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
@@ -159,6 +162,23 @@ class Trainer:
         if len(prior):
             loss = loss + config.prior_loss_weight * prior.mean()
         return loss + config.preserve_weight * other.mean() if len(other) else loss
+
+    def _floor_is_due(self) -> bool:
+        if not self.config.floor or not self.dictionaries:
+            return False
+        since = self.step - round(self.config.floor_start * self.steps)
+        return since >= 0 and since % max(1, self.steps // 10) == 0
+
+    def _measure_floor(self) -> None:
+        """Measure what the atoms do on other prompts, and put the floor of the run under them."""
+        if self.others is None or not self.dictionaries:
+            return
+        model, generator = self.model.eval(), _generator(self.config.seed, FLOOR, self.step)
+        with measuring([dictionary.floor for dictionary in self.dictionaries]), self.accelerator.autocast():
+            answer_others(model, self.others, generator, self.config.batch_size, self.accelerator.device, self.dtype)
+        for dictionary in self.dictionaries:
+            dictionary.floor.set(self.config.floor)
+        model.train()
 
     def _held_losses(self) -> dict[str, float]:
         generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size
@@ -227,6 +247,8 @@ class Trainer:
                     raise KeyboardInterrupt
                 if self._sample_is_due():
                     self._sample()
+        if not config.floor:  # for a floor that a user chooses
+            self._measure_floor()
         samples = self._sample()
         summary = self._numbers() | {
             "samples": samples,

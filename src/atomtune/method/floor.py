@@ -1,0 +1,153 @@
+"""A floor under the codes: an atom fires only where it fires more strongly than it does on other inputs.
+
+    s_m  where |s_m| > λ_m, else 0          λ_m: the q-quantile of |s_m| over the tokens of other inputs
+
+Other inputs are those that the adapter should leave alone: prompts without its subject, texts about something else. σ
+takes away atoms that are weak beside others of the same token, the floor those that are weak beside themselves
+elsewhere. Where no atom is above its floor, ΔO is exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atomtune.errors import UserError
+from atomtune.method.dials import Dials
+
+LEVELS = (0.9, 0.99, 0.999, 1.0)
+"""The shares whose quantiles are measured; 1: the largest that was seen."""
+SAMPLE = 2**14
+"""Tokens of a measurement that are kept for the quantiles."""
+UNMEASURED = -1.0
+
+
+class Floor(Dials):
+    """λ of M atoms, measured on other inputs, and the share q that a user chooses."""
+
+    levels: Tensor
+    """[M, 4]: of |s_m| on other inputs, the quantiles of `LEVELS`; -1 before they are measured."""
+    share: Tensor
+    """[M]: q of each atom, of adapters that were concatenated each its own. Saved with the atoms."""
+    saved: Tensor
+    """[M]: q as the adapter was trained, or loaded."""
+    threshold: Tensor | None
+    """[M]: λ; None if no atom has a floor."""
+
+    def __init__(self, num_atoms: int, share: float = 0.0) -> None:
+        super().__init__()
+        check_share(share)
+        self.register_buffer("levels", torch.full((num_atoms, len(LEVELS)), UNMEASURED, dtype=torch.float32))
+        self.register_buffer("share", torch.full((num_atoms,), share, dtype=torch.float32))
+        self.register_buffer("saved", self.share.clone(), persistent=False)
+        self.register_buffer("threshold", None, persistent=False)
+        self._seen: _Seen | None = None
+
+    def forward(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        if self._seen is not None:
+            self._seen.add(codes.detach())
+        if self.threshold is None:
+            return codes
+        return torch.where(codes.abs() > self.threshold, codes, 0)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the quantiles of any atom are known."""
+        return bool((self.levels >= 0).any())
+
+    def set(self, share: int | float) -> None:
+        """q = share, from 0 (no floor) to 1 (above all that was seen). Raises `UserError` if it is out of range, or if
+        nothing was measured."""
+        check_share(share)
+        if share and not self.measured:
+            raise UserError(
+                "these atoms have no floor, because it was not measured what they do elsewhere: run a few prompts that "
+                "the adapter should leave alone in the block of `with board.measure_floor():`."
+            )
+        self.share.fill_(share)
+        self._set_threshold()
+
+    def reset(self) -> None:
+        """Undo `set`."""
+        self.share.copy_(self.saved)
+        self._set_threshold()
+
+    @property
+    def changed(self) -> bool:
+        """Whether q is another than the adapter was trained, or loaded, with."""
+        return not torch.equal(self.share, self.saved)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Measure `levels` on the codes, without a floor, of the forward passes in the block."""
+        self._seen = seen = _Seen()
+        try:
+            yield
+        finally:
+            self._seen = None
+        if seen.tokens:
+            self.levels.copy_(seen.levels())
+            self._set_threshold()
+
+    @torch.no_grad()
+    def _set_threshold(self) -> None:
+        """λ between the levels: linear in -log₁₀(1 - q), which is 1, 2 and 3 at the first three levels."""
+        threshold = None
+        if not self.share.is_meta and bool(((self.share > 0) & (self.levels[:, 0] >= 0)).any()):
+            place = -(1 - self.share).log10().clamp(min=-len(LEVELS))
+            below = place.long().clamp(max=len(LEVELS) - 1)
+            known = torch.cat([torch.zeros_like(self.levels[:, :1]), self.levels], dim=1)
+            low, high = (known.gather(1, (below + more)[:, None])[:, 0] for more in (0, 1))
+            threshold = low.lerp(high, place - below).masked_fill((self.share == 0) | (high < 0), UNMEASURED)
+        self.register_buffer("threshold", threshold, persistent=False)
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.share.is_meta:
+            self.saved.copy_(self.share)
+        self._set_threshold()
+
+
+class _Seen:
+    """|s| of a uniform sample of the tokens, and the largest of all tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, codes: Float[Tensor, "*batch atoms"]) -> None:
+        magnitudes = codes.abs().flatten(0, -2)
+        keys, largest = torch.rand(len(magnitudes), generator=self._generator), magnitudes.amax(0)
+        if self.tokens:
+            magnitudes, keys = torch.cat([self._sample, magnitudes]), torch.cat([self._keys, keys])
+            largest = self._largest.maximum(largest)
+        self.tokens += codes[..., 0].numel()
+        if len(keys) > SAMPLE:  # those with the largest random keys are a uniform sample
+            keys, kept = keys.topk(SAMPLE)
+            magnitudes = magnitudes[kept.to(magnitudes.device)]
+        self._sample, self._keys, self._largest = magnitudes, keys, largest
+
+    def levels(self) -> Float[Tensor, "atoms levels"]:
+        ordered = self._sample.sort(dim=0).values
+        places = [math.ceil(share * len(ordered)) - 1 for share in LEVELS[:-1]]
+        return torch.stack([*(ordered[place] for place in places), self._largest], dim=1)
+
+
+@contextmanager
+def measuring(floors: Sequence[Floor]) -> Iterator[None]:
+    """`Floor.measuring`, of several."""
+    with ExitStack() as stack:
+        for floor in floors:
+            stack.enter_context(floor.measuring())
+        yield
+
+
+def check_share(share: int | float) -> None:
+    """Raise `UserError` unless it is from 0 to 1."""
+    if not 0 <= share <= 1:
+        raise UserError(f"floor must be from 0 (none) to 1 (above all that was seen), got {share:g}.")
