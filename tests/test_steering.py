@@ -456,3 +456,41 @@ def test_a_preset_says_what_cannot_be_applied():
         with pytest.raises(UserError) as error:
             atoms.apply(preset)
         assert sentence in str(error.value) and atoms.preset() == {}
+
+
+def test_a_floor_is_measured_on_inputs_that_the_adapter_should_leave_alone():
+    """Above all that was seen, the base answers to the bit; other inputs still change."""
+    model = wake(get_peft_model(transformer(), atom_config()))
+    atoms, plain = board(model), run(model)
+    with model.disable_adapter():
+        base = run(model)
+    with pytest.raises(UserError, match=r"board\.measure_floor"):
+        atoms.floor = 0.99
+    with atoms.measure_floor():
+        run(model)
+    assert atoms.floor == 0 and torch.equal(run(model), plain)
+    atoms.floor = 1.0
+    assert torch.equal(run(model), base) and not torch.equal(plain, base)
+    assert atoms["L0"].floor == 1 and atoms.preset() == {"floor": {"L0": 1.0, "L1": 1.0}}
+    preset = atoms.preset()
+    atoms.reset()
+    assert torch.equal(run(model), plain)
+    atoms.apply(preset)
+    assert torch.equal(run(model), base)
+    atoms["L0"].floor = 0
+    assert atoms.floor == 0.5 and atoms.preset() == {"floor": {"L1": 1.0}}
+    with pytest.raises(UserError, match="from 0"):
+        atoms.floor = 2
+
+
+def test_concatenated_adapters_keep_their_floors(tmp_path):
+    model = wake(get_peft_model(transformer(), atom_config()))
+    wake(model.add_adapter("other", atom_config()) or model)
+    with board(model).measure_floor():
+        run(model)
+    board(model).floor = 0.9
+    model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "both")
+    for own, both in zip(board(model).dictionaries, board(model, "both").dictionaries):
+        half = own.num_atoms
+        assert torch.equal(both.floor.threshold[:half], own.floor.threshold)
+        assert (both.floor.threshold[half:] < 0).all()  # every code of the other passes

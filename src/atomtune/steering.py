@@ -140,8 +140,9 @@ class AtomBoard:
                 atomtune.generate(pipe, ["a dog on grass", "a red car"])
             board.floor = 0.99
 
-        Kept of each atom are the 90, 99 and 99.9 % quantiles of |s_m| over tokens and steps, and the largest; `floor`
-        interpolates between them. They are saved with the adapter.
+        In the block the adapter is silent, and the base answers. Kept of each atom are the 90, 99 and 99.9 % quantiles
+        of |s_m| over tokens and steps, and the largest; `floor` interpolates between them. They are saved with the
+        adapter.
         """
         with measuring([dictionary.floor for dictionary in self.dictionaries]):
             yield

@@ -1,6 +1,7 @@
 """Output matching: on other prompts the target is the base's own answer."""
 
 import json
+import signal
 from dataclasses import fields
 
 import pytest
@@ -10,9 +11,11 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.bases import denoiser
+from atomtune.errors import UserError
 from atomtune.metrics import other_prompts as measured_prompts
 from atomtune.training import configure, encoding, preserving
 from atomtune.training.preserving import DRAWS, answered, other_prompts
+from atomtune.training.trainer import Trainer
 from tests.training.quick import state, weights
 
 GIVEN = {"images": "photos", "class_name": "dog", "out": "out", "preserve": True}
@@ -128,12 +131,14 @@ def test_prompts_that_cannot_be_used_are_refused(run, tmp_path, text, sentence):
         run(preserve=True, preserve_prompts=file, base="nowhere")
 
 
-def test_a_floor_is_measured_late_and_trained_with(run, prompts, tmp_path):
-    """Measured at 70, 80 and 90 % of the run; saved with the adapter; the other prompts then change little."""
-    options = {"steps": 20, "learning_rate": 3e-2, "preserve": True, "preserve_prompts": prompts}
+def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_path):
+    options = {"steps": 10, "preserve": True, "preserve_prompts": prompts}
     run("measured", **options)
     run("floored", floor=1.0, **options)
-    measured, floored = (_board(tmp_path / out) for out in ("measured", "floored"))
+    measured, floored = (
+        atomtune.board(atomtune.load_adapter(atomtune.load_base(base), tmp_path / out))
+        for out in ("measured", "floored")
+    )
     assert (measured.floor, floored.floor) == (0.0, 1.0)
     for atoms in (measured, floored):
         assert all((d.floor.levels >= 0).all() for d in atoms.dictionaries)
@@ -142,9 +147,21 @@ def test_a_floor_is_measured_late_and_trained_with(run, prompts, tmp_path):
     assert measured.preset() == {"floor": {"L0": 0.99, "L1": 0.99}}
 
 
-def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompts, tmp_path):
+def test_a_floor_is_measured_after_its_share_of_the_run_and_every_further_tenth(run, prompts, monkeypatch):
+    steps, measure = [], Trainer._measure_floor
+    monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
+    run(steps=20, preserve=True, preserve_prompts=prompts, floor=0.9, floor_start=0.65)
+    assert steps == [13, 15, 17, 19]
+
+
+def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompts, tmp_path, monkeypatch):
     options = {"preserve": True, "preserve_prompts": prompts, "floor": 0.9, "floor_start": 0.2, "checkpoint_every": 5}
     run("whole", steps=10, **options)
+    advance = Trainer._advance
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", lambda self: advance(self) if self.step < 7 else signal.raise_signal(2))
+        with pytest.raises(KeyboardInterrupt):
+            run("parts", steps=10, **options)
     run("parts", steps=10, **options)
     assert state(tmp_path / "whole") == state(tmp_path / "parts")
 
@@ -160,7 +177,3 @@ def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompt
 def test_a_floor_that_cannot_be_is_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
         configure(**GIVEN | options)
-
-
-def _board(out):
-    return atomtune.board(atomtune.load_adapter(atomtune.load_base(_base_of(out)), out))

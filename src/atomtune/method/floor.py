@@ -51,6 +51,7 @@ class Floor(Dials):
     def forward(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         if self._seen is not None:
             self._seen.add(codes.detach())
+            return torch.zeros_like(codes)
         if self.threshold is None:
             return codes
         return torch.where(codes.abs() > self.threshold, codes, 0)
@@ -84,7 +85,11 @@ class Floor(Dials):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Measure `levels` on the codes, without a floor, of the forward passes in the block."""
+        """Measure `levels` on the codes of the forward passes in the block.
+
+        In the block every atom is silent, so that later layers see what they see in the frozen model. A floor of q = 1
+        in all layers then returns exactly the frozen model's answers on these inputs.
+        """
         self._seen = seen = _Seen()
         try:
             yield
