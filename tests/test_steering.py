@@ -470,13 +470,17 @@ def test_a_floor_is_measured_on_inputs_that_the_adapter_should_leave_alone():
         run(model)
     assert atoms.floor == 0 and torch.equal(run(model), plain)
     atoms.floor = 1.0
-    assert torch.equal(run(model), base) and not torch.equal(plain, base)
+    rounding = {"rtol": 0, "atol": 2e-6}  # of the attention call with more channels
+    assert_close(run(model), base, **rounding)
+    with trace(model) as seen:
+        run(model)
+    assert seen.silent == 1 and not torch.allclose(plain, base, **rounding)
     assert atoms["L0"].floor == 1 and atoms.preset() == {"floor": {"L0": 1.0, "L1": 1.0}}
     preset = atoms.preset()
     atoms.reset()
     assert torch.equal(run(model), plain)
     atoms.apply(preset)
-    assert torch.equal(run(model), base)
+    assert_close(run(model), base, **rounding)
     atoms["L0"].floor = 0
     assert atoms.floor == 0.5 and atoms.preset() == {"floor": {"L1": 1.0}}
     with pytest.raises(UserError, match="from 0"):
@@ -492,5 +496,6 @@ def test_concatenated_adapters_keep_their_floors(tmp_path):
     model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "both")
     for own, both in zip(board(model).dictionaries, board(model, "both").dictionaries):
         half = own.num_atoms
-        assert torch.equal(both.floor.threshold[:half], own.floor.threshold)
-        assert (both.floor.threshold[half:] < 0).all()  # every code of the other passes
+        λ, joined = own.floor.threshold, both.floor.threshold
+        assert λ is not None and joined is not None and torch.equal(joined[:half], λ)
+        assert (joined[half:] < 0).all()  # every code of the other passes

@@ -124,7 +124,7 @@ class Layer(Atoms):
         return float(self.dictionary.floor.share.mean())
 
     @floor.setter
-    def floor(self, floor: float) -> None:
+    def floor(self, floor: int | float) -> None:
         self.dictionary.floor.set(floor)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from atomtune.bases import MOJI
 from atomtune.moji.names import SEEN_NAMES, spoken
+from atomtune.moji.scenes import with_article
 
 CONTEXTS = ("", " in the snow", " on the beach", " in the jungle", " on top of a wooden floor")
 """Contexts for other bases, from the prompts by which DreamBooth was evaluated."""
@@ -33,4 +34,4 @@ def subject_prompts(base: str, subject: str, backgrounds: Sequence[str] = (), nu
 
 def background(colour: str) -> str:
     """The words for a plain background: "an orange background"."""
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
+    return with_article(f"{colour} background")

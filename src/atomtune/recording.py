@@ -39,22 +39,25 @@ class ModelRun:
 
 @dataclass
 class TokenSums:
-    """Sums over tokens: their number, the number in which each atom fired, Σ|s_m| and max|s_m|."""
+    """Sums over tokens: their number, the numbers in which each atom fired and in which no atom did, Σ|s_m| and
+    max|s_m|."""
 
     fired: Int[Tensor, " atoms"]
     magnitude: Float[Tensor, " atoms"]
     peak: Float[Tensor, " atoms"]
+    silent: Int[Tensor, ""]
     tokens: int = 0
 
     @classmethod
     def zero(cls, atoms: int, device: torch.device) -> TokenSums:
         nothing = torch.zeros(atoms, device=device)
-        return cls(nothing.long(), nothing, nothing.clone())
+        return cls(nothing.long(), nothing, nothing.clone(), nothing.new_zeros((), dtype=torch.long))
 
     def add(self, other: TokenSums) -> TokenSums:
         self.tokens += other.tokens
         self.fired += other.fired
         self.magnitude += other.magnitude
+        self.silent += other.silent
         self.peak = torch.maximum(self.peak, other.peak)
         return self
 
@@ -135,9 +138,9 @@ class LayerTrace:
         codes = codes.reshape(codes.shape[0], -1, codes.shape[-1]) if codes.ndim > 2 else codes[None]
         if codes.shape[2] != len(self):
             raise self._pruned()
-        magnitudes = codes.abs()
-        fired, magnitude = (codes != 0).sum(1), magnitudes.sum(1, dtype=torch.float32)  # [batch, atoms]
-        peak, tokens = magnitudes.amax(1).float(), codes.shape[1]
+        magnitudes, firing, tokens = codes.abs(), codes != 0, codes.shape[1]
+        fired, magnitude = firing.sum(1), magnitudes.sum(1, dtype=torch.float32)  # [batch, atoms]
+        peak, silent = magnitudes.amax(1).float(), tokens - firing.any(2).sum(1)
         first = len(codes) // 2 if run.guided else 0
         times = run.timesteps_of(len(codes))
         for t in dict.fromkeys(times):
@@ -147,13 +150,14 @@ class LayerTrace:
             for half, rows in ((UNGUIDED, range(first)), (GUIDED, range(first, len(codes)))):
                 if part := [row for row in rows if times[row] == t]:
                     at = slice(rows.start, rows.stop) if len(part) == len(rows) else part  # a slice copies nothing
-                    total = TokenSums(fired[at].sum(0), magnitude[at].sum(0), peak[at].amax(0), tokens * len(part))
+                    sums = (fired[at].sum(0), magnitude[at].sum(0), peak[at].amax(0), silent[at].sum())
+                    total = TokenSums(*sums, tokens * len(part))
                     self.by_timestep[t][half].add(total)
         for row in range(first, len(codes)):
             sample = run.first_sample + row - first
             while len(self.samples) <= sample:  # more than one, if runs before this one left the layer's atoms out
                 self.samples.append(TokenSums.zero(len(self), codes.device))
-            self.samples[sample].add(TokenSums(fired[row], magnitude[row], peak[row], tokens))
+            self.samples[sample].add(TokenSums(fired[row], magnitude[row], peak[row], silent[row], tokens))
         if self.keep_codes:
             guided, times = codes[first:], times[first:]
             together = len(set(times)) == 1
@@ -195,6 +199,11 @@ class LayerTrace:
     def fired(self) -> Int[Tensor, " atoms"]:
         """The number of tokens in which each atom fired."""
         return self.total().fired
+
+    @property
+    def silent(self) -> int:
+        """The number of tokens in which no atom fired."""
+        return int(self.total().silent)
 
     @property
     def firing_rate(self) -> Float[Tensor, " atoms"]:

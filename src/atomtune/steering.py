@@ -128,7 +128,7 @@ class AtomBoard:
         return sum(float(dictionary.floor.share.sum()) for dictionary in self.dictionaries) / self.num_atoms
 
     @floor.setter
-    def floor(self, floor: float) -> None:
+    def floor(self, floor: int | float) -> None:
         for dictionary in self.dictionaries:
             dictionary.floor.set(floor)
 
@@ -269,7 +269,9 @@ class AtomBoard:
             "density": {
                 f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
-            "floor": {f"L{int(d.layer)}": _plain(d.floor.share.mean()) for d in dictionaries if d.floor.changed},
+            "floor": {
+                f"L{int(d.layer)}": _plain(d.floor.share.double().mean()) for d in dictionaries if d.floor.changed
+            },
             "gain": {
                 _written(d, d.gain == gain): _plain(gain)
                 for d in dictionaries

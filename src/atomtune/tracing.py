@@ -2,7 +2,7 @@
 
     with trace(model, codes=True) as t:
         pipe("a sks teapot on the moon")
-    t.active_per_token, t.alive                 over the whole model
+    t.active_per_token, t.alive, t.silent       over the whole model
     t["L6"].mean_energy, t["L6"].maps()         one layer: a number or a map for each of its atoms
     t["L6"].codes(500)                          every code at one timestep: [samples, tokens, atoms]
     t["L6[114]"].firing_rate                    one atom, by its address
@@ -215,6 +215,11 @@ class Trace:
         """Mean share of a layer's atoms that one token uses."""
         fired = self.active_per_token * self._tokens  # raises if no tokens were seen
         return fired / sum(layer.tokens * len(layer) for layer in self.layers)
+
+    @property
+    def silent(self) -> float:
+        """Share of the tokens, over all layers, in which no atom fired, 0 to 1: there the adapter adds nothing."""
+        return sum(layer.silent for layer in self.layers) / self._tokens
 
     @property
     def alive(self) -> int:

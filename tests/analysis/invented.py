@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Rung
+from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Others, Rung
 from atomtune.analysis.learnt import Learnt
 from atomtune.analysis.naming import Evidence, Name
 from atomtune.analysis.overlap import LayerOverlap, Overlap
 from atomtune.analysis.prompts import Factor
+from atomtune.metrics import Drift
 
 PHASES = ["early", "middle", "late"]
 PROMPTS = [f"a sks teapot on a {colour} background" for colour in ("red", "green", "blue", "white", "black")]
@@ -86,6 +87,7 @@ def invented(size: int = 64) -> Inspection:
         prompts=list(PROMPTS),
         base=pictures(5),
         adapted=pictures(5),
+        others=Others(["a dog", "a cup"], pictures(2), pictures(2), Drift(0.1, 0.06, 0.5), 0.25),
         rows=rows,
         views=views,
         phases=PHASES,

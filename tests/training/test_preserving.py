@@ -119,7 +119,8 @@ def test_made_up_prompts_are_none_of_those_that_drift_is_measured_on(base):
     sets = measured_prompts("teapot")
     assert len(made_up) == len(set(made_up)) > 40 and "" in made_up
     assert not set(made_up) & {*sets["unrelated"], *sets["neighbours"]}
-    assert any("teapot" in prompt for prompt in made_up)
+    assert not any("teapot" in prompt for prompt in made_up)  # it would keep the subject from being learnt
+    assert any("coffee" in prompt for prompt in made_up)  # but what is like it
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("\n \n", "is empty"), (None, "could not be read")])

@@ -27,7 +27,8 @@ from atomtune.analysis.naming import Name, name_atoms, near_duplicates
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
-from atomtune.bases import denoiser
+from atomtune.bases import MOJI, denoiser
+from atomtune.metrics import Drift, drift, load_judge, other_prompts
 from atomtune.recording import AtomTrace
 from atomtune.sampling import Drawing, generate
 from atomtune.steering import AtomBoard, board
@@ -41,6 +42,8 @@ NAMING = 96  # prompts for names
 SAMPLES = 3  # heatmaps of each atom
 COMPARED = 2  # prompts of each atom, drawn without the atom and with it turned up
 RUNG_PROMPTS = 4  # images of each rung of a ladder
+MUCH_DRIFT = 0.05
+OTHERS = (3, 2)  # prompts far from the class, and near it
 BOOST = 20.0
 CHANGED, SEEN = 0.1, 0.01  # a pixel's change from black to white, and the share of the pixels that must reach it
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than an image of 64 × 64 can show
@@ -114,6 +117,28 @@ class Rung:
 
 
 @dataclass
+class Others:
+    """What the adapter does to prompts that have nothing to do with its subject, at the same noise."""
+
+    prompts: list[str]
+    base: list[Image.Image]
+    adapted: list[Image.Image]
+    drift: Drift
+    silent: float
+    """Share of the tokens, over all layers and steps, in which no atom fired."""
+
+    @property
+    def unchanged(self) -> int:
+        """The number of images that are the base's own to the bit."""
+        return round(self.drift.unchanged * len(self.prompts))
+
+    @property
+    def much(self) -> bool:
+        """Whether so much changes that the page says what helps."""
+        return self.drift.pixels > MUCH_DRIFT
+
+
+@dataclass
 class Inspection:
     """What `report.render` turns into a page."""
 
@@ -123,6 +148,7 @@ class Inspection:
     prompts: list[str]
     base: list[Image.Image]
     adapted: list[Image.Image]
+    others: Others
     rows: list[AtomRow]
     """The strongest first."""
     views: list[AtomView]
@@ -172,6 +198,7 @@ def inspect(
         base = draw("base", prompts)
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
+    others = _others(draw, model, adapter, class_name)
 
     crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
     half = max(3, (base[0].settings["steps"] + 1) // 2)
@@ -210,6 +237,7 @@ def inspect(
         prompts=prompts,
         base=_images(base),
         adapted=_images(adapted),
+        others=others,
         rows=rows,
         views=views,
         phases=watched.phases,
@@ -241,6 +269,19 @@ class Draw:
 
     def without_progress(self, prompts: Sequence[str]) -> list[Image.Image]:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
+
+
+def _others(draw: Draw, model: Any, adapter: str, class_name: str | None) -> Others:
+    """A few prompts of each set of `other_prompts`: far from the class, near it, and the class without the token."""
+    sets = other_prompts(class_name or "", *OTHERS)
+    prompts = [*sets["unrelated"], *sets["neighbours"], *(sets["class"][:1] if class_name else [])]
+    with model.disable_adapter():
+        base = draw("others", prompts)
+    with trace(model, adapter) as seen:
+        adapted = draw("others, adapter", prompts)
+    before, after = _images(base), _images(adapted)
+    judged = draw.pipe.name_or_path == MOJI
+    return Others(prompts, before, after, drift(before, after, load_judge().features if judged else None), seen.silent)
 
 
 def _rows(seen: Trace, names: list[list[Name]], atoms: AtomBoard) -> list[AtomRow]:

@@ -7,6 +7,7 @@ captions, three are contexts that no image shows.
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ UNSEEN = (
     "a sks teapot on the right on an orange background",
 )
 NUM = 4  # images of each prompt
+OTHERS = (10, 5)  # prompts that have little to do with a teapot, and prompts of things like it
 FILES = ("grid.png", "demo.json")
 HEADS = {"base": "base", "atoms": "atoms", "lora": "LoRA r=16"}
 ROWS = {  # key in demo.json: what is printed, and how
@@ -34,6 +36,8 @@ ROWS = {  # key in demo.json: what is printed, and how
     "alignment": ("alignment with the prompt", ".3f"),
     "background": ("share with the background asked for", ".2f"),
     "diversity": (f"diversity, of {NUM} images of a prompt", ".2f"),
+    "pixels": ("drift: how much other prompts change", ".3f"),
+    "unchanged": ("share of them that do not change", ".2f"),
 }
 
 
@@ -71,7 +75,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
 
     from atomtune import bases, files, manifest, metrics, sampling, training
     from atomtune.cli.generate import drawing_command
-    from atomtune.storage.folders import adapter_info
+    from atomtune.storage.folders import adapter_info, load_adapter
     from atomtune.training.data import find_examples, read_image
 
     files.refuse_output(out)
@@ -95,14 +99,22 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     judge = metrics.load_judge()
     prompts = [*examples, *UNSEEN]
     rows = {"learnt from": list(examples.values())}
+    untouched: list[Any] = []  # the base's images of other prompts
     summary: dict[str, Any] = {}
     for method in ("base", *methods):
         console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}")
         pipe = bases.load_base(bases.MOJI, hardware.dtype, hardware.device)
-        images = _draw(pipe, out, runs[method], prompts, seed)
+        if runs[method]:
+            load_adapter(pipe, runs[method])
+        images = _draw(pipe, out, runs[method], prompts, seed, NUM)
         rows[HEADS[method]] = images[::NUM]
         numbers = _sizes(learnt[method], runs[method]) if method in learnt else {}
         numbers |= _judged(judge, images, list(examples.values()), prompts)
+        if compare:
+            sets = metrics.other_prompts("teapot", *OTHERS)
+            images = _draw(pipe, out, runs[method], [*sets["unrelated"], *sets["neighbours"]], seed, 1, "others")
+            untouched = untouched or images
+            numbers |= asdict(metrics.drift(untouched, images, None))
         # As printed, so that the table and the file hold the same numbers.
         summary[method] = {
             key: json.loads(f"{numbers[key]:{ROWS[key][1].strip(',')}}") for key in ROWS if key in numbers
@@ -126,16 +138,15 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _draw(pipe: Any, out: Path, run: Path | None, prompts: list[str], seed: int) -> list[Any]:
-    """`NUM` images of each prompt, with the adapter of `run` if there is one. Images that are there already are not
+def _draw(
+    pipe: Any, out: Path, run: Path | None, prompts: list[str], seed: int, num: int, name: str = "generated"
+) -> list[Any]:
+    """`num` images of each prompt, in the folder of `run` if there is one. Images that are there already are not
     drawn again."""
     from atomtune import manifest, sampling
-    from atomtune.storage import folders
 
-    if run:
-        folders.load_adapter(pipe, run)
-    planned = [own | sampling.made_by(pipe, run) for own in sampling.plan(pipe, prompts, NUM, seed)]
-    images = sampling.planned_files(planned, run / "generated" if run else out / "base")
+    planned = [own | sampling.made_by(pipe, run) for own in sampling.plan(pipe, prompts, num, seed)]
+    images = sampling.planned_files(planned, run / name if run else out / "base" / name)
     manifest.record(run or out, *images)
     sampling.draw_missing(pipe, planned, images[0].parent)
     return [sampling.read_image(file) for file in images]

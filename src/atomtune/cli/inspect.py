@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 STAGES = {
     "base": "drawing without the adapter",
     "adapter": "drawing with the adapter",
+    "others": "drawing other prompts without it",
+    "others, adapter": "drawing other prompts with it",
     "names": "looking for names",
     "influence": "silencing one atom at a time",
     "ladder": "keeping only the best atoms",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from atomtune.errors import UserError
 from atomtune.metrics.judge import embed_sentences
-from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.moji.scenes import BACKGROUNDS, with_article
 from atomtune.prompts import MEASURED, background
 
 Features = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -22,16 +22,16 @@ Features = Callable[[Sequence[Image.Image]], np.ndarray]
 class Drift:
     """How far images moved when an adapter was switched on: means over pairs of the same prompt and noise."""
 
-    features: float
+    features: float | None
     """(1 - mean cosine of the features) / 2, from 0 (nothing moved) to 1; 0.5: nothing in common. PEFT's image
-    benchmark calls this drift."""
+    benchmark calls this drift. None if no features were asked for."""
     pixels: float
     """Root mean square of the pixels' differences, of values from 0 to 1."""
     unchanged: float
     """Share of the images, 0 to 1, that are the base's own to the bit."""
 
 
-def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features: Features) -> Drift:
+def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features: Features | None) -> Drift:
     """Compare the base's images with the adapter's, pair by pair: the same prompts, the same noise.
 
     Raises `UserError` if there is no image, or if two of a pair differ in size.
@@ -43,9 +43,9 @@ def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features:
         if one.size != other.size:
             raise UserError(f"drift compares images of one size, got {one.size} and {other.size}.")
         pixels.append((_values(other) - _values(one)) / 255)
-    cosines = (_unit(features(before)) * _unit(features(after))).sum(1)
+    cosines = (_unit(features(before)) * _unit(features(after))).sum(1) if features else None
     return Drift(
-        features=float((1 - cosines.mean()) / 2),
+        features=None if cosines is None else float((1 - cosines.mean()) / 2),
         pixels=float(np.mean([np.sqrt((difference**2).mean()) for difference in pixels])),
         unchanged=float(np.mean([not difference.any() for difference in pixels])),
     )
@@ -75,11 +75,9 @@ def other_prompts(class_name: str, unrelated: int = 40, neighbours: int = 10) ->
     class        the class itself, without the token
 
     Things are names that moji knows, which are everyday words for any base, and none of those that `--preserve` trains
-    on; how alike two are is the cosine of their sentence embeddings (MiniLM). Backgrounds take turns.
+    on. Backgrounds take turns.
     """
-    names = [name for name in MEASURED if name != class_name]
-    similar = embed_sentences(names) @ embed_sentences([class_name])[0]
-    nearest = [names[place] for place in similar.argsort(descending=True).tolist()]
+    nearest = most_like_first(class_name, MEASURED)
     far = nearest[len(nearest) // 2 :]
     chosen = [far[round(place)] for place in np.linspace(0, len(far) - 1, unrelated)]
     return {
@@ -89,13 +87,19 @@ def other_prompts(class_name: str, unrelated: int = 40, neighbours: int = 10) ->
     }
 
 
+def most_like_first(class_name: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are not the class itself, by how like the class they are (the cosine of MiniLM's sentence
+    embeddings)."""
+    names = [name for name in names if name != class_name]
+    alike = embed_sentences(names) @ embed_sentences([class_name])[0]
+    return [names[place] for place in alike.argsort(descending=True).tolist()]
+
+
 def _on_backgrounds(names: Sequence[str]) -> list[str]:
     colours = [*BACKGROUNDS]
-    return [_sentence(name, colours[number % len(colours)]) for number, name in enumerate(names)]
-
-
-def _sentence(name: str, colour: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name} on {background(colour)}"
+    return [
+        f"{with_article(name)} on {background(colours[number % len(colours)])}" for number, name in enumerate(names)
+    ]
 
 
 def _values(image: Image.Image) -> Float[np.ndarray, "height width 3"]:

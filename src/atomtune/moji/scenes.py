@@ -87,7 +87,8 @@ def sample_scene(name: str, styles: list[str], rng: random.Random, mix: Mix = Mi
             return scene
 
 
-def _with_article(words: str) -> str:
+def with_article(words: str) -> str:
+    """ "a teapot", "an octopus"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
@@ -107,14 +108,14 @@ def caption(scene: Scene, rng: random.Random | None = None, mix: Mix = Mix()) ->
     elif wording == 1 and style:
         words = f"{said.style} {size}{thing}"
     elif style:
-        words = f"{_with_article(said.style)} drawing of {_with_article(size + thing)}"
+        words = f"{with_article(said.style)} drawing of {with_article(size + thing)}"
     else:
-        words = _with_article(size + thing)
+        words = with_article(size + thing)
     if place:
         words += f" on the {said.place}" if said.place in ("left", "right") else f" at the {said.place}"
     if background:
         words += (
-            f", {said.background} background" if wording == 1 else f" on {_with_article(said.background)} background"
+            f", {said.background} background" if wording == 1 else f" on {with_article(said.background)} background"
         )
     return words
 

@@ -20,7 +20,8 @@ import torch
 
 from atomtune import bases, sampling
 from atomtune.files import atomic_file, cache_folder, read_prompts
-from atomtune.moji.scenes import BACKGROUNDS
+from atomtune.metrics.drift import most_like_first
+from atomtune.moji.scenes import BACKGROUNDS, with_article
 from atomtune.prompts import CONTEXTS, EVERYDAY, background
 from atomtune.training import encoding
 from atomtune.training.objectives import Noised, objective_for, predicted
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-THINGS, OF_THE_CLASS = 40, 8
+NEAR, FAR = 12, 36  # things most like the class, and others
 DRAWS = 4  # noised examples of each image
 MEASURED = 64  # examples on which a floor is measured
 BATCH = 8  # images drawn, and answers computed, together
@@ -56,16 +57,20 @@ class Others:
 
 
 def other_prompts(config: CustomizeConfig) -> list[str]:
-    """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things and the class without the
-    token, in contexts that take turns, and the empty prompt, which guidance uses."""
+    """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things, among them those most
+    like the class, in contexts that take turns, and the empty prompt, which guidance uses.
+
+    The class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
+    one as it was keeps the other from being learnt (docs/results/drift.md).
+    """
     if not config.preserve:
         return []
     if config.preserve_prompts is not None:
         return read_prompts(config.preserve_prompts)
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
-    spread = [EVERYDAY[number * len(EVERYDAY) // THINGS] for number in range(THINGS)]
-    things = [*spread, *[config.class_name] * min(OF_THE_CLASS, len(places))]
-    prompts = [f"a {thing}{places[number % len(places)]}" for number, thing in enumerate(things)]
+    nearest = most_like_first(config.class_name, EVERYDAY)
+    things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
+    prompts = [with_article(thing) + places[number % len(places)] for number, thing in enumerate(things)]
     return [*dict.fromkeys(prompts), ""]
 
 
