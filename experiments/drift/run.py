@@ -1,36 +1,58 @@
 """What an adapter does to everything else: `python -m experiments --only drift`
 
-Six subjects that moji has never seen, with and without `--preserve`, scored on their own prompts (fidelity, alignment)
-and on other prompts at the same noise as the base (`metrics.other_prompts`: unrelated things, neighbours of the class,
-the class without the token).
+Six subjects that moji has never seen, scored on their own prompts (fidelity, alignment) and on other prompts at the
+same noise as the base (`metrics.other_prompts`: unrelated things, neighbours of the class, the class without the
+token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of the shipped recipe's length, scored at their end and with the dials
+of sampling turned; cells `SUBJECT-METHOD-KIND-curve` are runs of 600 steps, scored on the way.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import atomtune
 from atomtune import metrics, sampling
+from atomtune.bases import denoiser
 from atomtune.files import atomic_folder
 from atomtune.moji.names import SEEN_NAMES, spoken
+from atomtune.storage.folders import adapter_info, set_scale
 from experiments.common import subjects
 from experiments.common.cells import read, spread
-from experiments.common.report import table
+from experiments.common.report import Claim, grade, table
 from pretraining.drawings import Drawings
 
 HERE = Path(__file__).parent
 NUM = 4
-METHODS: dict[str, dict[str, Any]] = {"lora": {"method": "lora"}, "atoms": {}}
-PRESERVE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "rows-1": {"preserve": True, "preserve_rows": 1},
-    "rows-2": {"preserve": True, "preserve_rows": 2},
-    "rows-5": {"preserve": True, "preserve_rows": 5},
+SEEDS = (0, 1, 2)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
+    "lora": ("LoRA, rank 16", {"method": "lora"}),
+    "lora-64": ("LoRA, rank 64", {"method": "lora", "rank": 64}),
+    "dora": ("DoRA, rank 16", {"method": "dora"}),
+    "oft": ("OFT, r = 4", {"method": "oft"}),
+    "atoms": ("atoms beside attention", {}),
+    "linear": ("atoms on the values", {"target_modules": ("attn1.to_v",)}),
 }
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("", OFF),
+    "preserve": ("--preserve", OFF | {"preserve": True}),
+    "floor": ("--preserve, floor", {"preserve": True, "floor": 0.999}),
+}
+STEPS = (40, 80, 150, 250, 400, 600)
+CHECKPOINTS = {"steps": STEPS[-1], "checkpoint_every": 10, "checkpoints_total_limit": STEPS[-1]}
+DIALS = {
+    "scale": (0.75, 0.5, 0.25),
+    "density": (0.02, 0.01),
+    "floor": (0.9, 0.99, 0.999, 1.0),
+}
+QUICKLY = 10  # steps of drawing, for curves
 SLUGS = {spoken(name): name for name in SEEN_NAMES}
 
 
@@ -40,72 +62,275 @@ class Config:
 
     name: str
     options: dict[str, Any] | None = field(default=None)
+    curve: bool = False
+    """Whether the run is scored on the way, and with the dials of sampling turned."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"base": subjects.weights_digest(), "name": self.name, "options": self.options, "num": NUM}
+        return {
+            "base": subjects.weights_digest(), "name": self.name, "options": self.options, "num": NUM,
+            "curve": [STEPS, DIALS, QUICKLY] if self.curve else None,
+        }  # fmt: skip
 
 
 @cache
-def base_images(name: str) -> dict[str, list[Image.Image]]:
+def base_images(name: str, steps: int | None = None) -> dict[str, list[Image.Image]]:
     """The base's images of every set of other prompts; drawn once for the base's weights as they are."""
-    folder = subjects.CACHE / subjects.weights_digest() / "others" / name
-    for label, prompts in metrics.other_prompts(name).items():
+    folder = subjects.CACHE / subjects.weights_digest() / "others" / f"{name}{steps or ''}"
+    sets = metrics.other_prompts(name)
+    for label, prompts in sets.items():
         if not (folder / label).is_dir():
-            drawings = sampling.generate(atomtune.load_base("moji"), prompts, batch_size=10)
+            drawings = sampling.generate(atomtune.load_base("moji"), prompts, steps=steps, batch_size=10)
             with atomic_folder(folder / label) as temporary:
                 sampling.save_images(drawings, temporary)
     return {
-        label: [Image.open(file).convert("RGB") for file in sorted((folder / label).glob("*.png"))]
-        for label in metrics.other_prompts(name)
+        label: [Image.open(file).convert("RGB") for file in sorted((folder / label).glob("*.png"))] for label in sets
     }
 
 
 def measure(config: Config) -> dict[str, Any]:
-    pipe, learnt, judge = atomtune.load_base("moji"), {}, metrics.load_judge()
-    if config.options is not None:
-        run, numbers = subjects.train(config.name, **config.options)
-        atomtune.load_adapter(pipe, run)
-        learnt = {"seconds": numbers["seconds"], "parameters": numbers["trainable_parameters"]}
-    found: dict[str, Any] = learnt | subjects.score(subjects.draw(pipe, config.name, NUM), config.name)
-    shown = subjects.task(config.name).shown.values()
-    references = [Drawings().picture(scene) for scene in shown]
-    for label, prompts in metrics.other_prompts(config.name).items():
-        before = base_images(config.name)[label]
-        images = (
-            before if config.options is None else [d.image for d in sampling.generate(pipe, prompts, batch_size=10)]
-        )
-        values = asdict(metrics.drift(before, images, judge.features))
+    pipe = atomtune.load_base("moji")
+    if config.options is None:
+        return scores(pipe, config.name)
+    if config.curve:
+        return {"steps": along(config.name, config.options)}
+    run, numbers = subjects.train(config.name, **config.options)
+    learnt = {"seconds": numbers["seconds"], "parameters": numbers["trainable_parameters"]}
+    atomtune.load_adapter(pipe, run)
+    found = scores(pipe, config.name) | {"dials": turned(pipe, config.name, run)}
+    if config.options.get("method", "atoms") == "atoms":
+        found |= silence(pipe, config.name)
+    return learnt | found
+
+
+def scores(pipe: Any, name: str) -> dict[str, Any]:
+    """Everything, at the base's own number of steps of drawing."""
+    judge = metrics.load_judge()
+    found: dict[str, Any] = subjects.score(subjects.draw(pipe, name, NUM), name)
+    references = [Drawings().picture(scene) for scene in subjects.task(name).shown.values()]
+    for label, prompts in metrics.other_prompts(name).items():
+        images = _images(pipe, prompts)
+        values = asdict(metrics.drift(base_images(name)[label], images, judge.features))
         if label == "class":
             values["pres"] = metrics.preservation(images, references, judge.features)
             values["div"] = metrics.class_diversity(images, judge.features)
         else:
-            names = [SLUGS[prompt.split(" on ")[0].split(" ", 1)[1]] for prompt in prompts]
-            values["recognised"] = float(np.mean(judge.rank(images, names) == 0))
+            values["recognised"] = _recognised(images, prompts)
         found[label] = values
     return found
 
 
+def quick_scores(pipe: Any, name: str) -> dict[str, float]:
+    """Fidelity, alignment and drift on unrelated prompts, of two images a prompt and few steps of drawing."""
+    found = subjects.score(subjects.draw(pipe, name, 2, steps=QUICKLY), name)
+    prompts = metrics.other_prompts(name)["unrelated"]
+    images = _images(pipe, prompts, QUICKLY)
+    drift = metrics.drift(base_images(name, QUICKLY)["unrelated"], images, metrics.load_judge().features)
+    return {key: found[key] for key in ("fidelity", "alignment")} | asdict(drift)
+
+
+def along(name: str, options: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The scores after some numbers of steps: at checkpoints of one run, or, as a floor comes late in a run of any
+    length, at the ends of several."""
+    if options["floor"]:
+        adapters = [subjects.train(name, **options, steps=step)[0] for step in STEPS]
+    else:
+        run, _ = subjects.train(name, **options, **CHECKPOINTS)
+        adapters = [run / "checkpoints" / f"step-{step:06d}" / "adapter" for step in STEPS]
+    found = {}
+    for step, adapter in zip(STEPS, adapters):
+        pipe = atomtune.load_base("moji")
+        atomtune.load_adapter(pipe, adapter)
+        found[str(step)] = quick_scores(pipe, name)
+    return found
+
+
+def turned(pipe: Any, name: str, run: Path) -> dict[str, dict[str, float]]:
+    """The scores at every value of the dials of sampling that the adapter has, "scale 0.5", and as it was trained."""
+    found, model = {"trained": quick_scores(pipe, name)}, denoiser(pipe)
+    kind = adapter_info(run).kind
+    for value in DIALS["scale"] if kind != "OFT" else ():
+        set_scale(model, value)
+        found[f"scale {value:g}"] = quick_scores(pipe, name)
+        set_scale(model, 1.0)
+    if kind != "ATOMS":
+        return found
+    atoms = atomtune.board(pipe)
+    if not atoms.dictionaries[0].floor.measured:
+        _measure_floor(pipe, atoms, name)
+    for dial in ("density", "floor"):
+        for value in DIALS[dial]:
+            setattr(atoms, dial, value)
+            found[f"{dial} {value:g}"] = quick_scores(pipe, name)
+            atoms.reset()
+    return found
+
+
+def _measure_floor(pipe: Any, atoms: Any, name: str) -> None:
+    """For an adapter that was trained without `--preserve`: on the prompts that `--preserve` takes."""
+    from atomtune.training import configure
+    from atomtune.training.preserving import other_prompts
+
+    prompts = other_prompts(configure(images="-", class_name=name, out="-", preserve=True))
+    with atoms.measure_floor():
+        sampling.generate(pipe, prompts, steps=QUICKLY, batch_size=10)
+
+
+def silence(pipe: Any, name: str) -> dict[str, float]:
+    """Shares of the tokens, over layers and steps, in which no atom fires: on other prompts, on the subject's own, and
+    on the background of these."""
+    with atomtune.trace(pipe) as seen:
+        _images(pipe, metrics.other_prompts(name)["unrelated"])
+    found = {"silent_unrelated": seen.silent}
+    background = []
+    with fired(pipe) as layers:
+        images = subjects.draw(pipe, name, 1)
+    tokens = torch.stack([torch.stack(steps) for steps in layers])  # [layers, steps, images, tokens]
+    silent = (~tokens).float().mean((0, 1))
+    for image, of_image in zip(images, silent):
+        side = round(len(of_image) ** 0.5)
+        own = np.asarray(image.convert("RGB").resize((side * 4, side * 4)), dtype=float)
+        colour = np.median(np.concatenate([own[0], own[-1], own[:, 0], own[:, -1]]), axis=0)
+        plain = (np.abs(own - colour).max(-1) < 40).reshape(side, 4, side, 4).all((1, 3)).ravel()
+        background += of_image[torch.from_numpy(plain)].tolist()
+    return found | {"silent_own": float(silent.mean()), "silent_background": float(np.mean(background))}
+
+
+@contextmanager
+def fired(pipe: Any) -> Iterator[list[list[torch.Tensor]]]:
+    """For each layer and step, whether any atom fires, [images, tokens]; of the half of the batch with the prompt."""
+    found, hooks = [], []
+    for dictionary in atomtune.board(pipe).dictionaries:
+        steps: list[torch.Tensor] = []
+
+        def watch(_module: Any, inputs: tuple, steps: list[torch.Tensor] = steps) -> None:
+            codes = inputs[0]
+            steps.append((codes[len(codes) // 2 :] != 0).any(-1))
+
+        hooks.append(dictionary.decoder.register_forward_pre_hook(watch))
+        found.append(steps)
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _images(pipe: Any, prompts: Sequence[str], steps: int | None = None) -> list[Image.Image]:
+    return [drawing.image for drawing in sampling.generate(pipe, prompts, steps=steps, batch_size=10)]
+
+
+def _recognised(images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+    """Share of the images whose thing the judge names first."""
+    names = [SLUGS[prompt.split(" on ")[0].split(" ", 1)[1]] for prompt in prompts]
+    return float(np.mean(metrics.load_judge().rank(list(images), names) == 0))
+
+
+def kinds(method: str) -> list[str]:
+    """The ways to train a method: a floor is atoms' alone."""
+    return [kind for kind in KINDS if kind != "floor" or METHODS[method][1].get("method") is None]
+
+
 def grid(quick: bool = False) -> dict[str, Config]:
-    """There is no small slice: every cell trains an adapter."""
+    """There is no small slice: every cell trains an adapter. What the claims need comes first."""
     if quick:
         return {}
     cells = {f"{name}-base": Config(name) for name in subjects.SUBJECTS}
-    for name in subjects.SUBJECTS:
-        for method, options in METHODS.items():
-            for kind, preserve in PRESERVE.items():
-                cells[f"{name}-{method}-{kind}-0"] = Config(name, options | preserve | {"seed": 0})
+    for seed in SEEDS:
+        for method in ("lora", "atoms") if seed else METHODS:
+            for kind in kinds(method):
+                for name in subjects.SUBJECTS:
+                    options = METHODS[method][1] | KINDS[kind][1]
+                    cells[f"{name}-{method}-{kind}-{seed}"] = Config(name, options | {"seed": seed})
+    for method in METHODS:
+        for kind in kinds(method):
+            for name in subjects.SUBJECTS:
+                options = METHODS[method][1] | KINDS[kind][1]
+                cells[f"{name}-{method}-{kind}-curve"] = Config(name, options | {"seed": 0}, curve=True)
     return cells
+
+
+def values(found: dict[str, Any], method: str, kind: str, *path: str) -> np.ndarray:
+    """[subjects × seeds] of the cells that are there; `path` leads to the number in a cell."""
+    numbers = []
+    for seed in SEEDS:
+        for name in subjects.SUBJECTS:
+            value: Any = found.get(f"{name}-{method}-{kind}-{seed}")
+            for key in path:
+                value = value and value.get(key)
+            if value is not None:
+                numbers.append(value)
+    return np.array(numbers)
+
+
+COLUMNS = {  # heading: where the number is, digits
+    "fidelity": (("fidelity",), 2),
+    "alignment": (("alignment",), 2),
+    "drift, unrelated": (("unrelated", "pixels"), 3),
+    "neighbours": (("neighbours", "pixels"), 3),
+    "class": (("class", "pixels"), 3),
+    "drift of features": (("unrelated", "features"), 3),
+    "recognised": (("unrelated", "recognised"), 2),
+    "unchanged": (("unrelated", "unchanged"), 2),
+    "silent, unrelated": (("silent_unrelated",), 2),
+    "own": (("silent_own",), 2),
+    "own background": (("silent_background",), 2),
+}
 
 
 def results(out: Path = HERE) -> str:
     found = read(out)
     rows = []
-    for label in dict.fromkeys(name.split("-", 1)[1] for name in found):
-        cells = [found[key] for key in found if key.split("-", 1)[1] == label]
-        scores = [[cell[score] for cell in cells] for score in ("fidelity", "alignment")]
-        scores += [[cell[part]["pixels"] for cell in cells] for part in ("unrelated", "neighbours", "class")]
-        scores += [[cell["unrelated"][score] for cell in cells] for score in ("features", "recognised", "unchanged")]
-        rows.append([label, str(len(cells)), *(spread(values, 2 if i < 2 else 3) for i, values in enumerate(scores))])
-    head = ("trained", "subjects", "fidelity", "alignment", "drift, unrelated", "neighbours", "class")
-    return table([*head, "drift of features", "recognised", "unchanged"], rows)
+    for method, (title, _) in METHODS.items():
+        for kind in kinds(method):
+            if not (count := len(values(found, method, kind, "fidelity"))):
+                continue
+            cells = []
+            for path, digits in COLUMNS.values():
+                numbers = values(found, method, kind, *path)
+                cells.append(spread(numbers, digits) if len(numbers) else "–")
+            rows.append([f"{title} {KINDS[kind][0]}".strip(), str(count), *cells])
+    base = [found[f"{name}-base"] for name in subjects.SUBJECTS if f"{name}-base" in found]
+    own = ["–"] * len(COLUMNS)
+    for place, (head, (path, digits)) in enumerate(COLUMNS.items()):
+        if head in ("fidelity", "alignment", "recognised"):
+            numbers = [cell[path[0]] if len(path) == 1 else cell[path[0]][path[1]] for cell in base]
+            own[place] = spread(numbers, digits)
+    return table(["trained", "runs", *COLUMNS], [["the base", str(len(base)), *own], *rows])
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    """The rule was fixed before the runs of `grid` (the README says on which two subjects the recipe was found)."""
+    found = read(out)
+
+    def mean(method: str, kind: str, *path: str) -> float:
+        return float(values(found, method, kind, *path).mean())
+
+    if not len(values(found, "atoms", "floor", "fidelity")) or not len(values(found, "lora", "preserve", "fidelity")):
+        return []
+    fidelity, plain = mean("atoms", "floor", "fidelity"), mean("lora", "plain", "fidelity")
+    drift = ("unrelated", "pixels")
+    atoms, lora, matched = (mean(*of, *drift) for of in (("atoms", "floor"), ("lora", "plain"), ("lora", "preserve")))
+    base = float(np.mean([found[f"{name}-base"]["unrelated"]["recognised"] for name in subjects.SUBJECTS]))
+    seen = mean("atoms", "floor", "unrelated", "recognised")
+    aligned, other = mean("atoms", "floor", "alignment"), mean("lora", "plain", "alignment")
+    return [
+        Claim(
+            "Atoms learn as much as LoRA", f"fidelity {fidelity:.3f} and {plain:.3f}",
+            "fidelity at least LoRA's less .02", grade(fidelity >= plain - 0.02),
+        ),
+        Claim(
+            "and leave the rest alone",
+            f"drift {atoms:.3f}; LoRA {lora:.3f}, with `--preserve` {matched:.3f}",
+            "at most a fifth of LoRA's drift, and two fifths of that of LoRA with `--preserve`",
+            grade(atoms <= lora / 5, atoms <= matched * 2 / 5),
+        ),
+        Claim(
+            "Unrelated prompts are drawn as well as by the base",
+            f"{seen:.3f} recognised, {base:.3f} by the base", "within .03", grade(abs(seen - base) <= 0.03),
+        ),
+        Claim(
+            "and the subject's prompts are obeyed", f"alignment {aligned:.3f} and {other:.3f}",
+            "alignment no lower than LoRA's", grade(aligned >= other),
+        ),
+    ]  # fmt: skip
