@@ -21,7 +21,10 @@ def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     found = read(out)
     figures = docs / "results" / "figures"
     if any(name.endswith("-curve") for name in found):
-        save(_frontier(found, _over_steps(found), "after 40, 80, 150, 250, 400 and 600 steps"), figures / "drift-steps.png")
+        save(
+            _frontier(found, _over_steps(found), "after 40, 80, 150, 250, 400 and 600 steps"),
+            figures / "drift-steps.png",
+        )
     if any("dials" in cell for cell in found.values()):
         save(_frontier(found, _over_dials(found), "as trained, and with a dial turned"), figures / "drift-dials.png")
 
@@ -55,8 +58,8 @@ def _over_dials(found: dict[str, Any]) -> Curves:
 def _frontier(found: dict[str, Any], curves: Curves, said: str) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(13, 6.5), sharex=True)
     for axis, score in zip(axes, ("fidelity", "alignment")):
-        for (method, kind, dial), points in curves.items():
-            _curve(axis, points, score, COLOURS[method], LINES[kind], f"{METHODS[method][0]} {KINDS[kind][1] and ''}")
+        for (method, kind, _), points in curves.items():
+            _curve(axis, points, score, COLOURS[method], LINES[kind], f"{METHODS[method][0]} {KINDS[kind][0]}".strip())
         base = [found[f"{name}-base"][score] for name in subjects.SUBJECTS if f"{name}-base" in found]
         axis.plot(0, np.mean(base), "o", color=GREEN, markersize=8)
         axis.annotate("the base", (0, np.mean(base)), (8, 0), textcoords="offset points", va="center")

@@ -32,6 +32,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/moji.md": (moji.EXPERIMENTS, moji.page),
     "results/activations.md": (("activations",), partial(_own, "activations")),
     "results/distill.md": (("distill",), partial(_own, "distill")),
+    "results/drift.md": (("drift",), partial(_own, "drift")),
     "results/language-model.md": (("language_model",), partial(_own, "language_model")),
     "../README.md": (("six_subjects",), partial(_results, "six_subjects")),
     "how-to/merge.md": (("merge",), partial(_table, "merge")),
