@@ -7,6 +7,7 @@ from atomtune.analysis.influence import largest_changes
 from atomtune.analysis.inspection import CHANGED, SEEN, inspect
 from atomtune.analysis.ladders import counts
 from atomtune.analysis.watching import watch
+from atomtune.metrics import drift
 from atomtune.sampling import generate
 from atomtune.steering import board
 from atomtune.tracing import trace
@@ -56,7 +57,22 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
     assert all((largest_changes(each.boosted, each.off) >= CHANGED).mean() >= SEEN for each in compared)
     assert not any(row.name for row in found.rows)  # 5 images are too few
     assert "no run is beside it" in found.learnt.missing
-    assert progress.keys() == {"base", "adapter", "names", "influence", "ladder", "density"}
+    others = found.others
+    assert len(others.prompts) == len(others.base) == len(others.adapted) == 6
+    assert others.drift == drift(others.base, others.adapted, None) and others.drift.pixels > 0
+    with pipe.transformer.disable_adapter():
+        again = [drawing.image.convert("RGB") for drawing in generate(pipe, others.prompts, 1, steps=3)]
+    assert [image.tobytes() for image in others.base] == [image.tobytes() for image in again]
+    assert progress.keys() == {
+        "base",
+        "adapter",
+        "others",
+        "others, adapter",
+        "names",
+        "influence",
+        "ladder",
+        "density",
+    }
     assert all(done == total for done, total in progress.values())
 
 

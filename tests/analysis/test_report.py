@@ -5,6 +5,7 @@ import re
 from atomtune.analysis import report
 from atomtune.analysis.learnt import Learnt
 from atomtune.analysis.report import render
+from atomtune.metrics import Drift
 from tests.analysis.invented import invented
 
 
@@ -56,6 +57,18 @@ def test_words_are_escaped():
     page = render(found)
     assert "<script>alert" not in page
     assert "&lt;v&gt; dog" in page
+
+
+def test_what_happens_to_other_prompts_is_said_in_numbers():
+    found = invented()
+    page = " ".join(render(found).split())
+    assert (
+        "It changes their pixels by <b>6&nbsp;%</b> on average (black to white is 100 %), and 1 of 2 images not" in page
+    )
+    assert "At 25&nbsp;% of all places, layers and steps no atom acts. To leave them as they were, train with" in page
+    found.others.drift = Drift(None, 0.0, 1.0)
+    page = " ".join(render(found).split())
+    assert "and 2 of 2 images not at all" in page and "--preserve" not in page
 
 
 def test_sections_without_content_are_left_out():
