@@ -371,7 +371,7 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             results(out),
             verdicts(claims(out)),
             *figures,
-            f"""`--preserve` takes 2 rows of other prompts in each step beside 5 images; their noise and targets are
+            f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
 computed once. The floor is measured after 70, 80 and 90 % of the run, on 64 noised examples of them. The recipe was
 found on the octopus and the teapot with seed 0; the rule for the verdicts was committed before the runs of the table.
 {subjects.measured()}""",

@@ -75,10 +75,23 @@ def test_the_loss_is_that_of_the_images_and_the_weighted_mean_of_the_others(run,
     assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("share", "batch_size", "counts"),
+    [(0.2, 5, [1, 1, 1, 1, 1, 1]), (0.25, 1, [0, 0, 0, 1, 0, 0]), (1.5, 1, [1, 2, 1, 2, 1, 2])],
+)
+def test_so_many_other_prompts_are_beside_the_images(run, prompts, monkeypatch, share, batch_size, counts):
+    """A share of the images, on average over steps, and so is their weight in the loss: w · Σ / (share · batch)."""
+    drawn, draw = [], preserving.Others.draw
+    monkeypatch.setattr(preserving.Others, "draw", lambda self, n, g: (drawn.append(n), draw(self, n, g))[1])
+    monkeypatch.setattr(Trainer, "_measure_floor", lambda self: None)
+    run(preserve=True, preserve_prompts=prompts, preserve_share=share, batch_size=batch_size, steps=6)
+    assert drawn == counts
+
+
 def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, prompts, tmp_path):
     options = {"steps": 30, "learning_rate": 3e-3, "preserve_prompts": prompts}
     run("plain", **options)
-    run("kept", preserve=True, preserve_rows=4, preserve_weight=20.0, **options)
+    run("kept", preserve=True, preserve_share=2.0, preserve_weight=20.0, **options)
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     resolution = json.loads((tmp_path / "plain" / "summary.json").read_text())["resolution"]
     others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
@@ -171,6 +184,7 @@ def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompt
     ("options", "sentence"),
     [
         ({"preserve": False, "floor": 0.9}, "switch preserve on"),
+        ({"preserve_share": 0.0}, "preserve_share must be above 0"),
         ({"floor": 1.5}, "floor must be from 0"),
         ({"floor": 0.9, "floor_start": 1.0}, "floor_start must be in"),
     ],

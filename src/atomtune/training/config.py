@@ -135,13 +135,14 @@ class CustomizeConfig:
     class_prompt: Text | None = None
     """Prompt of the class images ("a teapot" by default)."""
     preserve: bool = False
-    """Keep the rest as it was: in every step also train on other prompts, where the base's own answer is the target."""
+    """Keep the rest as it was: also train on other prompts, where the base's own answer is the target."""
     preserve_prompts: Path | None = None
     """Text file with the other prompts, one a line (by default everyday things, and the class without the token)."""
-    preserve_rows: int = 1
-    """Examples of other prompts in every forward pass."""
+    preserve_share: float = 0.2
+    """Examples of other prompts for each image: with 0.2 one beside every five images, in every fifth step if
+    batch_size is 1. A step takes longer by this share."""
     preserve_weight: float = 1.0
-    """Weight of the other prompts in the loss."""
+    """Weight of the other prompts in the loss, on average over steps."""
     floor: float = 0.0
     """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
     to 1 (0: no floor). It is measured late in the run, and the rest of the steps train with it."""
@@ -192,6 +193,8 @@ class CustomizeConfig:
             raise UserError(
                 "a floor is measured on the other prompts of preserve: switch preserve on, or leave floor out."
             )
+        if not 0 < self.preserve_share < math.inf:
+            raise UserError(f"preserve_share must be above 0, got {self.preserve_share:g}.")
         if not 0 <= self.floor_start < 1:
             raise UserError(f"floor_start must be in [0, 1), got {self.floor_start:g}.")
         if self.density_start is not None:
@@ -253,7 +256,7 @@ _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
     "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
     "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
-    "preserve_rows": 1, "preserve_weight": 0, "prior_loss_weight": 0, "snr_gamma": 0,
+    "preserve_weight": 0, "prior_loss_weight": 0, "snr_gamma": 0,
     "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
 }  # fmt: skip
 _SHORT: dict[str, Any] = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}

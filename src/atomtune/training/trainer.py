@@ -151,7 +151,7 @@ class Trainer:
             conditionings += [cache.class_conditioning] * len(index)
         noised = self.objective.add_noise(latents, generator)
         if self.others is not None:
-            examples, captions = self.others.draw(config.preserve_rows, generator)
+            examples, captions = self.others.draw(self._others_due(micro), generator)
             noised, conditionings = noised.joined(examples), conditionings + captions
         noised = noised.to(self.accelerator.device)
         with self.penalties.watched():
@@ -161,7 +161,17 @@ class Trainer:
         loss = own.mean() + self.penalties.total()
         if len(prior):
             loss = loss + config.prior_loss_weight * prior.mean()
-        return loss + config.preserve_weight * other.mean() if len(other) else loss
+        # The sum, over its mean number: some passes have none.
+        return loss + config.preserve_weight * other.sum() / (config.preserve_share * config.batch_size)
+
+    def _others_due(self, micro: int) -> int:
+        """The number of examples of other prompts in this forward pass."""
+        each, done = self.config.preserve_share * self.config.batch_size, self._passes(micro)
+        return math.floor((done + 1) * each) - math.floor(done * each)
+
+    def _passes(self, micro: int) -> int:
+        """Forward passes of this process before this one."""
+        return self.step * self.config.gradient_accumulation_steps + micro
 
     def _floor_is_due(self) -> bool:
         if not self.config.floor or not self.dictionaries:
@@ -192,7 +202,7 @@ class Trainer:
         """Indices of this process's images in this step: every image once in an epoch, in another order in each
         epoch."""
         config, count = self.config, len(self.cache.conditionings)
-        batch = (self.step * config.gradient_accumulation_steps + micro) * self.accelerator.num_processes
+        batch = self._passes(micro) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * config.batch_size
         places = [divmod(place, count) for place in range(first, first + config.batch_size)]
         orders = {
