@@ -47,7 +47,7 @@ def _over_dials(found: dict[str, Any]) -> Curves:
     curves = {}
     for method in METHODS:
         for kind in kinds(method):
-            cells = [found.get(f"{name}-{method}-{kind}-0") for name in subjects.SUBJECTS]
+            cells = [found.get(f"{name}-{method}-{kind}-dials") for name in subjects.SUBJECTS]
             for dial, settings in DIALS.items():
                 labels = ["trained", *(f"{dial} {value:g}" for value in settings)]
                 if all(cell and labels[-1] in cell["dials"] for cell in cells):

@@ -2,8 +2,8 @@
 
 Six subjects that moji has never seen, scored on their own prompts (fidelity, alignment) and on other prompts at the
 same noise as the base (`metrics.other_prompts`: unrelated things, neighbours of the class, the class without the
-token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of the shipped recipe's length, scored at their end and with the dials
-of sampling turned; cells `SUBJECT-METHOD-KIND-curve` are runs of 600 steps, scored on the way.
+token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of the shipped recipe's length, scored at their end; `…-dials` are the
+same with the dials of sampling turned, `…-curve` runs of 40 to 600 steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,14 +75,14 @@ class Config:
 
     name: str
     options: dict[str, Any] | None = field(default=None)
-    curve: bool = False
-    """Whether the run is scored on the way, and with the dials of sampling turned."""
+    what: str = "end"
+    """"end": scored at the end of the run, "curve": on the way, "dials": with the dials of sampling turned."""
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
             "base": subjects.weights_digest(), "name": self.name, "options": self.options, "num": NUM,
-            "curve": [STEPS, DIALS, QUICKLY] if self.curve else None,
+            "what": {"end": self.what, "curve": [STEPS, QUICKLY], "dials": [DIALS, QUICKLY]}[self.what],
         }  # fmt: skip
 
 
@@ -105,12 +105,14 @@ def measure(config: Config) -> dict[str, Any]:
     pipe = atomtune.load_base("moji")
     if config.options is None:
         return scores(pipe, config.name)
-    if config.curve:
+    if config.what == "curve":
         return {"steps": along(config.name, config.options)}
     run, numbers = subjects.train(config.name, **config.options)
     learnt = {"seconds": numbers["seconds"], "parameters": numbers["trainable_parameters"]}
     atomtune.load_adapter(pipe, run)
-    found = scores(pipe, config.name) | {"dials": turned(pipe, config.name, run)}
+    if config.what == "dials":
+        return {"dials": turned(pipe, config.name, run)}
+    found = scores(pipe, config.name)
     if config.options.get("method", "atoms") == "atoms":
         found |= silence(pipe, config.name)
     return learnt | found
@@ -258,8 +260,8 @@ def grid(quick: bool = False) -> dict[str, Config]:
     for method in METHODS:
         for kind in kinds(method):
             for name in subjects.SUBJECTS:
-                options = METHODS[method][1] | KINDS[kind][1]
-                cells[f"{name}-{method}-{kind}-curve"] = Config(name, options | {"seed": 0}, curve=True)
+                options = METHODS[method][1] | KINDS[kind][1] | {"seed": 0}
+                cells |= {f"{name}-{method}-{kind}-{what}": Config(name, options, what) for what in ("dials", "curve")}
     return cells
 
 
