@@ -63,7 +63,11 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
     assert again.prompts == first.prompts
     for field in fields(first.examples):
         assert torch.equal(getattr(again.examples, field.name), getattr(first.examples, field.name))
-    prompts.write_text("a cat\n", encoding="utf-8")
+    prompts.write_text("a car on a hill\n", encoding="utf-8")
+    one = found(base)  # each prompt by itself
+    for field in fields(first.examples):
+        assert torch.equal(getattr(one.examples, field.name), getattr(first.examples, field.name)[DRAWS:])
+    prompts.write_text("a tree\n", encoding="utf-8")
     with pytest.raises(TypeError):  # other prompts are drawn
         found(base)
 

@@ -3,8 +3,8 @@
     L = L_subject + w · mean |f_adapted(x_t, t, c) - f_base(x_t, t, c)|²        c: prompts without the subject
 
 The base draws an image of each prompt once. Noised examples of these images and the base's answers on them are kept in
-the cache folder, for the base and the prompts and not for the run, so that a step costs only the adapter's own pass
-over a few more rows.
+the cache folder, a file for each prompt, for the base and not for the run, so that a step costs only the adapter's own
+pass over a few more rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,10 +69,10 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
     if config.preserve_prompts is not None:
         return read_prompts(config.preserve_prompts)
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
+    said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
     nearest = most_like_first(config.class_name, EVERYDAY)
     things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
-    prompts = [with_article(thing) + places[number % len(places)] for number, thing in enumerate(things)]
-    return [*dict.fromkeys(prompts), ""]
+    return [*(said[thing] for thing in things), ""]
 
 
 def answered(
@@ -81,15 +82,21 @@ def answered(
 
     `pipe` carries no adapter, and has all its parts. Raises `UserError` if the cache folder cannot be written to.
     """
-    file = cache_folder() / "preserve" / f"{_key(pipe, config, prompts, resolution)}.pt"
+    folder = cache_folder() / "preserve" / _key(pipe, config, resolution)
+    files = {prompt: folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.pt" for prompt in prompts}
     with accelerator.main_process_first():  # the others read what it wrote
-        if not file.is_file():
-            found = _answers(pipe, config, prompts, resolution, accelerator)
-            with atomic_file(file) as temporary:
-                torch.save(asdict(found), temporary)
-    stored = torch.load(file, map_location=accelerator.device, weights_only=True)
-    examples = Noised(**stored["examples"]).to(torch.device("cpu"))
-    return Others(examples, stored["conditionings"], stored["prompts"])
+        if missing := [prompt for prompt, file in files.items() if not file.is_file()]:
+            for prompt, answer in zip(missing, _answers(pipe, missing, resolution, accelerator)):
+                with atomic_file(files[prompt]) as temporary:
+                    torch.save(answer, temporary)
+    examples, conditionings = [], []
+    for file in files.values():
+        stored = torch.load(file, map_location=accelerator.device, weights_only=True)
+        examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
+        conditionings.append(stored["conditioning"])
+    return Others(
+        reduce(Noised.joined, examples), conditionings, [place for place in range(len(files)) for _ in range(DRAWS)]
+    )
 
 
 @torch.no_grad()
@@ -102,22 +109,22 @@ def answer_others(
         encoding.predict(model, examples.to(device), captions, dtype)
 
 
-def _key(pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int) -> str:
-    """A name for what is kept: other prompts, another base or another precision have another one."""
+def _key(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: int) -> str:
+    """A name for what is kept of a base: another base or another precision has another one."""
     digest = hashlib.sha256()
     for parameter in bases.denoiser(pipe).parameters():
         ends = parameter.detach().flatten()
         digest.update(torch.cat([ends[:64], ends[-64:]]).float().cpu().numpy().tobytes())
-    settings = [config.base, config.mixed_precision, resolution, DRAWS, *prompts]
-    digest.update(json.dumps(settings).encode())
+    digest.update(json.dumps([config.base, config.mixed_precision, resolution, DRAWS]).encode())
     return digest.hexdigest()[:32]
 
 
 @torch.no_grad()
 def _answers(
-    pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int, accelerator: Accelerator
-) -> Others:
-    logger.info("drawing %d images of other prompts with the base, once for these prompts", len(prompts))
+    pipe: DiffusionPipeline, prompts: Sequence[str], resolution: int, accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """For each prompt, the fields of its noised examples and its conditioning."""
+    logger.info("drawing %d images of other prompts with the base, once for this base", len(prompts))
     device = accelerator.device
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
@@ -127,14 +134,14 @@ def _answers(
     latents = encoding.encode_images(pipe, [drawing.image for drawing in drawings])
     pipe.remove_all_hooks()
 
-    generator, base = torch.Generator().manual_seed(0), bases.denoiser(pipe).to(device)
-    of = [prompt for prompt in range(len(prompts)) for _ in range(DRAWS)]
-    examples = objective_for(pipe.scheduler).add_noise(latents.draw(of, generator), generator)
-    targets = []
-    for first in range(0, len(of), BATCH):
-        part = examples.rows(slice(first, first + BATCH)).to(device)
-        captions = [conditionings[prompt] for prompt in of[first : first + BATCH]]
+    base, objective, answers = bases.denoiser(pipe).to(device), objective_for(pipe.scheduler), []
+    for place, (prompt, conditioning) in enumerate(zip(prompts, conditionings)):
+        # Noise that depends on the prompt alone, and not on which others are drawn with it.
+        generator = torch.Generator().manual_seed(int(hashlib.sha256(prompt.encode()).hexdigest()[:15], 16))
+        examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
+        part = examples.to(device)
         with accelerator.autocast():
-            answer = encoding.predict(base, part, captions, base.dtype)
-        targets.append(predicted(answer, part).float().cpu())
-    return Others(replace(examples, target=torch.cat(targets)), conditionings, of)
+            answer = encoding.predict(base, part, [conditioning] * DRAWS, base.dtype)
+        examples = replace(examples, target=predicted(answer, part).float().cpu())
+        answers.append({"examples": asdict(examples), "conditioning": conditioning})
+    return answers
