@@ -2,9 +2,10 @@
 
 Draws prompts of seen names with fixed seeds and lets the judge name them (its score on the real drawings of the same
 scenes stands beside every number), reads background, size and place off the pixels, rebuilds held-out drawings with
-the autoencoder, and compares scenes that pretraining kept out (name × style × background × place) with seen ones.
-Also writes 64 samples in a fixed order, never chosen, and half of them over the nearest pictures of pretraining. What
-earlier weights scored stays in the file, as `history`.
+the autoencoder, and compares scenes that pretraining kept out (name × style × background × place), and small things
+off the center, with the others. Also writes 64 samples in a fixed order, never chosen, and half of them over the
+nearest pictures of pretraining. What earlier weights scored stays in the file, as `history`; the weights that
+pretraining keeps every half million images are scored there too.
 """
 
 import argparse
@@ -25,20 +26,24 @@ from atomtune.moji.names import SEEN_NAMES
 from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, Scene, caption
 from atomtune.sampling import grid, save_png
+from pretraining import CACHE
 from pretraining.autoencoder import held_out_pictures, psnr
 from pretraining.drawings import Drawings
+from pretraining.transformer import kept_folder
 
 BATCH = 20
 
 
-def scenes(drawings: Drawings, count: int, kept_out: bool) -> list[Scene]:
-    """`count` random scenes that pretraining kept out, or did not; half of them off-center, so that places count."""
-    rng = random.Random(int(kept_out))
+def scenes(drawings: Drawings, count: int, kept_out: bool = False, small: bool = False) -> list[Scene]:
+    """`count` random scenes that pretraining kept out, or did not; half of them off-center, so that places count.
+    With `small`, small things, all of them off-center."""
+    rng, off_center = random.Random(int(kept_out)), [place for place in PLACES if place != "center"]
     found: list[Scene] = []
     while len(found) < count:
         name = rng.choice(SEEN_NAMES)
-        place = rng.choice(list(PLACES)) if len(found) % 2 else "center"
-        scene = Scene(name, rng.choice(drawings.styles[name]), rng.choice(list(BACKGROUNDS)), "normal", place)
+        place = rng.choice(off_center) if small else rng.choice(list(PLACES)) if len(found) % 2 else "center"
+        size = "small" if small else "normal"
+        scene = Scene(name, rng.choice(drawings.styles[name]), rng.choice(list(BACKGROUNDS)), size, place)
         if scene.kept_out == kept_out:
             found.append(scene)
     return found
@@ -101,6 +106,18 @@ def beside(pictures: list[Image.Image], found: list[Nearest], drawings: Drawings
     return grid(rows, ["sample", "nearest"] * (len(rows) // 2))
 
 
+def point(images: int, base: dict[str, float], small: dict[str, float]) -> dict[str, float]:
+    """What is kept of an evaluation when the weights have gone on."""
+    return {"images_seen": images, **base, "small_place": small["place"], "small_name_first": small["name_first"]}
+
+
+def of_kept(folder: Path, images: int, seen: list[Scene], small: list[Scene]) -> dict[str, float]:
+    """The point of the weights in a folder that pretraining kept."""
+    pipe = load(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return point(images, score(draw(pipe, seen), seen), score(draw(pipe, small), small))
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,7 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     drawings, pipe = Drawings(), load()
     pipe.set_progress_bar_config(disable=True)
-    seen, kept = scenes(drawings, options.prompts, False), scenes(drawings, options.prompts // 4, True)
+    seen, kept = scenes(drawings, options.prompts), scenes(drawings, options.prompts // 4, kept_out=True)
+    small = scenes(drawings, options.prompts // 4, small=True)
     drawn_seen, drawn_kept = draw(pipe, seen), draw(pipe, kept)
     near = nearest(drawn_seen, seen, drawings)
     result = {
@@ -120,6 +138,8 @@ def main() -> None:
         "base": score(drawn_seen, seen),
         "real_drawings": score([drawings.picture(scene) for scene in seen], seen),
         "kept_out_compositions": score(drawn_kept, kept),
+        "small": score(draw(pipe, small), small),
+        "small_real_drawings": score([drawings.picture(scene) for scene in small], small),
         "autoencoder_psnr_held_out_db": psnr(pipe.vae, held_out_pictures(drawings)),  # pyright: ignore[reportArgumentType]
         "rms_to_nearest_training_drawing": {
             f"p{share}": float(np.percentile([one.rms for one in near], share)) for share in (5, 50, 95)
@@ -127,9 +147,12 @@ def main() -> None:
         "nearest_has_the_name": float(np.mean([one.scene.name == s.name for one, s in zip(near, seen, strict=True)])),
     }
     before = json.loads(options.json.read_text()) if options.json.exists() else {}
-    point = {"images_seen": result["images_seen"], **result["base"]}
-    history = [past for past in before.get("history", []) if past["images_seen"] != point["images_seen"]]
-    result["history"] = sorted([*history, point], key=lambda past: past["images_seen"])
+    history = {past["images_seen"]: past for past in before.get("history", [])}
+    history[result["images_seen"]] = point(result["images_seen"], result["base"], result["small"])
+    for folder in sorted(kept_folder(CACHE, 0).parent.glob("*")):
+        if (images := int(folder.name)) not in history:
+            history[images] = of_kept(folder, images, seen, small)
+    result["history"] = [history[images] for images in sorted(history)]
     with atomic_file(options.json) as file:
         Path(file).write_text(json.dumps(result, indent=1) + "\n")
     rows = [drawn_seen[start : start + 8] for start in range(0, 64, 8)]

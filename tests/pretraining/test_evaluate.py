@@ -7,6 +7,7 @@ from PIL import Image
 pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
 
 from atomtune.moji.names import SEEN_NAMES
+from atomtune.moji.pipeline import random_pipeline
 from atomtune.moji.scenes import SIZES, Scene
 from pretraining import evaluate
 from pretraining.drawings import Drawings
@@ -44,3 +45,22 @@ def test_what_pretraining_kept_out_is_never_the_nearest(drawings):
     (found,) = evaluate.nearest([drawings.picture(kept)], [kept], drawings)
     assert found.scene != kept
     assert found.rms > 0
+
+
+def test_small_scenes_are_off_the_center_and_the_others_as_before(drawings):
+    small = evaluate.scenes(drawings, 20, small=True)
+    assert {scene.size for scene in small} == {"small"} and "center" not in {scene.place for scene in small}
+    assert not any(scene.kept_out for scene in small)
+    normal = evaluate.scenes(drawings, 20)
+    assert {scene.size for scene in normal} == {"normal"}
+    assert [scene.place for scene in normal[::2]] == ["center"] * 10
+
+
+def test_weights_that_pretraining_kept_are_scored_beside_the_others(drawings, tmp_path, monkeypatch):
+    pipe = random_pipeline()
+    for part in ("transformer", "vae"):
+        getattr(pipe, part).half().save_pretrained(tmp_path / part, variant="fp16")
+    wanted = [Scene(name, "noto", "red") for name in NAMES]
+    point = evaluate.of_kept(tmp_path, 500_000, wanted, wanted[:1])
+    assert point["images_seen"] == 500_000
+    assert {"name_first", "style", "background", "place", "small_place", "small_name_first"} <= point.keys()

@@ -105,12 +105,12 @@ def assemble(transformer: PixArtTransformer2DModel, vae: AutoencoderTiny) -> Moj
     )
 
 
-def load() -> MojiPipeline:
-    """moji with the weights that ship with the package, in float32 on the CPU."""
+def load(folder: Path = WEIGHTS_FOLDER) -> MojiPipeline:
+    """moji with the weights that ship with the package, or those in a folder laid out so, in float32 on the CPU."""
     options = {"torch_dtype": torch.float32, "variant": "fp16", "local_files_only": True}
     return assemble(
-        PixArtTransformer2DModel.from_pretrained(WEIGHTS_FOLDER / "transformer", **options),  # pyright: ignore[reportArgumentType]
-        AutoencoderTiny.from_pretrained(WEIGHTS_FOLDER / "vae", **options),  # pyright: ignore[reportArgumentType]
+        PixArtTransformer2DModel.from_pretrained(folder / "transformer", **options),  # pyright: ignore[reportArgumentType]
+        AutoencoderTiny.from_pretrained(folder / "vae", **options),  # pyright: ignore[reportArgumentType]
     )
 
 
