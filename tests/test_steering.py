@@ -487,6 +487,40 @@ def test_a_floor_is_measured_on_inputs_that_the_adapter_should_leave_alone():
         atoms.floor = 2
 
 
+@pytest.mark.parametrize("mix_first", [True, False])
+def test_above_all_that_was_seen_the_base_answers_in_a_batch_of_another_size_too(mix_first):
+    model = wake(get_peft_model(transformer(), atom_config(mix_first=mix_first)))
+    with board(model).measure_floor():
+        run(model)
+    board(model).floor = 1.0
+    for row in range(2):
+        one = {name: value[row : row + 1] if torch.is_tensor(value) else value for name, value in inputs().items()}
+        with model.disable_adapter():
+            base = model(**one, return_dict=False)[0]
+        assert_close(model(**one, return_dict=False)[0], base, rtol=0, atol=2e-6)
+
+
+def test_a_floor_of_an_adapter_that_does_not_run_is_not_measured():
+    model = wake(get_peft_model(transformer(), atom_config()))
+    model.add_adapter("other", atom_config())
+    with pytest.raises(UserError, match="none of these atoms ran"), board(model, "other").measure_floor():
+        run(model)
+
+
+def test_a_floor_is_set_in_the_layers_where_it_was_measured():
+    """As after concatenating an adapter that has one and an adapter of other layers that has none."""
+    model = wake(get_peft_model(transformer(), atom_config(layers_to_transform=[0])))
+    with board(model).measure_floor():
+        run(model)
+    model.add_adapter("other", atom_config(layers_to_transform=[1]))
+    model.base_model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "both")
+    atoms = board(model, "both")
+    atoms.floor = 0.9
+    assert atoms.preset() == {"floor": {"L0": 0.9}}
+    atoms.apply(atoms.preset())
+    assert atoms["L0"].floor == pytest.approx(0.9) and atoms["L1"].floor == 0
+
+
 def test_concatenated_adapters_keep_their_floors(tmp_path):
     model = wake(get_peft_model(transformer(), atom_config()))
     wake(model.add_adapter("other", atom_config()) or model)

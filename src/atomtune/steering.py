@@ -37,8 +37,8 @@ from atomtune.addresses import find, written
 from atomtune.atoms import Atom, Atoms, Layer
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
-from atomtune.method.dictionary import SparseDictionary
-from atomtune.method.floor import measuring
+from atomtune.method.dictionary import SparseDictionary, measuring_floors
+from atomtune.method.floor import set_share
 from atomtune.tracing import bare_model, timesteps
 
 
@@ -123,14 +123,13 @@ class AtomBoard:
         that the adapter should leave alone. 0: no floor; 1: above all that was seen. If atoms differ, the mean.
 
         `customize --preserve` measures these quantiles; `measure_floor` does it for any adapter. Setting it raises
-        `UserError` if they were not measured.
+        `UserError` if they were not measured; of an adapter of which some layers were, it sets these.
         """
         return sum(float(dictionary.floor.share.sum()) for dictionary in self.dictionaries) / self.num_atoms
 
     @floor.setter
     def floor(self, floor: int | float) -> None:
-        for dictionary in self.dictionaries:
-            dictionary.floor.set(floor)
+        set_share([dictionary.floor for dictionary in self.dictionaries], floor)
 
     @contextmanager
     def measure_floor(self) -> Iterator[None]:
@@ -142,9 +141,9 @@ class AtomBoard:
 
         In the block the adapter is silent, and the base answers. Kept of each atom are the 90, 99 and 99.9 % quantiles
         of |s_m| over tokens and steps, and the largest; `floor` interpolates between them. They are saved with the
-        adapter.
+        adapter. Dropped atoms, which cannot fire, are left as they were. Raises `UserError` if no atom ran.
         """
-        with measuring([dictionary.floor for dictionary in self.dictionaries]):
+        with measuring_floors(self.dictionaries):
             yield
 
     def keep(self, count: int, by: Sequence[Tensor] | None = None, per_layer: bool = False) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from atomtune.errors import UserError
 from atomtune.method import floor as module
-from atomtune.method.dictionary import SparseDictionary
-from atomtune.method.floor import LEVELS, UNMEASURED, Floor
+from atomtune.method.dictionary import SparseDictionary, measuring_floors
+from atomtune.method.floor import LEVELS, ROUNDING, UNMEASURED, Floor, set_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 M, N = 6, 1000
@@ -45,14 +45,15 @@ def test_without_a_floor_codes_are_returned_as_they_are():
 
 @pytest.mark.parametrize("share", LEVELS)
 def test_a_code_is_kept_where_it_exceeds_the_quantile_on_other_inputs(share):
-    """s_m · [|s_m| > λ_m], λ_m the smallest value that a share q of |s_m| on other inputs does not exceed."""
+    """s_m · [|s_m| > λ_m], λ_m the smallest value that a share q of |s_m| on other inputs does not exceed, and 1 % for
+    rounding."""
     others, s = codes(), 1.5 * codes(1)
     wanted = torch.zeros_like(s)
     for m in range(M):
         ordered = sorted(abs(float(value)) for value in others[:, m])
         λ = ordered[round(share * N) - 1]
         for n in range(N):
-            wanted[n, m] = s[n, m] if abs(float(s[n, m])) > λ else 0
+            wanted[n, m] = s[n, m] if abs(float(s[n, m])) > 1.01 * λ else 0
     found = measured(others, share)(s)
     assert torch.equal(found, wanted)
     assert (found != 0).any()
@@ -68,7 +69,7 @@ def test_between_the_levels_it_is_linear_in_nines():
     floor = measured(codes(), 0.95)
     place = -torch.log10(torch.tensor(0.05, dtype=torch.float64)) - 1
     low, high = floor.levels[:, 0].double(), floor.levels[:, 1].double()
-    torch.testing.assert_close(threshold(floor), low + place * (high - low), rtol=1e-6, atol=0)
+    torch.testing.assert_close(threshold(floor), (1 + ROUNDING) * (low + place * (high - low)), rtol=1e-6, atol=0)
     at = [threshold(measured(codes(), share)) for share in (0.5, 0.9, 0.97, 0.99, 0.9995, 1.0)]
     assert all((one <= other).all() for one, other in pairwise(at))
 
@@ -113,6 +114,78 @@ def test_a_block_that_fails_or_runs_nothing_changes_nothing():
     with pytest.raises(IndexError), floor.measuring():
         floor(10 * codes())[N]
     assert torch.equal(floor.levels, before)
+
+
+def test_at_one_what_was_seen_is_silent_with_other_last_bits_too():
+    others = codes()
+    floor = measured(others, 1.0)
+    assert not floor(others * (1 + 1e-6)).any()
+    assert floor(others * 1.02).any()
+
+
+def test_what_is_not_a_number_is_not_hidden():
+    floor, s = measured(codes(), 1.0), codes()
+    s[5, 2] = torch.nan
+    assert floor(s)[5, 2].isnan()
+
+
+def test_codes_that_are_not_finite_are_no_measurement():
+    floor, s = measured(codes(), 0.99), codes()
+    before, s[5, 2] = floor.levels.clone(), torch.nan
+    with pytest.raises(UserError, match="not finite"), floor.measuring():
+        floor(s)
+    assert torch.equal(floor.levels, before) and floor(codes()).any()
+
+
+def test_a_block_in_a_block_is_refused_and_the_outer_one_measures_on():
+    floor, whole = Floor(M), Floor(M)
+    with floor.measuring():
+        floor(codes())
+        with pytest.raises(UserError, match="already"), floor.measuring():
+            pass
+        assert not floor(2 * codes(1)).any()
+    with whole.measuring():
+        whole(torch.cat([codes(), 2 * codes(1)]))
+    assert torch.equal(floor.levels, whole.levels)
+
+
+def test_single_tokens_and_none_are_measured():
+    floor, together, s = Floor(M), Floor(M), codes(tokens=50)
+    with floor.measuring():
+        assert floor(s[:0]).shape == (0, M)
+        for token in s:
+            floor(token)
+    with together.measuring():
+        together(s)
+    assert torch.equal(floor.levels, together.levels)
+
+
+def test_dropped_atoms_are_not_measured():
+    """They cannot fire, which says nothing about what they do once they are back."""
+    atoms, x = dictionary(), torch.randn(200, 8, dtype=torch.float64)
+    dropped = torch.arange(M) >= 4
+    atoms.keep_only(~dropped)
+    with measuring_floors([atoms]):
+        atoms(x)
+    assert (atoms.floor.levels[4:] == UNMEASURED).all() and (atoms.floor.levels[:4] >= 0).all()
+    atoms.keep_only(None)
+    with measuring_floors([atoms]):
+        atoms(x)
+    before = atoms.floor.levels.clone()
+    atoms.keep_only(~dropped)
+    with measuring_floors([atoms]):
+        atoms(x)
+    assert torch.equal(atoms.floor.levels[4:], before[4:]) and (before > 0).any()
+
+
+def test_of_several_layers_those_that_were_measured_are_set():
+    floors = [measured(codes()), Floor(M)]
+    set_share(floors, 0.99)
+    assert (floors[0].share == 0.99).all() and not floors[1].share.any()
+    with pytest.raises(UserError, match="measure_floor"):
+        set_share(floors[1:], 0.99)
+    set_share(floors, 0)
+    assert not floors[0].share.any()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -12,7 +12,8 @@ Attention layers put the attention map between x W_s and σ: see `adapters.atten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -233,6 +234,19 @@ class SparseDictionary(Dials):
         self.set_traced_usage(None)  # other atoms
         if not self.head.is_meta:
             self.update_layout()
+
+
+@contextmanager
+def measuring_floors(dictionaries: Sequence[SparseDictionary]) -> Iterator[None]:
+    """`Floor.measuring`, of the layers of an adapter. Raises `UserError` if no atom ran in the block."""
+    with ExitStack() as stack:
+        seen = [stack.enter_context(dictionary.floor.measuring(dictionary.kept)) for dictionary in dictionaries]
+        yield
+        if not any(each.tokens for each in seen):
+            raise UserError(
+                "there is nothing to measure a floor on, because none of these atoms ran in the block: run the model "
+                "there, with this adapter active."
+            )
 
 
 PER_LAYER = {"layer", "scale", "strength", "k", "slots", "places"}

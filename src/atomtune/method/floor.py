@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ LEVELS = (0.9, 0.99, 0.999, 1.0)
 """The shares whose quantiles are measured; 1: the largest that was seen."""
 SAMPLE = 2**14
 """Tokens of a measurement that are kept for the quantiles."""
+ROUNDING = 0.01
+"""λ is so much, relatively, above the quantile, because in another batch the same input has other last bits."""
 UNMEASURED = -1.0
 
 
@@ -54,7 +56,7 @@ class Floor(Dials):
             return torch.zeros_like(codes)
         if self.threshold is None:
             return codes
-        return torch.where(codes.abs() > self.threshold, codes, 0)
+        return torch.where(codes.abs() <= self.threshold, 0, codes)  # what is not a number stays, to be seen
 
     @property
     def measured(self) -> bool:
@@ -64,14 +66,7 @@ class Floor(Dials):
     def set(self, share: int | float) -> None:
         """q = share, from 0 (no floor) to 1 (above all that was seen). Raises `UserError` if it is out of range, or if
         nothing was measured."""
-        check_share(share)
-        if share and not self.measured:
-            raise UserError(
-                "these atoms have no floor, because it was not measured what they do elsewhere: run a few prompts that "
-                "the adapter should leave alone in the block of `with board.measure_floor():`."
-            )
-        self.share.fill_(share)
-        self._set_threshold()
+        set_share([self], share)
 
     def reset(self) -> None:
         """Undo `set`."""
@@ -84,19 +79,25 @@ class Floor(Dials):
         return not torch.equal(self.share, self.saved)
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Measure `levels` on the codes of the forward passes in the block.
+    def measuring(self, kept: Float[Tensor, " atoms"] | None = None) -> Iterator[_Seen]:
+        """Measure `levels` on the codes of the forward passes in the block; of the `kept` atoms, as others cannot fire.
 
         In the block every atom is silent, so that later layers see what they see in the frozen model. A floor of q = 1
-        in all layers then returns exactly the frozen model's answers on these inputs.
+        in all layers then returns exactly the frozen model's answers on these inputs. Raises `UserError` inside another
+        such block, or if codes were not finite.
         """
+        if self._seen is not None:
+            raise UserError("the floor is being measured already: measure it in one block.")
         self._seen = seen = _Seen()
         try:
-            yield
+            yield seen
         finally:
             self._seen = None
         if seen.tokens:
-            self.levels.copy_(seen.levels())
+            levels = seen.levels().to(self.levels)
+            if not levels.isfinite().all():
+                raise UserError("the floor cannot be measured, because codes were not finite numbers.")
+            self.levels.copy_(levels if kept is None else torch.where(kept[:, None] > 0, levels, self.levels))
             self._set_threshold()
 
     @torch.no_grad()
@@ -108,7 +109,8 @@ class Floor(Dials):
             below = place.long().clamp(max=len(LEVELS) - 1)
             known = torch.cat([torch.zeros_like(self.levels[:, :1]), self.levels], dim=1)
             low, high = (known.gather(1, (below + more)[:, None])[:, 0] for more in (0, 1))
-            threshold = low.lerp(high, place - below).masked_fill((self.share == 0) | (high < 0), UNMEASURED)
+            quantile = low.lerp(high, place - below)
+            threshold = (quantile * (1 + ROUNDING)).masked_fill((self.share == 0) | (high < 0), UNMEASURED)
         self.register_buffer("threshold", threshold, persistent=False)
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
@@ -126,7 +128,9 @@ class _Seen:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, codes: Float[Tensor, "*batch atoms"]) -> None:
-        magnitudes = codes.abs().flatten(0, -2)
+        magnitudes = codes.abs().reshape(-1, codes.shape[-1])
+        if not len(magnitudes):
+            return
         keys, largest = torch.rand(len(magnitudes), generator=self._generator), magnitudes.amax(0)
         if self.tokens:
             magnitudes, keys = torch.cat([self._sample, magnitudes]), torch.cat([self._keys, keys])
@@ -143,13 +147,18 @@ class _Seen:
         return torch.stack([*(ordered[place] for place in places), self._largest], dim=1)
 
 
-@contextmanager
-def measuring(floors: Sequence[Floor]) -> Iterator[None]:
-    """`Floor.measuring`, of several."""
-    with ExitStack() as stack:
-        for floor in floors:
-            stack.enter_context(floor.measuring())
-        yield
+def set_share(floors: Sequence[Floor], share: int | float) -> None:
+    """`Floor.set`, of all that were measured. Raises `UserError` if none was, and then changes nothing."""
+    check_share(share)
+    if share and not any(floor.measured for floor in floors):
+        raise UserError(
+            "these atoms have no floor, because it was not measured what they do elsewhere: run a few prompts that the "
+            "adapter should leave alone in the block of `with board.measure_floor():`."
+        )
+    for floor in floors:
+        if not share or floor.measured:
+            floor.share.fill_(share)
+            floor._set_threshold()
 
 
 def check_share(share: int | float) -> None:

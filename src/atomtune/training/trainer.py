@@ -24,7 +24,7 @@ from atomtune import bases, manifest, sampling
 from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
-from atomtune.method.floor import measuring
+from atomtune.method.dictionary import measuring_floors
 from atomtune.shell import command_line
 from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding, outcome
@@ -184,7 +184,7 @@ class Trainer:
         if self.others is None or not self.dictionaries:
             return
         model, generator = self.model.eval(), _generator(self.config.seed, FLOOR, self.step)
-        with measuring([dictionary.floor for dictionary in self.dictionaries]), self.accelerator.autocast():
+        with measuring_floors(self.dictionaries), self.accelerator.autocast():
             answer_others(model, self.others, generator, self.config.batch_size, self.accelerator.device, self.dtype)
         for dictionary in self.dictionaries:
             dictionary.floor.set(self.config.floor)
