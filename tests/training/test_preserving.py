@@ -168,8 +168,29 @@ def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_
 def test_a_floor_is_measured_after_its_share_of_the_run_and_every_further_tenth(run, prompts, monkeypatch):
     steps, measure = [], Trainer._measure_floor
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
-    run(steps=20, preserve=True, preserve_prompts=prompts, floor=0.9, floor_start=0.65)
+    run("long", steps=20, preserve=True, preserve_prompts=prompts, floor=0.9, floor_start=0.65)
     assert steps == [13, 15, 17, 19]
+    steps.clear()
+    run("short", steps=1, preserve=True, preserve_prompts=prompts, floor=0.9)
+    assert steps == [0]
+
+
+def test_measuring_a_floor_does_not_count_as_training(run, prompts, tmp_path):
+    """In the numbers of the run and in the usage of its atoms: the codes are zero while a floor is measured."""
+    options = {"steps": 2, "preserve": True, "preserve_prompts": prompts, "measure_every": 1}
+    plain, measured = run("plain", **options), run("measured", floor=1e-9, floor_start=0.0, **options)
+    assert measured["active_per_token"] == pytest.approx(plain["active_per_token"], rel=0.01)
+
+
+def test_an_adapter_that_is_trained_further_has_the_floor_of_the_run(run, base, prompts, tmp_path, caplog):
+    """What was measured of its atoms as they were says nothing about what they become."""
+    run("kept", steps=2, preserve=True, preserve_prompts=prompts, floor=0.9)
+    run("on", steps=2, init_adapter=tmp_path / "kept")
+    atoms = atomtune.board(atomtune.load_adapter(atomtune.load_base(base), tmp_path / "on"))
+    assert atoms.floor == 0 and not any(d.floor.measured for d in atoms.dictionaries)
+    assert "floor" in caplog.text
+    config = json.loads((tmp_path / "on" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["floor"] == 0
 
 
 def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompts, tmp_path, monkeypatch):
@@ -191,6 +212,8 @@ def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompt
         ({"preserve_share": 0.0}, "preserve_share must be above 0"),
         ({"floor": 1.5}, "floor must be from 0"),
         ({"floor": 0.9, "floor_start": 1.0}, "floor_start must be in"),
+        ({"floor": 0.9, "method": "lora"}, "a floor belongs to atoms"),
+        ({"preserve": False, "preserve_prompts": "others.txt"}, "switch preserve on"),
     ],
 )
 def test_a_floor_that_cannot_be_is_refused(options, sentence):

@@ -128,7 +128,7 @@ def add(parts: Sequence[Part]) -> tuple[AtomConfig, Layers]:
             "sigma.k": torch.stack([tensors["sigma.k"] for tensors in same]).amax(0),
         }
     densities = [max(each) for each in zip(*map(_densities, parts))]
-    return _config(parts, layers, densities), layers
+    return replace(_config(parts, layers, densities), floor=0.0), layers
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -73,6 +73,13 @@ class Floor(Dials):
         self.share.copy_(self.saved)
         self._set_threshold()
 
+    def start(self, share: float) -> None:
+        """q = share, once it is measured: as a new one."""
+        self.levels.fill_(UNMEASURED)
+        self.share.fill_(share)
+        self.saved.fill_(share)
+        self._set_threshold()
+
     @property
     def changed(self) -> bool:
         """Whether q is another than the adapter was trained, or loaded, with."""

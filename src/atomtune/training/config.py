@@ -137,7 +137,8 @@ class CustomizeConfig:
     preserve: bool = False
     """Keep the rest as it was: also train on other prompts, where the base's own answer is the target."""
     preserve_prompts: Path | None = None
-    """Text file with the other prompts, one a line (by default everyday things, and the class without the token)."""
+    """Text file with the other prompts, one a line (by default everyday things, among them those most like the
+    class)."""
     preserve_share: float = 0.2
     """Examples of other prompts for each image: with 0.2 one beside every five images, in every fifth step if
     batch_size is 1. A step takes longer by this share."""
@@ -193,6 +194,10 @@ class CustomizeConfig:
             raise UserError(
                 "a floor is measured on the other prompts of preserve: switch preserve on, or leave floor out."
             )
+        if self.floor and self.method != "atoms":
+            raise UserError(f"a floor belongs to atoms, and the method is {self.method}: leave floor out.")
+        if self.preserve_prompts is not None and not self.preserve:
+            raise UserError("preserve_prompts are those of preserve: switch preserve on, or leave them out.")
         if not 0 < self.preserve_share < math.inf:
             raise UserError(f"preserve_share must be above 0, got {self.preserve_share:g}.")
         if not 0 <= self.floor_start < 1:

@@ -29,8 +29,8 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     given = (load_recipe(config) if config is not None else {}) | options
     kind = "" if given.get("total_atoms") is None else FEW_ATOMS
     recipe = recipe_for(given.get("base", CustomizeConfig.base), given, kind)
-    if given.get("preserve") is False:
-        recipe.pop("floor", None)  # which is measured on the other prompts
+    if given.get("preserve") is False or given.get("method", "atoms") != "atoms":
+        recipe.pop("floor", None)  # which is measured on the other prompts, and belongs to atoms
     values = recipe | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):

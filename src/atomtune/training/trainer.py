@@ -84,6 +84,8 @@ class Trainer:
         resumed = checkpoints.newest_checkpoint(self.folder)
         self.model: Any = self._adapted(base, resumed / "adapter" if resumed else config.init_adapter)
         self.dictionaries = [layer.dictionary("default") for layer in adapted_layers(self.model)]
+        if resumed is None:
+            self._forget_floor()
         self.penalties = Penalties(config, self.dictionaries)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
@@ -106,8 +108,6 @@ class Trainer:
 
     def _advance(self) -> None:
         """One optimizer step."""
-        if self._floor_is_due():
-            self._measure_floor()
         if self.config.density_start is not None:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
@@ -176,8 +176,21 @@ class Trainer:
     def _floor_is_due(self) -> bool:
         if not self.config.floor or not self.dictionaries:
             return False
-        since = self.step - round(self.config.floor_start * self.steps)
+        since = self.step - min(round(self.config.floor_start * self.steps), self.steps - 1)
         return since >= 0 and since % max(1, self.steps // 10) == 0
+
+    def _forget_floor(self) -> None:
+        """The floor of `init_adapter` is that of its atoms as they were, which now train on."""
+        if not self.dictionaries:
+            return
+        if not self.config.floor and any(dictionary.floor.share.any() for dictionary in self.dictionaries):
+            logger.warning(
+                "the floor of %s is not that of the atoms that are trained from it: --preserve --floor gives them one",
+                self.config.init_adapter,
+            )
+        for dictionary in self.dictionaries:
+            dictionary.floor.start(self.config.floor)
+        self.model.peft_config["default"].floor = self.config.floor
 
     def _measure_floor(self) -> None:
         """Measure what the atoms do on other prompts, and put the floor of the run under them."""
@@ -242,6 +255,8 @@ class Trainer:
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
         with bar, Interruption(bar.show_stopping) as interruption:
             while self.step < self.steps:
+                if self._floor_is_due():  # before the step, whose codes may be counted
+                    self._measure_floor()
                 if self.step % config.measure_every == 0:
                     self._measured_advance()
                 else:
