@@ -352,6 +352,7 @@ def claims(out: Path = HERE) -> list[Claim]:
 
 
 def page(out: Path = HERE) -> str:
+    missing = len(grid().keys() - read(out).keys())
     figures = [
         f"![{title}](figures/{file})\n\n{said}"
         for file, title, said in FIGURES
@@ -371,7 +372,8 @@ neighbours of the class, and the class without the token; of features, as PEFT's
 unrelated ones. Recognised: the share of the unrelated images whose thing the judge names first. Silent: the share of
 tokens, over layers and steps, at which no atom fires. Mean ± standard deviation over subjects and seeds.""",
             results(out),
-            verdicts(claims(out)),
+            *([f"Not all of it was run yet: {missing} of {len(grid())} cells are missing."] if missing else []),
+            *([verdicts(found)] if (found := claims(out)) else []),
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
 computed once. The floor is measured after 70, 80 and 90 % of the run, on 64 noised examples of them. The recipe was
