@@ -173,11 +173,14 @@ def turned(pipe: Any, name: str, run: Path) -> dict[str, dict[str, float]]:
     atoms = atomtune.board(pipe)
     if not atoms.dictionaries[0].floor.measured:
         _measure_floor(pipe, atoms, name)
-    for dial in ("density", "floor"):
-        for value in DIALS[dial]:
-            setattr(atoms, dial, value)
-            found[f"{dial} {value:g}"] = quick_scores(pipe, name)
-            atoms.reset()
+    for value in DIALS["density"]:
+        atoms.density = value
+        found[f"density {value:g}"] = quick_scores(pipe, name)
+        atoms.reset()
+    for value in DIALS["floor"]:
+        atoms.floor = value
+        found[f"floor {value:g}"] = quick_scores(pipe, name)
+        atoms.reset()
     return found
 
 

@@ -31,7 +31,6 @@ def test_the_committed_page_is_that_of_the_committed_results(page):
 @pytest.mark.parametrize("name", [name for name in NAMES if read(HOME / name)])
 def test_the_table_of_a_readme_is_that_of_the_committed_results(name):
     run = import_module(f"experiments.{name}.run")
-    table = run.results(HOME / name)
-    if hasattr(run, "claims"):
-        table += f"\n\n{verdicts(run.claims(HOME / name))}"
+    said = verdicts(run.claims(HOME / name)) if hasattr(run, "claims") else ""
+    table = "\n\n".join(filter(None, (run.results(HOME / name), said)))
     assert generated((HOME / name / "README.md").read_text(encoding="utf-8")) == table
