@@ -89,9 +89,9 @@ def test_so_many_other_prompts_are_beside_the_images(run, prompts, monkeypatch, 
 
 
 def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, prompts, tmp_path):
-    options = {"steps": 30, "learning_rate": 3e-3, "preserve_prompts": prompts}
+    options = {"steps": 30, "learning_rate": 3e-3}
     run("plain", **options)
-    run("kept", preserve=True, preserve_share=2.0, preserve_weight=20.0, **options)
+    run("kept", preserve=True, preserve_prompts=prompts, preserve_share=2.0, preserve_weight=20.0, **options)
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     resolution = json.loads((tmp_path / "plain" / "summary.json").read_text())["resolution"]
     others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
