@@ -16,7 +16,10 @@ def blocks(page: str) -> list[str]:
 
 PAGES = [
     "README.md",
-    *(f"docs/how-to/{page}.md" for page in ("customize", "steer", "inspect", "peft", "own-training-loop")),
+    *(
+        f"docs/how-to/{page}.md"
+        for page in ("customize", "keep-the-rest", "steer", "inspect", "peft", "own-training-loop")
+    ),
 ]
 
 

@@ -52,7 +52,7 @@ def generate(
         floor: From 0 to 1: an atom acts only where it is stronger than this share of the time on other prompts, so that
             what is not the subject stays as it was. Adapters trained with --preserve have it (0: no floor).
         scale: Strength of the adapter: 0 is the base, 1 the adapter as trained.
-        preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, strength by timestep.
+        preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, floors, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
         resolution: Height and width in pixels (the base's own by default).
