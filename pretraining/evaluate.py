@@ -29,7 +29,7 @@ from atomtune.sampling import grid, save_png
 from pretraining import CACHE
 from pretraining.autoencoder import held_out_pictures, psnr
 from pretraining.drawings import Drawings
-from pretraining.transformer import kept_folder
+from pretraining.transformer import KEPT
 
 BATCH = 20
 
@@ -149,7 +149,7 @@ def main() -> None:
     before = json.loads(options.json.read_text()) if options.json.exists() else {}
     history = {past["images_seen"]: past for past in before.get("history", [])}
     history[result["images_seen"]] = point(result["images_seen"], result["base"], result["small"])
-    for folder in sorted(kept_folder(CACHE, 0).parent.glob("*")):
+    for folder in (CACHE / KEPT).glob("*"):
         if (images := int(folder.name)) not in history:
             history[images] = of_kept(folder, images, seen, small)
     result["history"] = [history[images] for images in sorted(history)]

@@ -46,8 +46,8 @@ AVERAGE = 0.999
 """Share of the running average that a batch of 32 leaves."""
 MIX = Mix(style_said=0.95)
 """Which scenes, and what their captions say."""
-KEEP_EVERY = 500_000
-"""Images between averaged weights that are kept for `pretraining.evaluate`, each in a folder of its own."""
+KEEP_EVERY, KEPT = 500_000, "kept"
+"""Images between averaged weights that are kept for `pretraining.evaluate`, each in a folder of its own in this one."""
 SAVE_EVERY = 240
 """Seconds between checkpoints."""
 CHECKPOINT, LOG = CACHE / "transformer.pt", "transformer.jsonl"
@@ -110,11 +110,6 @@ def trained_autoencoder() -> AutoencoderTiny:
         spread = vae.encode(autoencoder.to_tensor(pictures), return_dict=False)[0].std()
     vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
     return vae
-
-
-def kept_folder(out: Path, images: int) -> Path:
-    """The folder of the averaged weights that are kept after so many images."""
-    return out / "kept" / f"{images:09d}"
 
 
 class Pretraining:
@@ -225,7 +220,7 @@ class Pretraining:
             if self.rank:
                 continue
             if self.images // KEEP_EVERY > before // KEEP_EVERY:
-                self.export(kept_folder(self.out, self.images // KEEP_EVERY * KEEP_EVERY))
+                self.export(self.out / KEPT / str(self.images // KEEP_EVERY * KEEP_EVERY))
             if len(losses) == 100:
                 loss, speed = float(torch.stack(losses).mean()), size * len(losses) / (time.time() - clock)
                 line = {"images": self.images, "loss": round(loss, 5), "images_per_second": round(speed, 1)}

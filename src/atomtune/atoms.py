@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -121,11 +122,16 @@ class Layer(Atoms):
     @property
     def floor(self) -> float:
         """q of this layer (see `AtomBoard.floor`)."""
-        return float(self.dictionary.floor.share.mean())
+        return plain(self.dictionary.floor.share.double().mean())
 
     @floor.setter
     def floor(self, floor: int | float) -> None:
         self.dictionary.floor.set(floor)
+
+
+def plain(value: float | Tensor) -> float:
+    """A float32 in the fewest digits: 0.8, not 0.800000011920929."""
+    return float(str(np.float32(value)))
 
 
 def _gains(gain: Any, count: int) -> Tensor:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find, written
-from atomtune.atoms import Atom, Atoms, Layer
+from atomtune.atoms import Atom, Atoms, Layer, plain
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.method.dictionary import SparseDictionary, measuring_floors
@@ -125,7 +125,7 @@ class AtomBoard:
         `customize --preserve` measures these quantiles; `measure_floor` does it for any adapter. Setting it raises
         `UserError` if they were not measured; of an adapter of which some layers were, it sets these.
         """
-        return sum(float(dictionary.floor.share.sum()) for dictionary in self.dictionaries) / self.num_atoms
+        return plain(torch.cat([dictionary.floor.share for dictionary in self.dictionaries]).double().mean())
 
     @floor.setter
     def floor(self, floor: int | float) -> None:
@@ -269,10 +269,10 @@ class AtomBoard:
                 f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
             "floor": {
-                f"L{int(d.layer)}": _plain(d.floor.share.double().mean()) for d in dictionaries if d.floor.changed
+                f"L{int(d.layer)}": plain(d.floor.share.double().mean()) for d in dictionaries if d.floor.changed
             },
             "gain": {
-                _written(d, d.gain == gain): _plain(gain)
+                _written(d, d.gain == gain): plain(gain)
                 for d in dictionaries
                 for gain in dict.fromkeys(d.gain.tolist())
                 if gain != 1.0
@@ -355,11 +355,6 @@ def _largest(scores: Float[Tensor, " atoms"], count: int) -> Tensor:
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.topk(min(count, len(scores))).indices] = True
     return chosen & (scores > -torch.inf)
-
-
-def _plain(value: float | Tensor) -> float:
-    """A float32 in the fewest digits: 0.8, not 0.800000011920929."""
-    return float(str(np.float32(value)))
 
 
 def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atomtune.analysis.inspection import AtomRow, AtomView, Comparison, Heat, Inspection, Others, Rung
+from atomtune.analysis.findings import AtomRow, AtomView, Comparison, Heat, Inspection, Others, Rung
 from atomtune.analysis.learnt import Learnt
 from atomtune.analysis.naming import Evidence, Name
 from atomtune.analysis.overlap import LayerOverlap, Overlap

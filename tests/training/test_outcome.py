@@ -19,7 +19,7 @@ from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
 from atomtune.shipped import IMAGES
 from atomtune.storage.folders import adapter_info, load_adapter
-from atomtune.training import data, encoding, outcome, trainer
+from atomtune.training import data, encoding, outcome, steps, trainer
 from atomtune.training.objectives import objective_for
 
 TEAPOTS = IMAGES / "teapot"
@@ -30,7 +30,7 @@ def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, bas
     pipe = load_base(base)
     squares = [data.square(data.read_image(file), 64) for file in sorted(images.iterdir())]
     latents, conditioning = encoding.encode_images(pipe, squares), encoding.encode_caption(pipe, "a sks dog", 64)
-    generator = trainer._generator(0, trainer.HELD)
+    generator = steps._generator(0, steps.HELD)
     drawn = latents.draw([0, 1, 2] * 8, generator)
     noised = objective_for(pipe.scheduler).add_noise(drawn, generator)
 

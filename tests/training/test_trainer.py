@@ -19,7 +19,7 @@ from atomtune.bases import load_base
 from atomtune.moji import random_pipeline
 from atomtune.sampling import read_settings
 from atomtune.storage.folders import adapter_info, load_adapter
-from atomtune.training import configure, trainer
+from atomtune.training import configure, steps, trainer
 from tests.tiny_pixart import save_tiny_pixart
 from tests.training.quick import QUICK, weights
 
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ru
 
 
 def test_nan_before_any_checkpoint(run, monkeypatch):
-    monkeypatch.setattr(trainer, "prediction_loss", lambda prediction, noised: prediction.sum((1, 2, 3)) * math.nan)
+    monkeypatch.setattr(steps, "prediction_loss", lambda prediction, noised: prediction.sum((1, 2, 3)) * math.nan)
     with pytest.raises(atomtune.UserError, match="at step 1; there was no checkpoint yet"):
         run()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from atomtune.analysis import ladders
+from atomtune.analysis.findings import AtomRow, AtomView, Comparison, Heat, Inspection, Others, Rung
 from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import change, difference, largest_changes
-from atomtune.analysis.learnt import Learnt, learnt
+from atomtune.analysis.learnt import learnt
 from atomtune.analysis.naming import Name, name_atoms, near_duplicates
-from atomtune.analysis.overlap import Overlap, overlap
+from atomtune.analysis.overlap import overlap
 from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
 from atomtune.bases import MOJI, denoiser
-from atomtune.metrics import Drift, drift, load_judge, other_prompts
+from atomtune.metrics import drift, load_judge, other_prompts
 from atomtune.recording import AtomTrace
 from atomtune.sampling import Drawing, generate
 from atomtune.steering import AtomBoard, board
@@ -42,124 +43,12 @@ NAMING = 96  # prompts for names
 SAMPLES = 3  # heatmaps of each atom
 COMPARED = 2  # prompts of each atom, drawn without the atom and with it turned up
 RUNG_PROMPTS = 4  # images of each rung of a ladder
-MUCH_DRIFT = 0.05
 OTHERS = (3, 2)  # prompts far from the class, and near it
 BOOST = 20.0
 CHANGED, SEEN = 0.1, 0.01  # a pixel's change from black to white, and the share of the pixels that must reach it
 HEAT_WIDTH = 128  # pixels, at least: a map of 8 × 8 tokens is smoother than an image of 64 × 64 can show
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a stage, how much of the stage is done, and its total."""
-
-
-@dataclass
-class AtomRow:
-    """One atom, as a row of the table."""
-
-    address: str
-    layer: int
-    id: int
-    name: Name
-    mean_energy: float
-    """Mean over tokens of |s_m| · ‖d_m‖."""
-    share: float
-    """Of the energy of all atoms of all layers."""
-    firing_rate: float
-    """Share of the tokens in which it fired."""
-    like: str = ""
-    """The address of the stronger atom that it is a near duplicate of, if there is one."""
-
-
-@dataclass
-class Heat:
-    """Where one atom acts in one image: on average ("all") and in each phase."""
-
-    prompt: str
-    images: dict[str, Image.Image]
-
-
-@dataclass
-class Comparison:
-    """One image with an atom off, and turned up: as it was learnt, one of thousands changes too little to see."""
-
-    prompt: str
-    off: Image.Image
-    boosted: Image.Image
-    """With its gain at `BOOST`."""
-    difference: Image.Image
-    """boosted - off, on a scale that all comparisons share."""
-    change: float
-    """Of the image with the atom as it was learnt, when the atom is off: a share of the range from black to white."""
-
-
-@dataclass
-class AtomView:
-    """One of the strongest atoms, looked at closely."""
-
-    row: AtomRow
-    heats: list[Heat]
-    comparisons: list[Comparison]
-    """Those in which a change can be seen."""
-    mean_energy_by_timestep: dict[float, float]
-    """The noisiest first."""
-
-
-@dataclass
-class Rung:
-    """The same prompts at one setting of a dial."""
-
-    value: float
-    """Atoms kept, or the density."""
-    label: str
-    images: list[Image.Image]
-    reach: float
-    """How far the images are from the base's towards the adapter's: 0 the base, 1 the adapter as trained."""
-    trained: bool = False
-
-
-@dataclass
-class Others:
-    """What the adapter does to prompts that have nothing to do with its subject, at the same noise."""
-
-    prompts: list[str]
-    base: list[Image.Image]
-    adapted: list[Image.Image]
-    drift: Drift
-    silent: float
-    """Share of the tokens, over all layers and steps, in which no atom fired."""
-
-    @property
-    def unchanged(self) -> int:
-        """The number of images that are the base's own to the bit."""
-        return round(self.drift.unchanged * len(self.prompts))
-
-    @property
-    def much(self) -> bool:
-        """Whether so much changes that the page says what helps."""
-        return self.drift.pixels > MUCH_DRIFT
-
-
-@dataclass
-class Inspection:
-    """What `report.render` turns into a page."""
-
-    subject: str
-    learnt: Learnt
-    facts: dict[str, Any]
-    prompts: list[str]
-    base: list[Image.Image]
-    adapted: list[Image.Image]
-    others: Others
-    rows: list[AtomRow]
-    """The strongest first."""
-    views: list[AtomView]
-    phases: list[str]
-    rung_prompts: list[str]
-    """The prompts that `ladder` and `densities` were drawn with."""
-    ladder: list[Rung] = field(default_factory=list)
-    densities: list[Rung] = field(default_factory=list)
-    overlap: Overlap | None = None
-    against: str = ""
-    """The other adapter of `overlap`."""
 
 
 @torch.no_grad()

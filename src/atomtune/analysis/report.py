@@ -17,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from atomtune.analysis import naming
+from atomtune.analysis.findings import AtomRow, AtomView, Inspection
 from atomtune.analysis.heatmaps import GREEN
-from atomtune.analysis.inspection import AtomRow, AtomView, Inspection
 from atomtune.errors import UserError
 from atomtune.files import expanded, refuse_output, write_text
 

@@ -1,6 +1,6 @@
 """A floor under the codes: an atom fires only where it fires more strongly than it does on other inputs.
 
-    s_m  where |s_m| > λ_m, else 0          λ_m: the q-quantile of |s_m| over the tokens of other inputs
+    s_m  where |s_m| > λ_m, else 0          λ_m: 1 % above the q-quantile of |s_m| over the tokens of other inputs
 
 Other inputs are those that the adapter should leave alone: prompts without its subject, texts about something else. σ
 takes away atoms that are weak beside others of the same token, the floor those that are weak beside themselves

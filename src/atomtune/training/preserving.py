@@ -43,18 +43,16 @@ BATCH = 8  # images drawn, and answers computed, together
 
 @dataclass
 class Others:
-    """Noised examples of other prompts, whose targets are the base's own answers."""
+    """Noised examples of other prompts, whose targets are the base's own answers: `DRAWS` of each prompt in turn."""
 
     examples: Noised
     conditionings: list[encoding.Conditioning]
     """One for each prompt."""
-    prompts: list[int]
-    """The prompt of each example."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Noised, list[encoding.Conditioning]]:
         """`count` examples at random, and their conditionings."""
-        chosen = torch.randint(len(self.prompts), (count,), generator=generator)
-        return self.examples.rows(chosen), [self.conditionings[self.prompts[place]] for place in chosen.tolist()]
+        chosen = torch.randint(DRAWS * len(self.conditionings), (count,), generator=generator)
+        return self.examples.rows(chosen), [self.conditionings[place // DRAWS] for place in chosen.tolist()]
 
 
 def other_prompts(config: CustomizeConfig) -> list[str]:
@@ -62,7 +60,7 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
     like the class, in contexts that take turns, and the empty prompt, which guidance uses.
 
     The class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
-    one as it was keeps the other from being learnt (docs/results/drift.md).
+    one as it was keeps the other from being learnt (experiments/drift/README.md).
     """
     if not config.preserve:
         return []
@@ -94,9 +92,7 @@ def answered(
         stored = torch.load(file, map_location=accelerator.device, weights_only=True)
         examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
         conditionings.append(stored["conditioning"])
-    return Others(
-        reduce(Noised.joined, examples), conditionings, [place for place in range(len(files)) for _ in range(DRAWS)]
-    )
+    return Others(reduce(Noised.joined, examples), conditionings)
 
 
 @torch.no_grad()

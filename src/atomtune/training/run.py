@@ -25,7 +25,8 @@ from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.recipes import configure
-from atomtune.training.trainer import PRECISIONS, Trainer
+from atomtune.training.steps import PRECISIONS
+from atomtune.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

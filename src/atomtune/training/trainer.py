@@ -1,42 +1,28 @@
-"""The training loop, and how it stops and continues.
-
-Every random draw of step n comes from a generator seeded by (seed, n, ...), and the order of the images from (seed,
-epoch). So the step is also the position in the data, and a run that was killed and started again ends with the same
-bits.
-"""
+"""A whole run: its steps, samples, checkpoints and result, and how it stops and continues."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import cpu_offload_with_hook
-from torch import Tensor
 
 from atomtune import bases, manifest, sampling
-from atomtune.adapters import adapted_layers
 from atomtune.errors import UserError
 from atomtune.files import write_text
-from atomtune.method.dictionary import measuring_floors
 from atomtune.shell import command_line
 from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding, outcome
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
-from atomtune.training.methods import adapt
-from atomtune.training.objectives import objective_for, prediction_loss
-from atomtune.training.optimization import make_optimizer, make_schedule
-from atomtune.training.penalties import Penalties, annealed
-from atomtune.training.preserving import Others, answer_others
+from atomtune.training.preserving import Others
 from atomtune.training.progress import TrainingBar
+from atomtune.training.steps import Steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,23 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT, HELD, FLOOR = range(5)  # streams of random numbers
 
-
-def _seed(*counters: int) -> int:
-    """A seed that is a function of the counters alone."""
-    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _generator(*counters: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of the counters alone."""
-    return torch.Generator().manual_seed(_seed(*counters))
-
-
-class Trainer:
-    """The training loop, with the model, the optimizer and the numbers of a run."""
+class Trainer(Steps):
+    """The steps of a run, with everything around them."""
 
     def __init__(
         self,
@@ -72,167 +44,13 @@ class Trainer:
         cache: encoding.Cache,
         others: Others | None = None,
     ):
-        self.config, self.accelerator, self.pipe = config, accelerator, pipe
-        self.autoencoder, self.resolution, self.cache = autoencoder, resolution, cache
-        self.others = others
+        self.autoencoder, self.resolution = autoencoder, resolution
         self.folder = config.out / "checkpoints"
-        self.objective = objective_for(pipe.scheduler, config.snr_gamma)
-        self.dtype = PRECISIONS[config.mixed_precision]
-        base = bases.denoiser(pipe)
-        if config.gradient_checkpointing:
-            base.enable_gradient_checkpointing()
         resumed = checkpoints.newest_checkpoint(self.folder)
-        self.model: Any = self._adapted(base, resumed / "adapter" if resumed else config.init_adapter)
-        self.dictionaries = [layer.dictionary("default") for layer in adapted_layers(self.model)]
-        if resumed is None:
-            self._forget_floor()
-        self.penalties = Penalties(config, self.dictionaries)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.step, self.seconds, self.loss, self.measured = 0, 0.0, math.nan, {}
-        self.steps = config.total_steps(len(cache.conditionings), accelerator.num_processes)
-        optimizer = make_optimizer(config, self.parameters)
-        schedule = make_schedule(config, optimizer, self.steps, accelerator.num_processes)
-        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
+        super().__init__(config, accelerator, pipe, cache, others, resumed / "adapter" if resumed else None)
+        self.seconds = 0.0
         if resumed:
             self._load_state(resumed)
-
-    def _adapted(self, base: torch.nn.Module, start: Path | None) -> Any:
-        """The base with a fresh adapter, or with the one in `start`."""
-        if start is None:
-            model = adapt(base, self.config)
-            bases.set_denoiser(self.pipe, model)
-            return model
-        return folders.load_adapter(self.pipe, start, trainable=True)
-
-    # -- one step ---------------------------------------------------------------------------------------------------
-
-    def _advance(self) -> None:
-        """One optimizer step."""
-        if self.config.density_start is not None:
-            density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
-            for dictionary in self.dictionaries:
-                dictionary.sigma.set_density(density)
-        # a base's own dropout draws from the global generators
-        torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
-        losses = []
-        for micro in range(self.config.gradient_accumulation_steps):
-            with self.accelerator.accumulate(self.wrapped):
-                loss = self._loss(micro)
-                losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    for dictionary in self.dictionaries:
-                        dictionary.sigma.average_observations(self._mean)
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-                self.optimizer.step()
-                self.schedule.step()
-                self.optimizer.zero_grad()
-        if self.accelerator.optimizer_step_was_skipped:  # because numbers overflowed in fp16
-            for dictionary in self.dictionaries:
-                dictionary.sigma.discard_observations()
-        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
-        if not math.isfinite(loss):
-            raise self._diverged()
-        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
-        self.step += 1
-
-    def _loss(self, micro: int) -> Tensor:
-        config, cache = self.config, self.cache
-        generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
-        index = self._images(micro)
-        dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
-        conditionings = [
-            cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
-        ]
-        latents = cache.latents.draw(index, generator)
-        if cache.class_latents is not None:
-            drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
-            latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
-            conditionings += [cache.class_conditioning] * len(index)
-        noised = self.objective.add_noise(latents, generator)
-        if self.others is not None:
-            examples, captions = self.others.draw(self._others_due(micro), generator)
-            noised, conditionings = noised.joined(examples), conditionings + captions
-        noised = noised.to(self.accelerator.device)
-        with self.penalties.watched():
-            prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype)
-        losses = prediction_loss(prediction, noised)
-        own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
-        loss = own.mean() + self.penalties.total()
-        if len(prior):
-            loss = loss + config.prior_loss_weight * prior.mean()
-        # The sum, over its mean number: some passes have none.
-        return loss + config.preserve_weight * other.sum() / (config.preserve_share * config.batch_size)
-
-    def _others_due(self, micro: int) -> int:
-        """The number of examples of other prompts in this forward pass."""
-        each, done = self.config.preserve_share * self.config.batch_size, self._passes(micro)
-        return math.floor((done + 1) * each) - math.floor(done * each)
-
-    def _passes(self, micro: int) -> int:
-        """Forward passes of this process before this one."""
-        return self.step * self.config.gradient_accumulation_steps + micro
-
-    def _floor_is_due(self) -> bool:
-        if not self.config.floor or not self.dictionaries:
-            return False
-        since = self.step - min(round(self.config.floor_start * self.steps), self.steps - 1)
-        return since >= 0 and since % max(1, self.steps // 10) == 0
-
-    def _forget_floor(self) -> None:
-        """The floor of `init_adapter` is that of its atoms as they were, which now train on."""
-        if not self.dictionaries:
-            return
-        if not self.config.floor and any(dictionary.floor.share.any() for dictionary in self.dictionaries):
-            logger.warning(
-                "the floor of %s is not that of the atoms that are trained from it: --preserve --floor gives them one",
-                self.config.init_adapter,
-            )
-        for dictionary in self.dictionaries:
-            dictionary.floor.start(self.config.floor)
-        self.model.peft_config["default"].floor = self.config.floor
-
-    def _measure_floor(self) -> None:
-        """Measure what the atoms do on other prompts, and put the floor of the run under them."""
-        if self.others is None or not self.dictionaries:
-            return
-        model, generator = self.model.eval(), _generator(self.config.seed, FLOOR, self.step)
-        with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            answer_others(model, self.others, generator, self.config.batch_size, self.accelerator.device, self.dtype)
-        for dictionary in self.dictionaries:
-            dictionary.floor.set(self.config.floor)
-        model.train()
-
-    def _held_losses(self) -> dict[str, float]:
-        generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size
-        model, device = self.model.eval(), self.accelerator.device
-        with self.accelerator.autocast():
-            found = outcome.held_losses(model, self.objective, self.cache, generator, batch_size, device, self.dtype)
-        self.model.train()
-        return found
-
-    def _images(self, micro: int) -> list[int]:
-        """Indices of this process's images in this step: every image once in an epoch, in another order in each
-        epoch."""
-        config, count = self.config, len(self.cache.conditionings)
-        batch = self._passes(micro) * self.accelerator.num_processes
-        first = (batch + self.accelerator.process_index) * config.batch_size
-        places = [divmod(place, count) for place in range(first, first + config.batch_size)]
-        orders = {
-            epoch: torch.randperm(count, generator=_generator(config.seed, SHUFFLE, epoch)).tolist()
-            for epoch in {epoch for epoch, _ in places}
-        }
-        return [orders[epoch][place] for epoch, place in places]
-
-    def _diverged(self) -> UserError:
-        last = next(reversed(checkpoints.checkpoints(self.folder)), None)
-        kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
-        return UserError(
-            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate "
-            f"below {self.config.learning_rate:g} in another folder."
-        )
-
-    # -- the whole run ----------------------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
         """Train to the end, write the result and return its numbers.
@@ -244,6 +62,16 @@ class Trainer:
             return self._finish()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._how_to_continue()) from None
+        except FloatingPointError:
+            raise self._diverged() from None
+
+    def _diverged(self) -> UserError:
+        last = next(reversed(checkpoints.checkpoints(self.folder)), None)
+        kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+        return UserError(
+            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate "
+            f"below {self.config.learning_rate:g} in another folder."
+        )
 
     def _finish(self) -> dict[str, Any]:
         config, accelerator = self.config, self.accelerator
@@ -325,31 +153,6 @@ class Trainer:
         together = f", in {processes} processes as before," if processes > 1 else ""
         goes_on = f"goes on from step {checkpoints.step_of(last)}" if last else "starts again"
         return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
-
-    def _measured_advance(self) -> None:
-        """One optimizer step, in which codes are counted for the numbers of the run."""
-        if self.config.method != "atoms":
-            self._advance()
-            return
-        from atomtune.tracing import trace
-
-        with trace(self.model) as counts:
-            self._advance()
-        for layer in counts.layers:  # a running mean, saved with the adapter: how much each atom is used
-            layer.dictionary.usage.lerp_(self._mean(layer.usage), 0.2)
-        by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
-        self.measured = {
-            "active_per_token": float(counts.active_per_token),
-            "density": float(counts.density),
-            "density_lowest_layer": min(by_layer),
-            "density_median_layer": statistics.median(by_layer),
-            "density_highest_layer": max(by_layer),
-            "live_atoms": int(counts.alive),
-        }
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes."""
-        return self.accelerator.reduce(tensor, "mean")  # pyright: ignore[reportReturnType]
 
     def _numbers(self) -> dict[str, Any]:
         config = self.config
