@@ -4,8 +4,8 @@ Three animals and three objects, as Twemoji draws them. Five pictures teach one,
 places of the demo; two of their captions and three contexts that no picture shows are drawn to score it. Backgrounds
 that share a colour with the drawing are left out, because every method confuses those.
 
-Adapters are trained by `atomtune.customize` with the shipped recipe and kept in the cache folder, by the base's weights
-and their options, so that experiments share them.
+Adapters are trained by `atomtune.customize` with the recipe moji-paper and kept in the cache folder, by the base's
+weights and their options, so that experiments share them.
 """
 
 import hashlib
@@ -91,12 +91,13 @@ def weights_digest() -> str:
 
 
 def train(name: str, **options: Any) -> tuple[Path, dict[str, Any]]:
-    """Learn a subject with the options of `customize`; returns the run's folder and numbers. Kept, never repeated."""
+    """Learn a subject with the recipe moji-paper and these options of `customize`; returns the run's folder and
+    numbers. Kept, never repeated."""
     label = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]
     folder = CACHE / weights_digest() / f"{name}-{options.get('method', 'atoms')}-{label}"
     pictures(name, folder / "pictures")
     options = {"class_name": name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000} | options
-    options = {"report_to": "none"} | options
+    options = {"config": "moji-paper", "report_to": "none"} | options
     return folder / "run", atomtune.customize(folder / "pictures", out=folder / "run", **options)
 
 

@@ -13,7 +13,7 @@ from experiments.common.report import DOCS
 from experiments.drift.run import DIALS, KINDS, METHODS, STEPS, kinds
 
 HERE = Path(__file__).parent
-COLOURS = dict(zip(METHODS, (ORANGE, RED, PURPLE, GREY, BLUE, SKY)))
+COLOURS = dict(zip(METHODS, (ORANGE, BLUE, SKY, RED, PURPLE, GREY)))
 LINES = {"plain": ":", "preserve": "--", "floor": "-"}
 
 

@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.recipes import FEW_ATOMS, load_recipe, recipe_for, recipe_name_for
+from atomtune.training.recipes import load_recipe, recipe_for, recipe_kind, recipe_name_for
 
 
 def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
@@ -36,8 +36,8 @@ class ActingDefaults(DefaultFormatter):
         config = given.pop("config", None)
         chosen = load_recipe(config) if config is not None else {}
         resolved: dict[str, Any] = {"base": CustomizeConfig.base} | chosen | given
-        kind = "" if resolved.get("total_atoms") is None else FEW_ATOMS
-        recipe, name = recipe_for(resolved["base"], resolved, kind), recipe_name_for(resolved["base"], kind)
+        recipe = recipe_for(resolved["base"], resolved)
+        name = recipe_name_for(resolved["base"], recipe_kind(resolved))
         self.acting = {key: (value, f"the recipe {name}") for key, value in recipe.items()}
         self.acting |= {key: (value, str(config)) for key, value in chosen.items()}
 
@@ -70,7 +70,9 @@ def _read(tokens: Sequence[str]) -> dict[str, Any]:
         *,
         config: str | None = None,
         base: str | None = None,
+        method: str | None = None,
         total_atoms: int | None = None,
+        preserve: bool | None = None,
         steps: int | None = None,
         epochs: int | None = None,
     ) -> None: ...
@@ -81,10 +83,21 @@ def _read(tokens: Sequence[str]) -> dict[str, Any]:
         return {}
 
 
+_DECIDING = {"base", "method", "total_atoms", "preserve"}
+"""The options on whose values, beside those that are named at all, it depends which recipe acts."""
+
+
+def _value(argument: Argument) -> Any:
+    """The value that was given; of one that cannot be read, which is refused later, None."""
+    try:
+        return argument.convert()
+    except CycloptsError:
+        return None
+
+
 def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """The last of cyclopts's configuration sources: the recipe that ships for the base."""
-    given = {argument.field_info.name: argument.tokens for argument in arguments if argument.tokens}
-    base = given["base"][0].value if "base" in given else CustomizeConfig.base
-    few = any(token.implicit_value is not None for token in given.get("total_atoms", ()))  # None: null in YAML
-    recipe = recipe_for(base, given, FEW_ATOMS if few else "")
+    given = {argument.field_info.name: argument for argument in arguments if argument.tokens}
+    named = {name: _value(argument) if name in _DECIDING else None for name, argument in given.items()}
+    recipe = recipe_for(named.get("base", CustomizeConfig.base), named)
     Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Collection
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -19,19 +20,15 @@ from atomtune.files import expanded
 from atomtune.training.config import LENGTH, CustomizeConfig, convert
 
 RECIPES = resources.files("atomtune.training") / "recipes"
-FEW_ATOMS, ONE_IMAGE = "few-atoms", "one-image"
-"""Endings of the names of recipes for a small `total_atoms`, and for a single image."""
+FEW_ATOMS, ONE_IMAGE, OTHER_METHODS = "few-atoms", "one-image", "lora"
+"""Endings of the names of recipes for a small `total_atoms`, a single image, and LoRA, DoRA or OFT."""
 
 
 def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
     which wins over atomtune's recipe for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
-    kind = "" if given.get("total_atoms") is None else FEW_ATOMS
-    recipe = recipe_for(given.get("base", CustomizeConfig.base), given, kind)
-    if given.get("preserve") is False or given.get("method", "atoms") != "atoms":
-        recipe.pop("floor", None)  # which is measured on the other prompts, and belongs to atoms
-    values = recipe | given
+    values = recipe_for(given.get("base", CustomizeConfig.base), given) | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
     if unknown := sorted(values.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
@@ -69,20 +66,33 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return options
 
 
+def recipe_kind(given: Mapping[str, Any]) -> str:
+    """Which of a base's recipes the options of a user are for."""
+    if given.get("method", "atoms") != "atoms":
+        return OTHER_METHODS
+    return "" if given.get("total_atoms") is None else FEW_ATOMS
+
+
 def recipe_name_for(base: str, kind: str = "") -> str | None:
-    """The name of atomtune's recipe for a base, if there is one: the first, or the one whose name ends with `kind`."""
-    names = (name for name in recipe_names() if name.endswith(kind) and load_recipe(name)["base"] == base)
-    return next(names, None)
+    """The name of atomtune's recipe for a base, if there is one: the one whose name ends with `kind`, or else the
+    first."""
+    names = [name for name in recipe_names() if load_recipe(name)["base"] == base]
+    return next((name for name in names if name.endswith(kind)), names[0] if names else None)
 
 
-def recipe_for(base: str, given: Collection[str] = (), kind: str = "") -> dict[str, Any]:
+def recipe_for(base: str, given: Mapping[str, Any] = MappingProxyType({}), kind: str | None = None) -> dict[str, Any]:
     """The options of atomtune's recipe for a base (see `recipe_name_for`), or none.
 
-    The recipe's `LENGTH` is left out if `given`, the options that the user named, has one.
+    Left out is what does not go with `given`, the options that the user named: the recipe's `LENGTH` if they have one,
+    and its floor if they switch off `preserve`, on whose prompts it is measured. They also decide on `kind`, by
+    default.
     """
-    name = recipe_name_for(base, kind)
+    name = recipe_name_for(base, recipe_kind(given) if kind is None else kind)
     recipe = load_recipe(name) if name else {}
-    return {key: value for key, value in recipe.items() if key not in LENGTH or not {*LENGTH} & {*given}}
+    left_out = {*LENGTH} if {*LENGTH} & {*given} else set()
+    if given.get("preserve") is False:
+        left_out.add("floor")
+    return {key: value for key, value in recipe.items() if key not in left_out}
 
 
 def recipe_text(name: str) -> str:
