@@ -69,7 +69,13 @@ def train(**options: Any) -> Path:
         text = caption(Scene(name, STYLE, background))
         lines.append(json.dumps({"file_name": f"{name}.png", "text": text}) + "\n")
     (folder / "pictures" / "metadata.jsonl").write_text("".join(lines))
-    options = {"class_name": "drawing", "token": STYLE, "sample_every": 0, "checkpoint_every": 1_000_000} | options
+    options = {
+        "config": "moji-paper",
+        "class_name": "drawing",
+        "token": STYLE,
+        "sample_every": 0,
+        "checkpoint_every": 1_000_000,
+    } | options
     atomtune.customize(folder / "pictures", out=folder / "run", report_to="none", **options)
     return folder / "run"
 

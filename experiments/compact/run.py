@@ -1,7 +1,7 @@
 """The forty-atom promise: `python -m experiments --only compact`
 
-What concentrates a thing into 40 atoms over the whole model? Ways to train them, on the shipped recipe's pictures and
-for its number of steps (50 more where its adapter is cut), scored beside its full adapter and beside a LoRA of 40
+What concentrates a thing into 40 atoms over the whole model? Ways to train them, on the same pictures as the recipe's
+and for its number of steps (50 more where its adapter is cut), scored beside its full adapter and beside a LoRA of 40
 rank-1 components, which is of the same size: (C_i + C_o)·40 numbers.
 """
 
@@ -38,7 +38,7 @@ FEW = {"num_atoms": 5, "density": 1.0}
 MIDDLE = {"num_atoms": 10, "layers_to_transform": (2, 3, 4, 5)}
 LORA = {"method": "lora", "rank": 5, "target_modules": ("attn1.to_v",)}
 RECIPES = {
-    "full": Recipe("256 in each layer, 10 a token: the shipped recipe"),
+    "full": Recipe("256 in each layer, 10 a token: the recipe moji-paper"),
     "few": Recipe("5 in each layer, all used, learning rate 0.02", FEW | {"learning_rate": 0.02}),
     "few-2": Recipe("5 in each layer, 2 a token, learning rate 0.02", FEW | {"density": 0.4, "learning_rate": 0.02}),
     "lora-5": Recipe("LoRA on attn1.to_v, rank 5", LORA),
@@ -49,7 +49,7 @@ RECIPES = {
         ((KEEP, 150),),
     ),
     "few-slow": Recipe("5 in each layer, all used, learning rate 0.003", FEW),
-    "cut": Recipe("the shipped recipe; the best 40, 50 steps more", {}, ((KEEP, 50),), most=2),
+    "cut": Recipe("the recipe moji-paper; the best 40, 50 steps more", {}, ((KEEP, 50),), most=2),
     "rounds": Recipe(
         "256 in each layer, 100 steps; the best 120, 75 steps; the best 40, 75 steps; learning rate 0.01",
         {"steps": 100, "learning_rate": 0.01},

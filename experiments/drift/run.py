@@ -276,14 +276,22 @@ def grid(quick: bool = False) -> dict[str, Config]:
 
 def values(found: dict[str, Any], method: str, kind: str, *path: str) -> np.ndarray:
     """[subjects × seeds] of the cells that are there; `path` leads to the number in a cell."""
+    return _numbers(found, [f"{name}-{method}-{kind}-{seed}" for seed in SEEDS for name in subjects.SUBJECTS], path)
+
+
+def of_base(found: dict[str, Any], *path: str) -> np.ndarray:
+    """[subjects]: a number of the base alone."""
+    return _numbers(found, [f"{name}-base" for name in subjects.SUBJECTS], path)
+
+
+def _numbers(found: dict[str, Any], cells: Sequence[str], path: Sequence[str]) -> np.ndarray:
     numbers = []
-    for seed in SEEDS:
-        for name in subjects.SUBJECTS:
-            value: Any = found.get(f"{name}-{method}-{kind}-{seed}")
-            for key in path:
-                value = value and value.get(key)
-            if value is not None:
-                numbers.append(value)
+    for cell in cells:
+        value: Any = found.get(cell)
+        for key in path:
+            value = value and value.get(key)
+        if value is not None:
+            numbers.append(value)
     return np.array(numbers)
 
 
@@ -314,13 +322,38 @@ def results(out: Path = HERE) -> str:
                 numbers = values(found, method, kind, *path)
                 cells.append(spread(numbers, digits) if len(numbers) else "–")
             rows.append([f"{title} {KINDS[kind][0]}".strip(), str(count), *cells])
-    base = [found[f"{name}-base"] for name in subjects.SUBJECTS if f"{name}-base" in found]
-    own = ["–"] * len(COLUMNS)
-    for place, (head, (path, digits)) in enumerate(COLUMNS.items()):
-        if head in ("fidelity", "alignment", "recognised"):
-            numbers = [cell[path[0]] if len(path) == 1 else cell[path[0]][path[1]] for cell in base]
-            own[place] = spread(numbers, digits)
-    return table(["trained", "runs", *COLUMNS], [["the base", str(len(base)), *own], *rows])
+    shown = ("fidelity", "alignment", "recognised")  # the others are 0, or of adapters
+    own = [spread(of_base(found, *path), d) if head in shown else "–" for head, (path, d) in COLUMNS.items()]
+    count = str(len(of_base(found, "fidelity")))
+    return table(["trained", "runs", *COLUMNS], [["the base", count, *own], *rows])
+
+
+SUMMARY = {  # of README's table: row, where the number is, digits
+    "trained parameters": (("parameters",), 0),
+    "fidelity to the five images": (("fidelity",), 2),
+    "alignment with the prompt": (("alignment",), 2),
+    "share with the background asked for": (("background",), 2),
+    f"diversity, of {NUM} images of a prompt": (("diversity",), 2),
+    "drift: how much images of other prompts change": (("unrelated", "pixels"), 3),
+    "other prompts recognised": (("unrelated", "recognised"), 2),
+}
+
+
+def summary(out: Path = HERE) -> str:
+    """README's table: the recipes moji and moji-lora, and a LoRA as it is."""
+    found = read(out)
+    columns = {"LoRA": ("lora", "plain"), "LoRA, `--preserve`": ("lora", "preserve"), "atoms": ("values", "floor")}
+    rows = []
+    for label, (path, digits) in SUMMARY.items():
+        every = [of_base(found, *path), *(values(found, *column, *path) for column in columns.values())]
+        rows.append([label, *(_shown(numbers, digits) for numbers in every)])
+    return table(["", "base", *columns], rows)
+
+
+def _shown(numbers: np.ndarray, digits: int) -> str:
+    if not len(numbers):
+        return "–"
+    return spread(numbers, digits) if np.ptp(numbers) > 10**-digits else f"{numbers.mean():,.{digits}f}"
 
 
 def claims(out: Path = HERE) -> list[Claim]:
@@ -340,7 +373,7 @@ def claims(out: Path = HERE) -> list[Claim]:
         return []
     fidelity, plain = atoms("fidelity"), max(means("plain", "fidelity"))
     moved, lora, matched = atoms(*drift), min(means("plain", *drift)), min(means("preserve", *drift))
-    base = float(np.mean([found[f"{name}-base"]["unrelated"]["recognised"] for name in subjects.SUBJECTS]))
+    base = float(of_base(found, "unrelated", "recognised").mean())
     seen = atoms("unrelated", "recognised")
     aligned, other = atoms("alignment"), max(means("plain", "alignment"))
     return [
@@ -392,7 +425,8 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
 computed once. The floor is measured after 70, 80 and 90 % of the run, on 64 noised examples of them. The recipe was
-found on the octopus and the teapot with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts was committed before the runs of the table.
+found on the octopus and the teapot with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the
+rule for the verdicts was committed before the runs of the table.
 {subjects.measured()}""",
         ]
     )

@@ -1,7 +1,7 @@
 """A first look: does moji customize? Six held-out things, one seed: `python -m experiments --only moji_first_look`.
 
 `methods` compares attention atoms in both orders, linear atoms on the value projection and LoRA on q, k, v and out, 300
-steps each, everything else the shipped recipe. `dials` moves one option of that recipe at a time on two of the things.
+steps each, everything else the recipe moji-paper. `dials` moves one option of it at a time on two of the things.
 Parts of it run by themselves: `--cells 'methods-*'`, `'dials-teapot-*'`.
 """
 

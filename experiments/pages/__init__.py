@@ -8,6 +8,7 @@ from pathlib import Path
 from atomtune.files import write_text
 from experiments.common import subjects
 from experiments.common.report import fill
+from experiments.drift import run as drift
 from experiments.pages import moji, paper, steering
 
 
@@ -26,6 +27,11 @@ def _table(name: str, out: Path) -> str:
     return f"{_results(name, out)}\n\n{subjects.measured()}"
 
 
+def _summary(out: Path) -> str:
+    """README's table."""
+    return drift.summary(out / "drift")
+
+
 PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/paper.md": (paper.EXPERIMENTS, paper.page),
     "results/steering.md": (steering.EXPERIMENTS, steering.page),
@@ -34,7 +40,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/distill.md": (("distill",), partial(_own, "distill")),
     "results/drift.md": (("drift",), partial(_own, "drift")),
     "results/language-model.md": (("language_model",), partial(_own, "language_model")),
-    "../README.md": (("six_subjects",), partial(_results, "six_subjects")),
+    "../README.md": (("drift",), _summary),
     "how-to/merge.md": (("merge",), partial(_table, "merge")),
     "how-to/edit.md": (("edit",), partial(_table, "edit")),
 }

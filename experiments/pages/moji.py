@@ -143,7 +143,7 @@ One dial of the recipe at a time:
 
 ## What this sets
 
-The shipped recipe stays as it was chosen on the earlier weights: a larger learning rate and more steps do better on
+The recipe moji-paper stays as it was chosen on the earlier weights: a larger learning rate and more steps do better on
 this one thing, which is too few to move it. Attention atoms in both orders, linear atoms and LoRA
 are within the spread over the things, so the first order of the paper's equations is kept. What works worst is what no
 picture shows: a small thing off the center (fourth column) loses its parts in every method.

@@ -1,7 +1,7 @@
 """How few atoms? `python -m experiments --only prune`
 
 Both readings of the paper's Fig. 3: the best atoms over the whole model, or in each layer, by energy and at random, of
-adapters trained with the shipped recipe. Fidelity and alignment of what is left, without further training.
+adapters trained with the recipe moji-paper. Fidelity and alignment of what is left, without further training.
 """
 
 from pathlib import Path
@@ -88,7 +88,7 @@ def section(out: Path = HERE) -> str | None:
     whole, base = ([c[kind] for c in found.values()] for kind in ("all", "base"))
     return f"""## How few atoms?
 
-The shipped recipe trains {first["atoms"]:,} atoms in {first["layers"]} layers. All of them: fidelity
+The recipe moji-paper trains {first["atoms"]:,} atoms in {first["layers"]} layers. All of them: fidelity
 {spread([s["fidelity"] for s in whole], 2)}, alignment {spread([s["alignment"] for s in whole], 2)}; the base:
 {spread([s["fidelity"] for s in base], 2)} and {spread([s["alignment"] for s in base], 2)}. What is left of the gain in
 fidelity when the others are dropped, with no further training, mean ± standard deviation over {len(found)} things:

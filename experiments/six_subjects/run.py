@@ -1,6 +1,7 @@
-"""README's table: `python -m experiments --only six_subjects`
+"""As many parameters as a LoRA has: `python -m experiments --only six_subjects`
 
-Six subjects that moji has never seen (`experiments.common.subjects`), two seeds of the training, the shipped recipe:
+Six subjects that moji has never seen (`experiments.common.subjects`), two seeds of the training, beside
+self-attention as in the paper (the recipe moji-paper):
 a LoRA of rank 16, atoms with as many parameters, and the recipe's atoms with four times as many.
 """
 

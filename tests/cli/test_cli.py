@@ -94,6 +94,11 @@ def test_the_recipe_of_the_base_says_what_nobody_else_does():
     assert bound(*common, "--base", "elsewhere").learning_rate == 1e-4
     few = bound(*common, "--total-atoms", "24")
     assert (few.total_atoms, few.learning_rate) == (24, load_recipe("moji-few-atoms")["learning_rate"])
+    lora = bound(*common, "--method", "lora")
+    assert (lora.preserve, lora.floor, lora.target_modules) == (True, 0.0, ("attn1", "attn2"))
+    assert bound(*common).floor == moji["floor"]
+    for off in ("--no-preserve", "--preserve=false"):
+        assert (bound(*common, off).preserve, bound(*common, off).floor) == (False, 0.0)
 
 
 def test_generate(run, tmp_path, capsys):

@@ -49,7 +49,7 @@ def defaults(capsys, *words: str) -> dict[str, str]:
     return found
 
 
-MOJI, FEW, PIXART = (load_recipe(name) for name in ("moji", "moji-few-atoms", "pixart-sigma"))
+MOJI, FEW, LORA, PIXART = (load_recipe(name) for name in ("moji", "moji-few-atoms", "moji-lora", "pixart-sigma"))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ MOJI, FEW, PIXART = (load_recipe(name) for name in ("moji", "moji-few-atoms", "p
     [
         ((), MOJI, "the recipe moji"),
         (("photos", "--total-atoms=24"), FEW, "the recipe moji-few-atoms"),
+        (("photos", "--method", "lora"), LORA, "the recipe moji-lora"),
         (("--config", "pixart-sigma"), PIXART, "pixart-sigma"),
         (("--base", PIXART["base"], "photos"), PIXART, "the recipe pixart-sigma"),
     ],
@@ -64,7 +65,8 @@ MOJI, FEW, PIXART = (load_recipe(name) for name in ("moji", "moji-few-atoms", "p
 def test_help_shows_the_values_that_will_act_and_where_they_come_from(capsys, words, recipe, source):
     shown = defaults(capsys, *words)
     for name in ("learning_rate", "batch_size", "density", "mix_first"):
-        own, acting = getattr(CustomizeConfig, name), recipe[name]
+        own = getattr(CustomizeConfig, name)
+        acting = recipe.get(name, own)
         assert shown[name] == (str(own) if acting == own else f"{acting}, from {source}; without it {own}")
     length = f"not used, because {source} gives steps; without it 15" if "steps" in recipe else "15"
     assert shown["epochs"] == length
@@ -82,7 +84,7 @@ def test_help_of_a_configuration_of_ones_own(capsys, tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text("learning_rate: 0.5\nseed: 0\n")
     shown = defaults(capsys, "--config", "run.yaml")
     assert shown["learning_rate"] == "0.5, from run.yaml; without it 0.0001"
-    assert (shown["seed"], shown["steps"]) == ("0", "250, from the recipe moji")
+    assert (shown["seed"], shown["steps"]) == ("0", "400, from the recipe moji")
 
 
 @pytest.mark.parametrize("tokens", [("--total-atoms", "many"), ("--base",), ("--steps", "few")])

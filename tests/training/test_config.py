@@ -1,5 +1,7 @@
 """Options, recipes, and which of them wins."""
 
+import dataclasses
+
 import pytest
 import yaml
 
@@ -13,9 +15,20 @@ GIVEN = {"images": "photos", "class_name": "teapot", "out": "runs/teapot"}
 
 def test_moji_has_its_recipe_by_default():
     config = configure(**GIVEN)
-    assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1",))
-    assert (config.num_atoms, config.density, config.mix_first) == (256, 0.04, True)
-    assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 250, 5, "AdamW")
+    assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1.to_v", "attn2.to_v"))
+    assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 1.0)
+    assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 400, 5, "AdamW")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "oft"])
+def test_another_method_is_trained_as_the_atoms_are_but_on_all_of_attention(method):
+    own, other = configure(**GIVEN), configure(**GIVEN, method=method)
+    assert dataclasses.replace(other, method="atoms", floor=1.0, target_modules=own.target_modules) == own
+    assert other.target_modules == ("attn1", "attn2")
+
+
+def test_without_other_prompts_there_is_no_floor_to_measure():
+    assert configure(**GIVEN, preserve=False).floor == 0.0
 
 
 def test_few_atoms_over_the_model_have_a_recipe_of_their_own():
@@ -28,9 +41,9 @@ def test_few_atoms_over_the_model_have_a_recipe_of_their_own():
 
 @pytest.mark.parametrize("kind", ["", FEW_ATOMS, ONE_IMAGE])
 def test_a_recipe_says_no_length_where_steps_or_epochs_are_given(kind):
-    assert "steps" in recipe_for("moji", (), kind)
+    assert "steps" in recipe_for("moji", {}, kind)
     for option in LENGTH:
-        assert recipe_for("moji", (option, "seed"), kind).keys().isdisjoint(LENGTH)
+        assert recipe_for("moji", {option: 7, "seed": 0}, kind).keys().isdisjoint(LENGTH)
 
 
 def test_another_base_gets_the_papers_settings_and_not_mojis():
@@ -42,7 +55,7 @@ def test_another_base_gets_the_papers_settings_and_not_mojis():
 def test_every_shipped_recipe_is_a_valid_configuration(name):
     recipe = load_recipe(name)
     config = configure(name, **GIVEN)
-    assert {key: getattr(config, key) for key in recipe} == {**recipe, "target_modules": ("attn1",)}
+    assert {key: getattr(config, key) for key in recipe} == {**recipe, "target_modules": (*recipe["target_modules"],)}
 
 
 def test_the_papers_settings_ship():
@@ -59,7 +72,7 @@ def test_options_win_over_the_file_which_wins_over_the_recipe(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("learning_rate: 0.5\nnum_atoms: 64\n")
     config = configure(file, **GIVEN, num_atoms=32)
-    assert (config.learning_rate, config.num_atoms, config.steps) == (0.5, 32, 250)
+    assert (config.learning_rate, config.num_atoms, config.steps) == (0.5, 32, 400)
 
 
 def test_yaml_numbers_in_scientific_notation(tmp_path):
@@ -141,5 +154,7 @@ def test_broken_yaml_is_refused(tmp_path, text):
 
 
 def test_a_missing_configuration_lists_the_recipes():
-    with pytest.raises(UserError, match="one of the recipes moji, moji-few-atoms, moji-one-image, pixart-sigma"):
+    with pytest.raises(
+        UserError, match="one of the recipes moji, moji-few-atoms, moji-lora, moji-one-image, moji-paper,"
+    ):
         load_recipe("nowhere.yaml")

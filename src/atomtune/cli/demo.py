@@ -55,7 +55,7 @@ def demo(
     OUT is the run of the teapot, as `customize` writes it. The same command continues a stopped demo.
 
     Args:
-        compare: Also train a LoRA of rank 16 on the same images, every other setting the same (a run in OUT/lora).
+        compare: Also train a LoRA of rank 16 on the same images, with the recipe moji-lora (a run in OUT/lora).
         out: Folder for the run, grid.png and demo.json (the scores).
         seed: Seed of the training and of the images.
         steps: Training steps (by default those of the recipe for moji).
