@@ -105,8 +105,8 @@ def measure(case: Config) -> dict[str, Any]:
 
     recipe = {key: value for key, value in load_recipe("moji-one-image").items() if key in ("steps", "batch_size")}
     atomtune.customize(
-        folder / "picture.png", "moji-paper", class_name=source, caption=source, out=folder / "lora", method="lora",
-        rank=16, sample_every=0, report_to="none", **recipe,
+        folder / "picture.png", config="moji-paper", class_name=source, caption=source, out=folder / "lora",
+        method="lora", rank=16, sample_every=0, report_to="none", **recipe,
     )  # fmt: skip
     pipe = atomtune.load_base("moji")
     model = atomtune.load_adapter(pipe, folder / "lora")

@@ -69,6 +69,9 @@ def test_what_happens_to_other_prompts_is_said_in_numbers():
     found.others.drift = Drift(None, 0.0, 1.0)
     page = " ".join(render(found).split())
     assert "and 2 of 2 images not at all" in page and "--preserve" not in page
+    found.others.floor, found.others.drift = 0.99, Drift(None, 0.06, 0.0)
+    page = " ".join(render(found).split())
+    assert "Its floor is 0.99: an atom acts only where it is stronger than" in page and "--preserve" not in page
 
 
 def test_sections_without_content_are_left_out():

@@ -91,6 +91,8 @@ class Others:
     drift: Drift
     silent: float
     """Share of the tokens, over all layers and steps, in which no atom fired."""
+    floor: float
+    """q of the adapter's floor; 0: none."""
 
     @property
     def unchanged(self) -> int:

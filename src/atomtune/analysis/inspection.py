@@ -87,7 +87,7 @@ def inspect(
         base = draw("base", prompts)
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
-    others = _others(draw, model, adapter, class_name)
+    others = _others(draw, model, atoms, adapter, class_name)
 
     crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
     half = max(3, (base[0].settings["steps"] + 1) // 2)
@@ -160,7 +160,7 @@ class Draw:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
 
 
-def _others(draw: Draw, model: Any, adapter: str, class_name: str | None) -> Others:
+def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, class_name: str | None) -> Others:
     """A few prompts of each set of `other_prompts`: far from the class, near it, and the class without the token."""
     sets = other_prompts(class_name or "", *OTHERS)
     prompts = [*sets["unrelated"], *sets["neighbours"], *(sets["class"][:1] if class_name else [])]
@@ -170,7 +170,8 @@ def _others(draw: Draw, model: Any, adapter: str, class_name: str | None) -> Oth
         adapted = draw("others, adapter", prompts)
     before, after = _images(base), _images(adapted)
     judged = draw.pipe.name_or_path == MOJI
-    return Others(prompts, before, after, drift(before, after, load_judge().features if judged else None), seen.silent)
+    moved = drift(before, after, load_judge().features if judged else None)
+    return Others(prompts, before, after, moved, seen.silent, atoms.floor)
 
 
 def _rows(seen: Trace, names: list[list[Name]], atoms: AtomBoard) -> list[AtomRow]:

@@ -99,5 +99,5 @@ def shipped_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     """The last of cyclopts's configuration sources: the recipe that ships for the base."""
     given = {argument.field_info.name: argument for argument in arguments if argument.tokens}
     named = {name: _value(argument) if name in _DECIDING else None for name, argument in given.items()}
-    recipe = recipe_for(named.get("base", CustomizeConfig.base), named)
+    recipe = recipe_for(str(named.get("base", CustomizeConfig.base)), named)
     Dict(recipe, source="the shipped recipe", use_commands_as_keys=False)(app, commands, arguments)
