@@ -131,7 +131,7 @@ class Layer(Atoms):
 
 def plain(value: float | Tensor) -> float:
     """A float32 in the fewest digits: 0.8, not 0.800000011920929."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(float(value))))  # float: a tensor may be on an accelerator
 
 
 def _gains(gain: Any, count: int) -> Tensor:
