@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,6 +101,13 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     values = list(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def shown(values: np.ndarray, digits: int) -> str:
+    """As `spread`, without a deviation that would be shown as zero; "–" if there is no value."""
+    if not values.size:
+        return "–"
+    return spread(values, digits) if np.ptp(values) > 10**-digits else f"{values.mean():,.{digits}f}"
 
 
 def number(values: Sequence[float]) -> str:

@@ -24,7 +24,7 @@ from atomtune.files import atomic_folder
 from atomtune.moji.names import SEEN_NAMES, spoken
 from atomtune.storage.folders import adapter_info, set_scale
 from experiments.common import subjects
-from experiments.common.cells import read, spread
+from experiments.common.cells import read, shown, spread
 from experiments.common.report import DOCS, Claim, grade, table, verdicts
 from pretraining.drawings import Drawings
 
@@ -322,8 +322,8 @@ def results(out: Path = HERE) -> str:
                 numbers = values(found, method, kind, *path)
                 cells.append(spread(numbers, digits) if len(numbers) else "–")
             rows.append([f"{title} {KINDS[kind][0]}".strip(), str(count), *cells])
-    shown = ("fidelity", "alignment", "recognised")  # the others are 0, or of adapters
-    own = [spread(of_base(found, *path), d) if head in shown else "–" for head, (path, d) in COLUMNS.items()]
+    own_scores = ("fidelity", "alignment", "recognised")  # the others are 0, or of adapters
+    own = [spread(of_base(found, *path), d) if head in own_scores else "–" for head, (path, d) in COLUMNS.items()]
     count = str(len(of_base(found, "fidelity")))
     return table(["trained", "runs", *COLUMNS], [["the base", count, *own], *rows])
 
@@ -343,18 +343,13 @@ def summary(out: Path = HERE) -> str:
     """README's table: the recipes moji and moji-lora, and a LoRA as it is."""
     found = read(out)
     columns = {"LoRA": ("lora", "plain"), "LoRA, `--preserve`": ("lora", "preserve"), "atoms": ("values", "floor")}
-    rows = []
-    for label, (path, digits) in SUMMARY.items():
-        every = [of_base(found, *path), *(values(found, *column, *path) for column in columns.values())]
-        rows.append([label, *(_shown(numbers, digits) for numbers in every)])
-    rows.append(["runs", *(str(len(numbers)) for numbers in every)])
+
+    def every(path: Sequence[str]) -> list[np.ndarray]:
+        return [of_base(found, *path), *(values(found, *column, *path) for column in columns.values())]
+
+    rows = [[label, *(shown(numbers, digits) for numbers in every(path))] for label, (path, digits) in SUMMARY.items()]
+    rows.append(["runs", *(str(len(numbers)) for numbers in every(["fidelity"]))])
     return table(["", "base", *columns], rows)
-
-
-def _shown(numbers: np.ndarray, digits: int) -> str:
-    if not len(numbers):
-        return "–"
-    return spread(numbers, digits) if np.ptp(numbers) > 10**-digits else f"{numbers.mean():,.{digits}f}"
 
 
 def claims(out: Path = HERE) -> list[Claim]:

@@ -13,7 +13,7 @@ import numpy as np
 
 import atomtune
 from experiments.common import subjects
-from experiments.common.cells import read, spread
+from experiments.common.cells import read, shown
 from experiments.common.report import table
 
 HERE = Path(__file__).parent
@@ -77,17 +77,11 @@ def values(found: dict[str, Any], method: str, score: str) -> np.ndarray:
     return np.array([found[cell][score] for cell in cells if cell in found and score in found[cell]])
 
 
-def _shown(numbers: np.ndarray, digits: int) -> str:
-    if not numbers.size:
-        return "–"
-    return spread(numbers, digits) if np.ptp(numbers) > 10**-digits else f"{numbers.mean():,.{digits}f}"
-
-
 def results(out: Path = HERE) -> str:
     found = read(out)
     heads = {"base": "base", **{method: title for method, (title, _) in METHODS.items()}}
     rows = [
-        [label, *(_shown(values(found, method, score), digits) for method in heads)]
+        [label, *(shown(values(found, method, score), digits) for method in heads)]
         for score, (label, digits) in ROWS.items()
     ]
     return table(["", *heads.values()], rows)

@@ -1,4 +1,4 @@
-"""`atomtune demo`: the main job on a subject that the base has never seen, in one to two minutes on a laptop without a GPU.
+"""`atomtune demo`: the main job on a subject that the base has never seen, on a laptop without a GPU.
 
 Five images → customize → the same eight prompts for the base and for the adapter. Five prompts are the images' own
 captions, three are contexts that no image shows.
