@@ -424,7 +424,7 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             *([verdicts(found)] if (found := claims(out)) else []),
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
-computed once. The floor is measured after 70, 80 and 90 % of the run, on 64 noised examples of them. The recipe was
+computed once. The floor is measured after 70, 80 and 90 % of the run, on all noised examples of them. The recipe was
 found on the octopus and the teapot with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the
 rule for the verdicts was committed before the runs of the table.
 {subjects.measured()}""",

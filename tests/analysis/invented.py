@@ -94,7 +94,7 @@ def invented(size: int = 64) -> Inspection:
         rung_prompts=PROMPTS[:4],
         ladder=[Rung(float(n), f"{n}", pictures(), n / 120, n == 120) for n in (0, 4, 12, 40, 120)],
         densities=[
-            Rung(n / 40, f"{n} atoms for each place, in each layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)
+            Rung(n / 40, f"{n} atoms for each token, in each layer", pictures(), n / 8, n == 4) for n in (1, 2, 4, 8)
         ],
         overlap=Overlap((40, 30), ((30, 20), (5, 25)), (18, 4), (0.8, 0.7), [overlap_of(layer) for layer in range(3)]),
         against="other",

@@ -65,13 +65,14 @@ def test_what_happens_to_other_prompts_is_said_in_numbers():
     assert (
         "It changes their pixels by <b>6&nbsp;%</b> on average (black to white is 100 %), and 1 of 2 images not" in page
     )
-    assert "At 25&nbsp;% of all places, layers and steps no atom acts. To leave them as they were, train with" in page
+    assert "At 25&nbsp;% of all tokens (places of the image and words of the prompt), layers and steps no atom" in page
+    assert "no atom acts. To leave them as they were, train with" in page
     found.others.drift = Drift(None, 0.0, 1.0)
     page = " ".join(render(found).split())
     assert "and 2 of 2 images not at all" in page and "--preserve" not in page
     found.others.floor, found.others.drift = 0.99, Drift(None, 0.06, 0.0)
     page = " ".join(render(found).split())
-    assert "Its floor is 0.99: an atom acts only where it is stronger than" in page and "--preserve" not in page
+    assert "an atom acts only where it is stronger than at 99&nbsp;% of the tokens" in page and "--preserve" not in page
 
 
 def test_sections_without_content_are_left_out():

@@ -233,6 +233,6 @@ def test_moji_by_its_name_and_recipe(images, tmp_path, monkeypatch):
     monkeypatch.setattr("atomtune.moji.load", lambda *args: random_pipeline())
     summary = atomtune.customize(images, class_name="dog", out=tmp_path / "run", steps=2)
     assert (summary["base"], summary["resolution"], summary["method"]) == ("moji", 64, "atoms")
-    assert summary["trainable_parameters"] == 8 * 2 * 256 * 256
+    assert summary["trainable_parameters"] == 16 * 2 * 256 * 256  # the values of self- and cross-attention
     pipe = load_base("moji")
     assert load_adapter(pipe, tmp_path / "run") is pipe.transformer

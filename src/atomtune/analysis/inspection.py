@@ -273,7 +273,7 @@ def _rungs(
                 atoms.density = density
             used = sum(int(d.sigma.k.sum()) for d in dictionaries) / len(dictionaries)
             images = full if density == own else draw.without_progress(prompts)
-        label = f"{used:.3g} atom{'s' * (used != 1)} for each place, in each layer"
+        label = f"{used:.3g} atom{'s' * (used != 1)} for each token, in each layer"
         reach = 1.0 if density == own else _reach(images, base, full)
         densities.append(Rung(density, label, images, reach, density == own))
         draw.on_progress("density", number + 1, len(wanted))

@@ -18,6 +18,8 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from atomtune import bases, sampling
 from atomtune.files import atomic_file, cache_folder, read_prompts
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 NEAR, FAR = 12, 36  # things most like the class, and others
 DRAWS = 4  # noised examples of each image
-MEASURED = 64  # examples on which a floor is measured
+MEASURED = 256  # examples on which a floor is measured, at most
 BATCH = 8  # images drawn, and answers computed, together
 
 
@@ -51,7 +53,10 @@ class Others:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Noised, list[encoding.Conditioning]]:
         """`count` examples at random, and their conditionings."""
-        chosen = torch.randint(DRAWS * len(self.conditionings), (count,), generator=generator)
+        return self.rows(torch.randint(DRAWS * len(self.conditionings), (count,), generator=generator))
+
+    def rows(self, chosen: Int[Tensor, " count"]) -> tuple[Noised, list[encoding.Conditioning]]:
+        """These examples, and their conditionings."""
         return self.examples.rows(chosen), [self.conditionings[place // DRAWS] for place in chosen.tolist()]
 
 
@@ -96,12 +101,11 @@ def answered(
 
 
 @torch.no_grad()
-def answer_others(
-    model: Any, others: Others, generator: torch.Generator, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Run the model on some examples of other prompts, while a floor is measured."""
-    for _ in range(0, MEASURED, batch_size):
-        examples, captions = others.draw(batch_size, generator)
+def answer_others(model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Run the model on the examples of other prompts, of very many on `MEASURED` of them, while a floor is measured."""
+    count = DRAWS * len(others.conditionings)
+    for chosen in torch.linspace(0, count - 1, min(count, MEASURED)).long().split(batch_size):
+        examples, captions = others.rows(chosen)
         encoding.predict(model, examples.to(device), captions, dtype)
 
 

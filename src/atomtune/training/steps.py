@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT, HELD, FLOOR = range(5)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
 
 
 def _seed(*counters: int) -> int:
@@ -181,9 +181,9 @@ class Steps:
         """Measure what the atoms do on other prompts; the floor of the run, if it has one, then acts."""
         if self.others is None or not self.dictionaries:
             return
-        model, generator = self.model.eval(), _generator(self.config.seed, FLOOR, self.step)
+        model = self.model.eval()
         with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            answer_others(model, self.others, generator, self.config.batch_size, self.accelerator.device, self.dtype)
+            answer_others(model, self.others, self.config.batch_size, self.accelerator.device, self.dtype)
         model.train()
 
     def _held_losses(self) -> dict[str, float]:
