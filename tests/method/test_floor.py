@@ -178,6 +178,29 @@ def test_dropped_atoms_are_not_measured():
     assert torch.equal(atoms.floor.levels[4:], before[4:]) and (before > 0).any()
 
 
+def test_atoms_are_not_pruned_while_they_are_measured():
+    atoms, x = dictionary(), torch.randn(40, 8, dtype=torch.float64)
+    atoms.keep_only(torch.arange(M) < 4)
+    with measuring_floors([atoms]):
+        atoms(x)
+        with pytest.raises(UserError, match="prune after the block"):
+            atoms.prune()
+    atoms.prune()
+    assert len(atoms.floor.levels) == 4
+
+
+def test_a_floor_of_a_model_in_training_fits_what_is_drawn():
+    """With batch_topk, σ chooses otherwise in training than in drawing."""
+    atoms, x = dictionary(activation="batch_topk").train(), torch.randn(40, 8, dtype=torch.float64)
+    atoms(x)
+    atoms.sigma.update_estimates()
+    with measuring_floors([atoms]):
+        atoms(x)
+    assert atoms.sigma.training
+    atoms.floor.set(1.0)
+    assert not atoms.eval()(x).any()
+
+
 def test_of_several_layers_those_that_were_measured_are_set():
     floors = [measured(codes()), Floor(M)]
     set_share(floors, 0.99)

@@ -208,6 +208,8 @@ class SparseDictionary(Dials):
         group."""
         if self.kept is None:
             return
+        if self.floor.is_being_measured:
+            raise UserError("atoms cannot be pruned while their floor is measured: prune after the block.")
         if self.encoder.weight.is_meta:
             raise UserError("atoms cannot be pruned while the model is offloaded: prune before offloading it.")
         rows = self.kept.nonzero().flatten()
@@ -238,8 +240,12 @@ class SparseDictionary(Dials):
 
 @contextmanager
 def measuring_floors(dictionaries: Sequence[SparseDictionary]) -> Iterator[None]:
-    """`Floor.measuring`, of the layers of an adapter. Raises `UserError` if no atom ran in the block."""
+    """`Floor.measuring`, of the layers of an adapter, whose σ chooses as it does while images are drawn. Raises
+    `UserError` if no atom ran in the block."""
     with ExitStack() as stack:
+        for dictionary in dictionaries:
+            stack.callback(dictionary.sigma.train, dictionary.sigma.training)
+            dictionary.sigma.eval()
         seen = [stack.enter_context(dictionary.floor.measuring(dictionary.kept)) for dictionary in dictionaries]
         yield
         if not any(each.tokens for each in seen):

@@ -59,6 +59,11 @@ class Floor(Dials):
         return torch.where(codes.abs() <= self.threshold, 0, codes)  # what is not a number stays, to be seen
 
     @property
+    def is_being_measured(self) -> bool:
+        """Whether this is inside the block of `measuring`."""
+        return self._seen is not None
+
+    @property
     def measured(self) -> bool:
         """Whether the quantiles of any atom are known."""
         return bool((self.levels >= 0).any())
