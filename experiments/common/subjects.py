@@ -136,7 +136,7 @@ def score(images: list[Image.Image], name: str) -> dict[str, float]:
     num = len(images) // len(wanted.prompts)
     prompts = [prompt.replace(f"{TOKEN} ", "") for prompt in wanted.prompts for _ in range(num)]
     colours = [next(word for word in prompt.split() if word in BACKGROUNDS) for prompt in prompts]
-    groups = [metrics.diversity(judge.features(images[i : i + num])) for i in range(0, len(images), num)]
+    groups = [metrics.vendi(judge.features(images[i : i + num])) for i in range(0, len(images), num)]
     return asdict(
         Score(
             fidelity=float(judge.fidelity(images, references).mean()),

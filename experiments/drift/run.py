@@ -130,8 +130,8 @@ def scores(pipe: Any, name: str) -> dict[str, Any]:
         images = _images(pipe, prompts)
         values = asdict(metrics.drift(base_images(name)[label], images, judge.features))
         if label == "class":
-            values["pres"] = metrics.preservation(images, references, judge.features)
-            values["div"] = metrics.class_diversity(images, judge.features)
+            values["pres"] = metrics.pres(images, references, judge.features)
+            values["div"] = metrics.div(images, judge.features)
         else:
             values["recognised"] = _recognised(images, prompts)
         found[label] = values

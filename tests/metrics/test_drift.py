@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from atomtune.errors import UserError
-from atomtune.metrics import class_diversity, drift, load_judge, other_prompts, preservation
+from atomtune.metrics import div, drift, load_judge, other_prompts, pres
 from atomtune.moji.names import HELD_OUT_NAMES, SEEN_NAMES, spoken
 
 rng = np.random.default_rng(0)
@@ -49,9 +49,9 @@ def test_one_value_of_one_pixel_is_a_change():
 def test_dreambooths_scores_are_means_over_pairs():
     drawn, subject = images(4), images(3)
     a, b = flat(drawn), flat(subject)
-    assert preservation(drawn, subject, flat) == pytest.approx(np.mean([[cosine(x, y) for y in b] for x in a]))
+    assert pres(drawn, subject, flat) == pytest.approx(np.mean([[cosine(x, y) for y in b] for x in a]))
     pairs = [1 - cosine(a[i], a[j]) for i in range(4) for j in range(i)]
-    assert class_diversity(drawn, flat) == pytest.approx(np.mean(pairs))
+    assert div(drawn, flat) == pytest.approx(np.mean(pairs))
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UserError, match=r"of one size, got \(8, 8\) and \(4, 4\)"):
         drift(images(1), [images(1)[0].resize((4, 4))], flat)
     with pytest.raises(UserError, match="expected two or more, got 1"):
-        class_diversity(images(1), flat)
+        div(images(1), flat)
 
 
 @pytest.mark.parametrize("name", ["teapot", "octopus", "fox"])

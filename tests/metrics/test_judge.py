@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from atomtune.errors import UserError
-from atomtune.metrics import diversity, load_judge
+from atomtune.metrics import load_judge, vendi
 from atomtune.moji.scenes import caption, compose
 from tests.metrics.scenes import NAMES, drawing, every_scene, picture
 
@@ -132,11 +132,11 @@ def test_diversity_is_the_vendi_score(seed, count, width):
     X_unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     eigenvalues = np.linalg.eigvalsh(X_unit @ X_unit.T / count)
     eigenvalues = eigenvalues[eigenvalues > 1e-15]
-    np.testing.assert_allclose(diversity(X), np.exp(-(eigenvalues * np.log(eigenvalues)).sum()), rtol=1e-9)
-    assert 1 - 1e-9 <= diversity(X) <= count + 1e-9
+    np.testing.assert_allclose(vendi(X), np.exp(-(eigenvalues * np.log(eigenvalues)).sum()), rtol=1e-9)
+    assert 1 - 1e-9 <= vendi(X) <= count + 1e-9
 
 
 def test_diversity_counts_different_pictures(judge, pictures):
     same, different = judge.features(pictures[:1] * 6), judge.features(pictures[:6])
-    assert diversity(same) == pytest.approx(1, abs=1e-6)
-    assert diversity(different) > 4
+    assert vendi(same) == pytest.approx(1, abs=1e-6)
+    assert vendi(different) > 4

@@ -170,7 +170,7 @@ def _judged(judge, images: list, references: list, prompts: list[str]) -> dict[s
     from atomtune.moji.scenes import BACKGROUNDS
 
     plain = [prompt.replace("sks ", "") for prompt in prompts for _ in range(NUM)]  # the judge knows what a teapot is
-    groups = [metrics.diversity(judge.features(images[i : i + NUM])) for i in range(0, len(images), NUM)]
+    groups = [metrics.vendi(judge.features(images[i : i + NUM])) for i in range(0, len(images), NUM)]
     colours = [next(word for word in prompt.split() if word in BACKGROUNDS) for prompt in plain]
     followed = [metrics.background_colour(image) == colour for image, colour in zip(images, colours)]
     return {

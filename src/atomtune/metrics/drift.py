@@ -51,13 +51,13 @@ def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features:
     )
 
 
-def preservation(class_images: Sequence[Image.Image], subject: Sequence[Image.Image], features: Features) -> float:
+def pres(class_images: Sequence[Image.Image], subject: Sequence[Image.Image], features: Features) -> float:
     """DreamBooth's PRES, in [-1, 1]: the mean cosine between images of the class, drawn without the token, and images
     of the subject. The higher, the more of the class has become the subject."""
     return float((_unit(features(class_images)) @ _unit(features(subject)).T).mean())
 
 
-def class_diversity(class_images: Sequence[Image.Image], features: Features) -> float:
+def div(class_images: Sequence[Image.Image], features: Features) -> float:
     """DreamBooth's DIV, in [0, 2]: the mean distance between two images of the class, drawn without the token. The
     distance is 1 - cosine of the features here (DreamBooth takes LPIPS). Raises `UserError` for fewer than two."""
     if len(class_images) < 2:

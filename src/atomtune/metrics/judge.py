@@ -71,7 +71,7 @@ class Judge:
         )
 
     def features(self, images: Sequence[ImageLike]) -> Float[np.ndarray, "images 320"]:
-        """The image tower's features: of subject, style, background, size and place. For `diversity`."""
+        """The image tower's features: of subject, style, background, size and place. For `vendi`."""
         return self._features(images).numpy()
 
     def alignment(self, images: Sequence[ImageLike], prompts: Sequence[str]) -> Float[np.ndarray, " images"]:
@@ -145,11 +145,11 @@ def load_judge() -> Judge:
     return Judge(network, json.loads((WEIGHTS_FOLDER / "judge.json").read_text(encoding="utf-8")))
 
 
-def diversity(features: Float[np.ndarray, "images width"]) -> float:
+def vendi(features: Float[np.ndarray, "images width"]) -> float:
     """How many different images there are in effect, from 1 (all the same) to their number: the Vendi score.
 
     The exponential of the entropy of the eigenvalues of K / n, with K the cosines between the features.
     """
-    from vendi_score import vendi
+    from vendi_score.vendi import score_dual
 
-    return float(vendi.score_dual(np.asarray(features, dtype=float)))
+    return float(score_dual(np.asarray(features, dtype=float)))
