@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import atomtune
@@ -165,14 +166,37 @@ def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_
     assert measured.preset() == {"floor": {"L0": 0.99, "L1": 0.99}}
 
 
-def test_a_floor_is_measured_after_its_share_of_the_run_and_every_further_tenth(run, prompts, monkeypatch):
+def test_a_floor_is_measured_once_after_its_share_of_the_run(run, prompts, monkeypatch):
     steps, measure = [], Trainer._measure_floor
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
     run("long", steps=20, preserve=True, preserve_prompts=prompts, floor=0.9, floor_start=0.65)
-    assert steps == [13, 15, 17, 19]
+    assert steps == [13]
     steps.clear()
     run("short", steps=1, preserve=True, preserve_prompts=prompts, floor=0.9)
     assert steps == [0]
+
+
+def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_base_does(run, base, prompts, tmp_path):
+    """To the bit, though D trained on after the floor was measured, because W_s did not."""
+    options = {"steps": 12, "learning_rate": 3e-2, "target_modules": ("to_v",), "checkpoint_every": 6}
+    run("kept", preserve=True, preserve_prompts=prompts, floor=1.0, **options)
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    resolution = json.loads((tmp_path / "kept" / "summary.json").read_text())["resolution"]
+    others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
+    pipe = atomtune.load_base(base)
+    model = atomtune.load_adapter(pipe, tmp_path / "kept")
+    conditioning = encoding.collate([conditioning for conditioning in others.conditionings for _ in range(DRAWS)])
+    call = {"timestep": others.examples.timesteps, **conditioning}
+    with torch.no_grad():
+        answer = model(others.examples.noisy, **call).sample
+        other = model(others.examples.noisy + 1, **call).sample
+        with model.disable_adapter():
+            assert torch.equal(answer, model(others.examples.noisy, **call).sample)
+            assert not torch.equal(other, model(others.examples.noisy + 1, **call).sample)
+    middle = tmp_path / "kept" / "checkpoints" / "step-000006"
+    (before,), after = middle.glob("**/adapter_model.safetensors"), tmp_path / "kept/adapter/adapter_model.safetensors"
+    before, after = load_file(before), load_file(after)
+    assert all(torch.equal(before[name], after[name]) == ("decoder" not in name) for name in after if "weight" in name)
 
 
 def test_measuring_a_floor_does_not_count_as_training(run, prompts, tmp_path):

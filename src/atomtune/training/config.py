@@ -146,9 +146,9 @@ class CustomizeConfig:
     """Weight of the other prompts in the loss, on average over steps."""
     floor: float = 0.0
     """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
-    to 1 (0: no floor). It is measured late in the run, and the rest of the steps train with it."""
-    floor_start: float = 0.7
-    """Share of the run after which the floor is measured, and again after every further tenth of the run."""
+    to 1 (0: no floor). It is measured in the middle of the run. From then on the floor acts, and D alone trains."""
+    floor_start: float = 0.5
+    """Share of the run after which the floor is measured."""
     resolution: int | None = None
     """Height and width of the training images in pixels (the base's own by default)."""
     mixed_precision: Annotated[

@@ -108,6 +108,7 @@ class Steps:
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
                         dictionary.sigma.average_observations(self._mean)
+                    self._keep_codes()
                     self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()
@@ -158,11 +159,23 @@ class Steps:
         """Forward passes of this process before this one."""
         return self.step * self.config.gradient_accumulation_steps + micro
 
-    def _floor_is_due(self) -> bool:
+    @property
+    def _since_floor(self) -> int:
+        """Steps since the floor is measured; negative before it, and in a run without one."""
         if not self.config.floor or not self.dictionaries:
-            return False
-        since = self.step - min(round(self.config.floor_start * self.steps), self.steps - 1)
-        return since >= 0 and since % max(1, self.steps // 10) == 0
+            return -1
+        return self.step - min(round(self.config.floor_start * self.steps), self.steps - 1)
+
+    def _keep_codes(self) -> None:
+        """Once there is a floor, train D alone, so that codes on other prompts stay those that it was measured on.
+
+        Gradients are removed and not switched off, because distributed training waits for them.
+        """
+        if self._since_floor >= 0:
+            for dictionary in self.dictionaries:
+                dictionary.sigma.discard_observations()
+                for parameter in (*dictionary.encoder.parameters(), *dictionary.sigma.parameters()):
+                    parameter.grad = None
 
     def _start_floor(self) -> None:
         """Begin with the run's own floor: that of `init_adapter` is of its atoms as they were, which now train on."""

@@ -1,0 +1,81 @@
+"""`atomtune compare`: several adapters, and the base, on the same prompts from the same noise, with their scores."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atomtune.cli.hardware import DEFAULT_BASE, Base
+from atomtune.errors import UserError
+from atomtune.files import read_prompts
+
+
+def compare(
+    *adapters: Annotated[Path, Parameter(name="RUN-OR-ADAPTER")],
+    metrics: str | None = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
+    prompts_file: Path | None = None,
+    images: Path | None = None,
+    num: int = 4,
+    seed: int = 0,
+    out: Path = Path("runs/compare"),
+    clip_model: str | None = None,
+    dino_model: str | None = None,
+    base: Base = DEFAULT_BASE,
+) -> None:
+    """Score adapters side by side: the same prompts, the same noise, and the base beside them.
+
+    Prints a table with a column for each adapter, and writes it to OUT/compare.json, the images to OUT/compare.png. An
+    adapter may be of any method and size: its parameters are in the table. Drift is how much it changes prompts that
+    have nothing to do with its subject.
+
+    Args:
+        adapters: Folders of runs or adapters, of one base.
+        metrics: Names with commas between them: judge, clip, dino, image_reward, vendi, drift, pres, div. By default on
+            moji judge,vendi,drift,pres,div, elsewhere drift. clip and dino load a model; vendi, pres and div need one.
+        prompt: What to draw; may be repeated (by default eight prompts with the subject of the first adapter).
+        prompts_file: Text file with one prompt a line.
+        images: Folder of images of the subject, for fidelity (by default those that the first run was trained on).
+        num: Images of each prompt.
+        seed: Seed of the first image of each prompt.
+        out: Folder for the table and the images.
+        clip_model: CLIP, a folder or a hub name (by default openai/clip-vit-large-patch14).
+        dino_model: DINOv2, a folder or a hub name (by default facebook/dinov2-base).
+    """
+    from rich.console import Console
+
+    from atomtune import comparing
+
+    if num < 1:
+        raise UserError(f"--num must be at least 1, got {num}.")
+    console = Console()
+    given = {"clip": clip_model, "dino": dino_model}
+    found = comparing.compare(
+        adapters,
+        out,
+        [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])],
+        [name.strip() for name in metrics.split(",")] if metrics else None,
+        images,
+        num,
+        seed,
+        base.base,
+        base.dtype,
+        base.device,
+        on_column=lambda label: console.print(f"Drawing and scoring: {label}", highlight=False),
+        **{name: model for name, model in given.items() if model is not None},
+    )
+    print_table(console, found, ("base", *found["adapters"]))
+    for line in comparing.RESULTS:
+        console.print(f"{out / line}", soft_wrap=True, highlight=False)
+
+
+def print_table(console, found: dict, columns: tuple[str, ...]) -> None:
+    """The scores, a column for each of `columns`."""
+    from rich.table import Column, Table
+
+    from atomtune.metrics.scores import table
+
+    printed = Table("", *(Column(column, justify="right") for column in columns))
+    for label, values in table(found, columns):
+        printed.add_row(label, *values)
+    console.print(printed)

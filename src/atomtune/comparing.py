@@ -1,0 +1,167 @@
+"""Runs side by side: the base and several adapters draw the same prompts from the same noise, and are scored.
+
+Each adapter is a column, and each number a mean over all its images. Fidelity is to the images that were learnt; drift
+is what happens to prompts that have nothing to do with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atomtune import bases, manifest, sampling
+from atomtune.errors import UserError, check_seed
+from atomtune.files import expanded, refuse_output, write_text
+from atomtune.metrics.drift import other_prompts
+from atomtune.metrics.models import CLIP, DINO
+from atomtune.metrics.scores import changes, load_models, rounded, scores
+from atomtune.storage import folders, runs
+from atomtune.storage.metadata import WEIGHTS_FILE, atoms_in
+from atomtune.training.data import image_files, read_image
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+ON_MOJI = ("judge", "vendi", "drift", "pres", "div")
+OTHERS = (10, 5)  # prompts that have little to do with the class, and prompts of things like it
+RESULTS = ("compare.json", "compare.png")
+
+
+def compare(
+    adapters: Sequence[str | Path],
+    out: str | Path = "runs/compare",
+    prompts: Sequence[str] = (),
+    metrics: Sequence[str] | None = None,
+    images: str | Path | None = None,
+    num: int = 4,
+    seed: int = 0,
+    base: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    clip: str = CLIP,
+    dino: str = DINO,
+    on_column: Callable[[str], object] = lambda label: None,
+) -> dict[str, Any]:
+    """Draw the same prompts with the base and with each adapter, from the same noise, and score them.
+
+    Returns {label: {key of `metrics.scores.ROWS`: number}}, "base" first, with the settings, as it is in
+    `out/compare.json`. `out/compare.png` has the first image of each prompt, a row for each label, and all images are
+    in a folder for each label. Images that are there already are not drawn again.
+
+    Args:
+        adapters: Runs or adapters of one base.
+        prompts: By default, eight that name the subject of the first adapter.
+        metrics: Of judge, clip, dino, image_reward, vendi, drift, pres, div. By default those of them that need no
+            model to be loaded: on moji all but clip, dino and image_reward, elsewhere drift of pixels. The features of
+            vendi, drift, pres and div are DINO's, else CLIP's, else the judge's.
+        images: Folder of images of the subject, for fidelity. By default those that the first run was trained on.
+        num: Images of each prompt, with seeds seed, seed + 1, ...
+        base, dtype, device: As in `load_base`; the base is by default that of the first adapter.
+        clip, dino: A folder or a name of the hub.
+        on_column: Called with each label before its images are drawn.
+
+    Raises `UserError` if there is nothing to compare, for adapters of different bases, and as `load_models` does.
+    """
+    out, infos = expanded(out), [folders.adapter_info(adapter) for adapter in adapters]
+    check_seed(seed, num)
+    if not infos:
+        raise UserError("there is nothing to compare: name one run or more.")
+    folders.refuse_different_bases(infos)
+    refuse_output(out)
+    manifest.refuse_foreign(out, *RESULTS)
+    name = base or infos[0].base
+    metrics = tuple(metrics or (ON_MOJI if name == bases.MOJI else ("drift",)))
+    prompts = list(prompts) or infos[0].prompts(8)
+    if not prompts:
+        raise UserError(f"{infos[0].path} does not say what it learnt: give prompts to compare with.")
+    token, class_name = (infos[0].metadata.get(key) or "" for key in ("token", "class_name"))
+    references = _references(infos[0], images)
+    models = load_models(metrics, clip, dino)
+    labels = _labels([info.path for info in infos])
+    sheet = {"images": references[: len(prompts)]} if references else {}
+    found: dict[str, Any] = {}
+    untouched: dict[str, list[Image.Image]] = {}
+    pipe: Any = None
+    for label, info in zip(("base", *labels), (None, *infos)):
+        on_column(label)
+        pipe = bases.load_base(name, dtype, device)
+        adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
+        drawn = draw_into(out, label, pipe, adapter, prompts, num, seed)
+        sheet[label] = drawn[::num]
+        plain = [" ".join(prompt.replace(token, "").split()) for prompt in prompts for _ in range(num)]
+        numbers |= scores(models, metrics, drawn, plain, references)
+        if {"drift", "pres", "div"} & {*metrics}:
+            others = {
+                key: draw_into(out, f"{label}/{key}", pipe, adapter, texts, 1, seed)
+                for key, texts in other_prompts(class_name, *OTHERS).items()
+            }
+            untouched = untouched or others
+            numbers |= changes(models, metrics, untouched, others, references)
+        found[label] = rounded(numbers)
+    settings = {"adapters": dict(zip(labels, map(str, adapters))), "prompts": prompts, "metrics": list(metrics)}
+    settings |= {"num": num, "seed": seed} | bases.precision_and_device(pipe)
+    manifest.record(out, *(out / file for file in RESULTS))
+    write_text(out / RESULTS[0], json.dumps(found | settings, indent=2))
+    sampling.save_png(sampling.grid(list(sheet.values()), list(sheet), prompts), out / RESULTS[1], settings)
+    return found | settings
+
+
+def draw_into(
+    out: Path,
+    folder: str,
+    pipe: DiffusionPipeline,
+    adapter: str | Path | None,
+    prompts: Sequence[str],
+    num: int,
+    seed: int,
+) -> list[Image.Image]:
+    """`num` images of each prompt, in a folder of `out`. Images that are there already are not drawn again."""
+    planned = [own | sampling.made_by(pipe, adapter) for own in sampling.plan(pipe, list(prompts), num, seed)]
+    files = sampling.planned_files(planned, out / folder)
+    manifest.record(out, *files)
+    sampling.draw_missing(pipe, planned, out / folder)
+    return [sampling.read_image(file) for file in files]
+
+
+def sizes(run: Path, adapter: Path) -> dict[str, Any]:
+    """What the numbers of a run say of its training, if there are any, and how large its adapter is."""
+    file = run / runs.SUMMARY
+    learnt = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = {"train_seconds": "seconds", "parameters": "trainable_parameters"}
+    names |= {"alive": "live_atoms", "used_per_token": "active_per_token"}
+    found = {key: learnt[name] for key, name in names.items() if name in learnt}
+    found["megabytes"] = (adapter / WEIGHTS_FILE).stat().st_size / 1e6
+    if atoms := atoms_in(adapter):
+        found["atoms"] = sum(atoms)
+    return found
+
+
+def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any]:
+    """Load the adapter; its sizes, with the parameters that it has now."""
+    model = folders.load_adapter(pipe, info.path, trainable=True)
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    model.requires_grad_(False).eval()
+    return sizes(expanded(info.path), info.folder) | {"parameters": parameters}
+
+
+def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Image.Image]:
+    """The images to be faithful to; none if they are not known, or no longer there."""
+    if images is None:
+        training = runs.training_of(expanded(info.path))
+        if training is None or not Path(training["images"]).exists():
+            return []
+        images = training["images"]
+    return [read_image(file) for file in image_files(expanded(images))]
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """A name for each column and folder: the last part of its path, with a number where two have one name."""
+    names = [Path(path).name for path in paths]
+    return [
+        name if names.count(name) == 1 and name != "base" else f"{name}-{place + 1}" for place, name in enumerate(names)
+    ]
