@@ -1,6 +1,7 @@
 from . import adapters as adapters
 from . import analysis as analysis
 from . import bases as bases
+from . import comparing as comparing
 from . import editing as editing
 from . import errors as errors
 from . import lora as lora
@@ -44,6 +45,7 @@ from .atoms import Atom as Atom
 from .atoms import Atoms as Atoms
 from .atoms import Layer as Layer
 from .bases import load_base as load_base
+from .comparing import compare as compare
 from .editing import edit as edit
 from .errors import UserError as UserError
 from .lora.conversion import lora_to_atoms as lora_to_atoms

@@ -7,7 +7,7 @@ is what happens to prompts that have nothing to do with them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 ON_MOJI = ("judge", "vendi", "drift", "pres", "div")
 OTHERS = (10, 5)  # prompts that have little to do with the class, and prompts of things like it
-RESULTS = ("compare.json", "compare.png")
+RESULTS = ("scores.json", "grid.png")
 
 
 def compare(
-    adapters: Sequence[str | Path],
+    adapters: Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path = "runs/compare",
     prompts: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
@@ -50,11 +50,11 @@ def compare(
     """Draw the same prompts with the base and with each adapter, from the same noise, and score them.
 
     Returns {label: {key of `metrics.scores.ROWS`: number}}, "base" first, with the settings, as it is in
-    `out/compare.json`. `out/compare.png` has the first image of each prompt, a row for each label, and all images are
-    in a folder for each label. Images that are there already are not drawn again.
+    `out/scores.json`. `out/grid.png` has the first image of each prompt, a row for each label, and all images are in a
+    folder of `out/images` for each label. Images that are there already are not drawn again.
 
     Args:
-        adapters: Runs or adapters of one base.
+        adapters: Runs or adapters of one base, or {label: run or adapter}.
         prompts: By default, eight that name the subject of the first adapter.
         metrics: Of judge, clip, dino, image_reward, vendi, drift, pres, div. By default those of them that need no
             model to be loaded: on moji all but clip, dino and image_reward, elsewhere drift of pixels. The features of
@@ -67,7 +67,8 @@ def compare(
 
     Raises `UserError` if there is nothing to compare, for adapters of different bases, and as `load_models` does.
     """
-    out, infos = expanded(out), [folders.adapter_info(adapter) for adapter in adapters]
+    out, named = expanded(out), _labelled(adapters)
+    infos = [folders.adapter_info(adapter) for adapter in named.values()]
     check_seed(seed, num)
     if not infos:
         raise UserError("there is nothing to compare: name one run or more.")
@@ -82,28 +83,32 @@ def compare(
     token, class_name = (infos[0].metadata.get(key) or "" for key in ("token", "class_name"))
     references = _references(infos[0], images)
     models = load_models(metrics, clip, dino)
-    labels = _labels([info.path for info in infos])
     sheet = {"images": references[: len(prompts)]} if references else {}
     found: dict[str, Any] = {}
     untouched: dict[str, list[Image.Image]] = {}
     pipe: Any = None
-    for label, info in zip(("base", *labels), (None, *infos)):
+    for label, info in zip(("base", *named), (None, *infos)):
         on_column(label)
         pipe = bases.load_base(name, dtype, device)
         adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
-        drawn = draw_into(out, label, pipe, adapter, prompts, num, seed)
+        drawn = _drawn(out, label, pipe, adapter, prompts, num, seed)
         sheet[label] = drawn[::num]
         plain = [" ".join(prompt.replace(token, "").split()) for prompt in prompts for _ in range(num)]
         numbers |= scores(models, metrics, drawn, plain, references)
         if {"drift", "pres", "div"} & {*metrics}:
             others = {
-                key: draw_into(out, f"{label}/{key}", pipe, adapter, texts, 1, seed)
-                for key, texts in other_prompts(class_name, *OTHERS).items()
+                key: _drawn(out, f"{label}/{key}", pipe, adapter, texts, 1, seed)
+                for key, texts in other_prompts(class_name or "thing", *OTHERS).items()
+                if class_name or key != "class"
             }
             untouched = untouched or others
             numbers |= changes(models, metrics, untouched, others, references)
         found[label] = rounded(numbers)
-    settings = {"adapters": dict(zip(labels, map(str, adapters))), "prompts": prompts, "metrics": list(metrics)}
+    settings = {
+        "adapters": {label: str(adapter) for label, adapter in named.items()},
+        "prompts": prompts,
+        "metrics": list(metrics),
+    }
     settings |= {"num": num, "seed": seed} | bases.precision_and_device(pipe)
     manifest.record(out, *(out / file for file in RESULTS))
     write_text(out / RESULTS[0], json.dumps(found | settings, indent=2))
@@ -111,42 +116,30 @@ def compare(
     return found | settings
 
 
-def draw_into(
-    out: Path,
-    folder: str,
-    pipe: DiffusionPipeline,
-    adapter: str | Path | None,
-    prompts: Sequence[str],
-    num: int,
-    seed: int,
+def _drawn(
+    out: Path, name: str, pipe: DiffusionPipeline, adapter: str | None, prompts: Sequence[str], num: int, seed: int
 ) -> list[Image.Image]:
-    """`num` images of each prompt, in a folder of `out`. Images that are there already are not drawn again."""
+    """`num` images of each prompt, in a folder of `out/images`. Images that are there already are not drawn again."""
+    folder = out / "images" / name
     planned = [own | sampling.made_by(pipe, adapter) for own in sampling.plan(pipe, list(prompts), num, seed)]
-    files = sampling.planned_files(planned, out / folder)
+    files = sampling.planned_files(planned, folder)
     manifest.record(out, *files)
-    sampling.draw_missing(pipe, planned, out / folder)
+    sampling.draw_missing(pipe, planned, folder)
     return [sampling.read_image(file) for file in files]
 
 
-def sizes(run: Path, adapter: Path) -> dict[str, Any]:
-    """What the numbers of a run say of its training, if there are any, and how large its adapter is."""
-    file = run / runs.SUMMARY
-    learnt = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    names = {"train_seconds": "seconds", "parameters": "trainable_parameters"}
-    names |= {"alive": "live_atoms", "used_per_token": "active_per_token"}
-    found = {key: learnt[name] for key, name in names.items() if name in learnt}
-    found["megabytes"] = (adapter / WEIGHTS_FILE).stat().st_size / 1e6
-    if atoms := atoms_in(adapter):
-        found["atoms"] = sum(atoms)
-    return found
-
-
 def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any]:
-    """Load the adapter; its sizes, with the parameters that it has now."""
+    """Load the adapter. Its sizes, and what the numbers of its run say of its training, if there are any."""
     model = folders.load_adapter(pipe, info.path, trainable=True)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    model.requires_grad_(False).eval()
-    return sizes(expanded(info.path), info.folder) | {"parameters": parameters}
+    model.requires_grad_(False)
+    found = {"parameters": parameters, "megabytes": (info.folder / WEIGHTS_FILE).stat().st_size / 1e6}
+    if atoms := atoms_in(info.folder):
+        found["atoms"] = sum(atoms)
+    file = expanded(info.path) / runs.SUMMARY
+    learnt = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = {"train_seconds": "seconds", "alive": "live_atoms", "used_per_token": "active_per_token"}
+    return found | {key: learnt[name] for key, name in names.items() if name in learnt}
 
 
 def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Image.Image]:
@@ -159,9 +152,13 @@ def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Im
     return [read_image(file) for file in image_files(expanded(images))]
 
 
-def _labels(paths: Sequence[str]) -> list[str]:
-    """A name for each column and folder: the last part of its path, with a number where two have one name."""
-    names = [Path(path).name for path in paths]
-    return [
-        name if names.count(name) == 1 and name != "base" else f"{name}-{place + 1}" for place, name in enumerate(names)
-    ]
+def _labelled(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """A label for each adapter: the last part of its path, with a number where that is not its own."""
+    if isinstance(adapters, Mapping):
+        return dict(adapters)
+    names = [Path(adapter).name for adapter in adapters]
+    shared = {name for name in names if names.count(name) > 1} | {"base"}
+    return {
+        f"{name}-{place}" if name in shared else name: adapter
+        for place, (name, adapter) in enumerate(zip(names, adapters), 1)
+    }

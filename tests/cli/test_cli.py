@@ -250,7 +250,9 @@ def test_distill(base, images, tmp_path, capsys):
     assert "could not be read" in said(capsys, "distill", tmp_path / "none", "--base", base, "--out", tmp_path / "new")
 
 
-@pytest.mark.parametrize("command", ["customize", "generate", "inspect", "prune", "merge", "distill", "edit"])
+@pytest.mark.parametrize(
+    "command", ["customize", "generate", "inspect", "prune", "merge", "compare", "distill", "edit"]
+)
 def test_every_command_opens_a_base_by_the_same_flags(command):
     names = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
     assert {"--base", "--dtype", "--device"} <= names
@@ -263,6 +265,7 @@ WITH_AN_ADAPTER = {
     "prune": ["prune", "{adapter}", "--keep", "3", "--out", "{out}"],
     "merge": ["merge", "{run}", "{adapter}", "--out", "{out}"],
     "merge report": ["merge", "{run}", "{adapter}", "--report"],
+    "compare": ["compare", "{run}", "{adapter}", "--out", "{out}"],
     "customize": ["customize", "{images}", "--class-name", "x", "--init-adapter", "{adapter}", "--out", "{out}"],
     "distill": ["distill", "{adapter}", "--prompt", "x", "--out", "{out}"],
 }
@@ -288,7 +291,7 @@ def test_adapters_of_different_bases_are_not_compared_and_no_base_is_opened(run,
     metadata = adapter_info(other).metadata
     metadata["base_fingerprint"] = [1.0] * len(metadata["base_fingerprint"])
     write_weights(other, load_file(other / WEIGHTS_FILE), metadata)
-    for arguments in (["merge", run, other, "--report"], ["inspect", run, "--against", other]):
+    for arguments in (["merge", run, other, "--report"], ["compare", run, other], ["inspect", run, "--against", other]):
         assert "were trained on different bases" in said(capsys, *arguments, "--base", "no such base")
 
 
@@ -349,6 +352,15 @@ WRONG = {
     "a file to distill into": (["distill", "{run}", "--prompt", "x", "--out", "{run}/config.yaml"], "is a file"),
     "a file for the demo": (["demo", "--out", "{run}/config.yaml"], "is a file"),
     "distill over a run": (["distill", "{empty}", "--prompt", "x", "--out", "{run}"], "holds an adapter already"),
+    "compare nothing": (["compare"], "there is nothing to compare"),
+    "compare no images": (["compare", "{run}", "--num", "0"], "--num must be at least 1, got 0"),
+    "compare what": (["compare", "{run}", "--metrics", "dino,luck", "--out", "{empty}/o"], "no metric 'luck': choose"),
+    "compare features": (["compare", "{run}", "--metrics", "vendi", "--out", "{empty}/o"], "name clip or dino too"),
+    "compare without a model": (
+        ["compare", "{run}", "--metrics", "clip", "--clip-model", "{empty}", "--out", "{empty}/o"],
+        "{empty} could not be loaded as a CLIPModel",
+    ),
+    "a file to compare into": (["compare", "{run}", "--out", "{run}/config.yaml"], "is a file"),
     "config not there": (["customize", "{empty}", "--config", "none.yaml"], "'none.yaml' could not be read"),
     "unknown key": (["customize", "{empty}", "--config", "{empty}/../typo.yaml"], "[stpes]"),
     "missing class": (["customize", "{images}", "--out", "{empty}/out"], "--class-name"),
@@ -376,6 +388,7 @@ OPENING = {
     "prune": ["{run}", "--keep", "3", "--out", "{empty}/out"],
     "inspect": ["{run}"],
     "merge": ["{run}", "{run}", "--report"],
+    "compare": ["{run}", "--out", "{empty}/out"],
     "distill": ["{lora}", "--out", "{empty}/out"],
     "edit": ["{images}/a.png", "--prompt", "x", "--out", "{empty}/out", "--base", "{base}"],
     "demo": ["--out", "{empty}/out"],

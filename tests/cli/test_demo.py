@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from atomtune import generate, load_adapter, load_base, manifest
-from atomtune.cli.demo import NUM, UNSEEN, table
+from atomtune.cli.demo import NUM, UNSEEN
 from atomtune.metrics import load_judge
+from atomtune.metrics.scores import table
 from atomtune.moji.scenes import BACKGROUNDS
 from atomtune.shipped import IMAGES
 from atomtune.storage.runs import NAMES
@@ -57,7 +58,7 @@ def test_demo(tmp_path, installed):
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout
-    summary = json.loads((tmp_path / "demo.json").read_text())
+    summary = json.loads((tmp_path / "scores.json").read_text())
     for label, values in table(summary, ("base", "atoms")):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
@@ -67,7 +68,7 @@ def test_demo(tmp_path, installed):
     assert atoms["background"] >= 0.8  # ... and the prompt still obeyed
     assert 0 < atoms["used_per_token"] <= 10
     assert 0 < atoms["alive"] <= atoms["atoms"]
-    assert 1 <= atoms["diversity"] <= NUM
+    assert 1 <= atoms["vendi"] <= NUM
 
     assert len(summary["prompts"]) == 8
     assert not set(UNSEEN) & set(summary["prompts"][:5])
@@ -77,7 +78,7 @@ def test_demo(tmp_path, installed):
         assert grid.width > 8 * 128
         assert grid.height > 3 * 128
     assert [name for name in NAMES if not (tmp_path / name).is_file()] == []
-    assert {*NAMES, "grid.png", "demo.json"} <= manifest.written(tmp_path)
+    assert {*NAMES, "grid.png", "scores.json"} <= manifest.written(tmp_path)
 
     shown = prompts_of_the_pages()
     assert len(shown) >= 3
@@ -97,9 +98,9 @@ def test_demo(tmp_path, installed):
         }
 
     before = times()
-    next(tmp_path.glob("generated/001-*.png")).unlink()
+    next(tmp_path.glob("images/atoms/001-*.png")).unlink()
     again = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and json.loads((tmp_path / "demo.json").read_text()) == summary
+    assert again.returncode == 0 and json.loads((tmp_path / "scores.json").read_text()) == summary
     changed = [
         file for file, time in times().items() if time != before[file]
     ]  # not trained again, no image drawn again

@@ -29,6 +29,7 @@ app.command(
     "atomtune.cli.edit:edit", help="Edit an image: learn it, then draw a new prompt with more and with fewer atoms."
 )
 app.command("atomtune.cli.merge:merge", help="Merge several adapters into one, or measure how far two overlap.")
+app.command("atomtune.cli.compare:compare", help="Score adapters side by side: same prompts, same noise.")
 app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
 app.command("atomtune.cli.recipes:recipes", help="List the settings that ship with atomtune, by base.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it on other backgrounds.")

@@ -1,13 +1,17 @@
 """`atomtune compare`: several adapters, and the base, on the same prompts from the same noise, with their scores."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError
 from atomtune.files import read_prompts
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def compare(
@@ -25,7 +29,7 @@ def compare(
 ) -> None:
     """Score adapters side by side: the same prompts, the same noise, and the base beside them.
 
-    Prints a table with a column for each adapter, and writes it to OUT/compare.json, the images to OUT/compare.png. An
+    Prints a table with a column for each adapter, and writes it to OUT/scores.json and the images to OUT/grid.png. An
     adapter may be of any method and size: its parameters are in the table. Drift is how much it changes prompts that
     have nothing to do with its subject.
 
@@ -64,18 +68,18 @@ def compare(
         on_column=lambda label: console.print(f"Drawing and scoring: {label}", highlight=False),
         **{name: model for name, model in given.items() if model is not None},
     )
-    print_table(console, found, ("base", *found["adapters"]))
-    for line in comparing.RESULTS:
-        console.print(f"{out / line}", soft_wrap=True, highlight=False)
+    print_table(console, found, {label: label for label in ("base", *found["adapters"])})
+    scores, grid = (out / name for name in comparing.RESULTS)
+    console.print(f"Look at {grid}. These numbers are in {scores}.", soft_wrap=True, highlight=False)
 
 
-def print_table(console, found: dict, columns: tuple[str, ...]) -> None:
-    """The scores, a column for each of `columns`."""
+def print_table(console: "Console", found: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """The scores, a column for each of `columns`: label in `found` → heading."""
     from rich.table import Column, Table
 
     from atomtune.metrics.scores import table
 
-    printed = Table("", *(Column(column, justify="right") for column in columns))
-    for label, values in table(found, columns):
+    printed = Table("", *(Column(heading, justify="right") for heading in columns.values()))
+    for label, values in table(found, list(columns)):
         printed.add_row(label, *values)
     console.print(printed)

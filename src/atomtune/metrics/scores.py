@@ -108,14 +108,14 @@ def changes(
     references: Sequence[Image.Image],
 ) -> dict[str, float]:
     """What an adapter does to other prompts (`drift`), and to its class without the token (`pres`, `div`). Images of
-    the base and of the adapter, by the names of `other_prompts`."""
+    the base and of the adapter, by the names of `other_prompts`; without those of the class if it is not known."""
     features, found = features_of(loaded), {}
     if "drift" in names:
         one, other = ([image for key in ("unrelated", "neighbours") for image in of[key]] for of in (before, after))
         found |= {key: value for key, value in asdict(drift(one, other, features)).items() if value is not None}
-    if features and "pres" in names and references:
+    if features and "class" in after and "pres" in names and references:
         found["pres"] = pres(after["class"], references, features)
-    if features and "div" in names:
+    if features and "class" in after and "div" in names:
         found["div"] = div(after["class"], features)
     return found
 
