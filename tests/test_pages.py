@@ -32,6 +32,7 @@ SHORT = {  # command: options that make it quick
     "inspect": ["--steps", "2", "--top", "2", "--naming-prompts", "16"],
     "distill": ["--steps", "4", "--sampling-steps", "2", "--tokens", "256"],
     "merge": ["--steps", "2"],
+    "compare": ["--steps", "2", "--num", "1"],
     "prune": [],
 }
 

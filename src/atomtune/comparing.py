@@ -40,6 +40,9 @@ def compare(
     images: str | Path | None = None,
     num: int = 4,
     seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
     base: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
@@ -61,6 +64,7 @@ def compare(
             vendi, drift, pres and div are DINO's, else CLIP's, else the judge's.
         images: Folder of images of the subject, for fidelity. By default those that the first run was trained on.
         num: Images of each prompt, with seeds seed, seed + 1, ...
+        steps, guidance_scale, resolution: As in `generate`.
         base, dtype, device: As in `load_base`; the base is by default that of the first adapter.
         clip, dino: A folder or a name of the hub.
         on_column: Called with each label before its images are drawn.
@@ -83,6 +87,7 @@ def compare(
     token, class_name = (infos[0].metadata.get(key) or "" for key in ("token", "class_name"))
     references = _references(infos[0], images)
     models = load_models(metrics, clip, dino)
+    drawing = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "resolution": resolution}
     sheet = {"images": references[: len(prompts)]} if references else {}
     found: dict[str, Any] = {}
     untouched: dict[str, list[Image.Image]] = {}
@@ -91,13 +96,13 @@ def compare(
         on_column(label)
         pipe = bases.load_base(name, dtype, device)
         adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
-        drawn = _drawn(out, label, pipe, adapter, prompts, num, seed)
+        drawn = _drawn(out, label, pipe, adapter, prompts, num=num, **drawing)
         sheet[label] = drawn[::num]
         plain = [" ".join(prompt.replace(token, "").split()) for prompt in prompts for _ in range(num)]
         numbers |= scores(models, metrics, drawn, plain, references)
         if {"drift", "pres", "div"} & {*metrics}:
             others = {
-                key: _drawn(out, f"{label}/{key}", pipe, adapter, texts, 1, seed)
+                key: _drawn(out, f"{label}/{key}", pipe, adapter, texts, **drawing)
                 for key, texts in other_prompts(class_name or "thing", *OTHERS).items()
                 if class_name or key != "class"
             }
@@ -109,7 +114,7 @@ def compare(
         "prompts": prompts,
         "metrics": list(metrics),
     }
-    settings |= {"num": num, "seed": seed} | bases.precision_and_device(pipe)
+    settings |= {"num": num} | drawing | bases.precision_and_device(pipe)
     manifest.record(out, *(out / file for file in RESULTS))
     write_text(out / RESULTS[0], json.dumps(found | settings, indent=2))
     sampling.save_png(sampling.grid(list(sheet.values()), list(sheet), prompts), out / RESULTS[1], settings)
@@ -117,11 +122,11 @@ def compare(
 
 
 def _drawn(
-    out: Path, name: str, pipe: DiffusionPipeline, adapter: str | None, prompts: Sequence[str], num: int, seed: int
+    out: Path, name: str, pipe: DiffusionPipeline, adapter: str | None, prompts: Sequence[str], **settings: Any
 ) -> list[Image.Image]:
-    """`num` images of each prompt, in a folder of `out/images`. Images that are there already are not drawn again."""
+    """Images with these settings of `plan`, in a folder of `out/images`. Those that are there are not drawn again."""
     folder = out / "images" / name
-    planned = [own | sampling.made_by(pipe, adapter) for own in sampling.plan(pipe, list(prompts), num, seed)]
+    planned = [own | sampling.made_by(pipe, adapter) for own in sampling.plan(pipe, prompts, **settings)]
     files = sampling.planned_files(planned, folder)
     manifest.record(out, *files)
     sampling.draw_missing(pipe, planned, folder)

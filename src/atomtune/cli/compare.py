@@ -22,6 +22,9 @@ def compare(
     images: Path | None = None,
     num: int = 4,
     seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    resolution: int | None = None,
     out: Path = Path("runs/compare"),
     clip_model: str | None = None,
     dino_model: str | None = None,
@@ -42,6 +45,9 @@ def compare(
         images: Folder of images of the subject, for fidelity (by default those that the first run was trained on).
         num: Images of each prompt.
         seed: Seed of the first image of each prompt.
+        steps: Denoising steps (the base's own number by default).
+        guidance_scale: Strength of classifier-free guidance (the base's own by default).
+        resolution: Height and width in pixels (the base's own by default).
         out: Folder for the table and the images.
         clip_model: CLIP, a folder or a hub name (by default openai/clip-vit-large-patch14).
         dino_model: DINOv2, a folder or a hub name (by default facebook/dinov2-base).
@@ -62,6 +68,9 @@ def compare(
         images,
         num,
         seed,
+        steps,
+        guidance_scale,
+        resolution,
         base.base,
         base.dtype,
         base.device,

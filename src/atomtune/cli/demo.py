@@ -54,7 +54,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     start = time.perf_counter()
     from rich.console import Console
 
-    from atomtune import bases, comparing, files, manifest, training
+    from atomtune import comparing, files, manifest, training
     from atomtune.cli.compare import print_table
     from atomtune.cli.generate import drawing_command
     from atomtune.storage.folders import adapter_info
@@ -84,9 +84,8 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
             folder,
             NUM,
             seed,
-            bases.MOJI,
-            hardware.dtype,
-            hardware.device,
+            dtype=hardware.dtype,
+            device=hardware.device,
             on_column=lambda method: console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}"),
         )
     print_table(console, found, {method: HEADS[method] for method in ("base", *runs)})

@@ -123,7 +123,7 @@ def load_image_reward(name: str = IMAGE_REWARD, device: str | torch.device = "cp
     except ImportError as error:
         raise UserError(
             "image_reward needs the package image-reward, which pins old versions of others: install it in an "
-            f"environment of its own, with `pip install 'atomtune[image-reward]'` ({error})."
+            f"environment of its own ({error})."
         ) from error
     return ImageReward(package.load(name, device=str(device)))
 
