@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from atomtune import manifest
-from atomtune.editing import FLOOR, Rung, edit
+from atomtune.editing import FLOOR, Relative, Rung, edit
 from atomtune.errors import UserError
+from atomtune.metrics import load_clip, load_dino
+from tests.metrics.tiny_models import write_clip, write_dino
 
 TRAINING = {"steps": 2, "num_atoms": 16, "density": 0.5, "report_to": "none", "learning_rate": 0.01}
 
@@ -51,6 +53,34 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
     kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
     assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
+
+
+def test_clip_and_dino_score_between_the_image_and_what_the_base_draws(base, image, tmp_path):
+    """a = (CLIP-T - CLIP-T of the image) / (CLIP-T of the base's images - CLIP-T of the image), f likewise."""
+    random, prompt = np.random.default_rng(0), "a red dog"
+    source, drawn, rung = (
+        [Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+        for count in (1, 3, 2)
+    )
+    models = {
+        "clip": load_clip(str(write_clip(tmp_path / "clip"))),
+        "dino": load_dino(str(write_dino(tmp_path / "dino"))),
+    }
+    t = models["clip"].alignment([*source, *drawn, *rung], [prompt] * 6).astype(float)
+    if t[1:4].mean() < t[0]:  # random models: whichever is less like the prompt is the image
+        source, drawn = drawn[:1], [*source, *drawn[1:]]
+    relative = Relative(models, prompt, source[0], drawn)
+    assert relative.alignment(source, [prompt]) == pytest.approx(0, abs=1e-5)
+    assert relative.alignment(drawn, [prompt] * 3).mean() == pytest.approx(1, abs=1e-5)
+    assert relative.fidelity(source, source) == pytest.approx(1, abs=1e-5)
+    assert relative.fidelity(drawn, source).mean() == pytest.approx(0, abs=1e-5)
+    low, high = (models["clip"].alignment(group, [prompt] * len(group)).mean() for group in (source, drawn))
+    own = models["clip"].alignment(rung, [prompt] * 2)
+    np.testing.assert_allclose(relative.alignment(rung, [prompt] * 2), (own - low) / (high - low), rtol=1e-4)
+    with pytest.raises(UserError, match="alignment cannot be scored"):
+        Relative(models, prompt, drawn[0], [drawn[0]])
+    with pytest.raises(UserError, match="name clip too"):
+        edit(image, prompt, tmp_path / "run", metrics=["dino"], base=base, **TRAINING)
 
 
 def test_where_no_rung_keeps_image_and_prompt_none_is_best_and_no_earlier_preset_is_left(base, image, tmp_path):

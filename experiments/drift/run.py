@@ -3,9 +3,11 @@
 Six subjects that moji has never seen, scored on their own prompts (fidelity, alignment) and on other prompts at the
 same noise as the base (`metrics.other_prompts`: unrelated things, neighbours of the class, the class without the
 token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of 400 steps, scored at their end; `…-dials` are the same with the
-dials of sampling turned, `…-curve` runs of 40 to 600 steps.
+dials of sampling turned, `…-curve` runs of 40 to 600 steps. `METHOD-time` is how much longer a step takes with
+`--preserve`, for a quiet machine.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -55,6 +57,7 @@ DIALS = {
     "density": (0.02, 0.01),
     "floor": (0.9, 0.99, 0.999, 1.0),
 }
+ROUNDS, STEPS_TIMED = 5, 60
 QUICKLY = 10  # steps of drawing, for curves
 FIGURES = (  # file, what a reader without images is told, what is below it
     (
@@ -79,13 +82,15 @@ class Config:
     name: str
     options: dict[str, Any] | None = field(default=None)
     what: str = "end"
-    """"end": scored at the end of the run, "curve": on the way, "dials": with the dials of sampling turned."""
+    """"end": scored at the end of the run, "curve": on the way, "dials": with the dials of sampling turned, "time":
+    not scored."""
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
             "base": subjects.weights_digest(), "name": self.name, "options": self.options, "num": NUM,
-            "what": {"end": self.what, "curve": [STEPS, QUICKLY], "dials": [DIALS, QUICKLY]}[self.what],
+            "what": {"end": self.what, "curve": [STEPS, QUICKLY], "dials": [DIALS, QUICKLY],
+                     "time": [self.what, ROUNDS, STEPS_TIMED]}[self.what],
         }  # fmt: skip
 
 
@@ -108,6 +113,8 @@ def measure(config: Config) -> dict[str, Any]:
     pipe = atomtune.load_base("moji")
     if config.options is None:
         return scores(pipe, config.name)
+    if config.what == "time":
+        return timed(config.name, config.options)
     if config.what == "curve":
         return {"steps": along(config.name, config.options)}
     run, numbers = subjects.train(config.name, **config.options)
@@ -197,6 +204,21 @@ def _measure_floor(pipe: Any, atoms: Any, name: str) -> None:
         sampling.generate(pipe, prompts, steps=QUICKLY, batch_size=10)
 
 
+def timed(name: str, options: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of a step with and without `--preserve`, of short runs that take turns."""
+    found: dict[str, list[float]] = {kind: [] for kind in ("plain", "preserve")}
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        subjects.pictures(name, images)
+        for number in range(ROUNDS):
+            for kind, seconds in found.items():
+                own = options | KINDS[kind][1] | {"steps": STEPS_TIMED, "class_name": name, "sample_every": 0}
+                out = Path(folder) / f"{kind}-{number}"
+                numbers = atomtune.customize(images, out=out, config="moji-paper", report_to="none", **own)
+                seconds.append(numbers["seconds"] / STEPS_TIMED)
+    return found
+
+
 def silence(pipe: Any, name: str) -> dict[str, float]:
     """Shares of the tokens, over layers and steps, in which no atom fires: on other prompts (words and image), in
     images of the subject's own, and on the background of these."""
@@ -271,7 +293,7 @@ def grid(quick: bool = False) -> dict[str, Config]:
             for name in subjects.SUBJECTS:
                 options = METHODS[method][1] | KINDS[kind][1] | {"seed": 0}
                 cells |= {f"{name}-{method}-{kind}-{what}": Config(name, options, what) for what in ("dials", "curve")}
-    return cells
+    return cells | {f"{method}-time": Config("teapot", METHODS[method][1], "time") for method in OWN}
 
 
 def values(found: dict[str, Any], method: str, kind: str, *path: str) -> np.ndarray:
@@ -398,6 +420,16 @@ def claims(out: Path = HERE) -> list[Claim]:
     ]  # fmt: skip
 
 
+def price(out: Path = HERE) -> str:
+    """How much longer a step takes with `--preserve`: a sentence, empty as long as it was not measured."""
+    said = []
+    for method in OWN:
+        if seconds := read(out).get(f"{method}-time"):
+            longer = 100 * (np.divide(seconds["preserve"], seconds["plain"]) - 1)
+            said.append(f"{spread(longer, 0)} % with {METHODS[method][0]}")
+    return f"A step takes longer by {' and '.join(said)} ({ROUNDS} pairs of runs in turn, two cores)." if said else ""
+
+
 def page(out: Path = HERE) -> str:
     missing = len(grid().keys() - read(out).keys())
     figures = [
@@ -424,10 +456,10 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             *([verdicts(found)] if (found := claims(out)) else []),
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
-computed once. The floor is measured after half of the run, on all noised examples of them; then D alone trains on. The
-recipe was found on the octopus and the teapot, and how the floor is kept on the flamingo too, with seed 0
-(experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts was committed before the
-runs of the table.
+computed once. {price(out)} The floor is measured after half of the run, on all noised
+examples of them; then D alone trains on. The recipe was found on the octopus and the teapot, and how the floor is kept
+on the flamingo too, with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the
+verdicts was committed before the runs of the table.
 {subjects.measured()}""",
         ]
     )

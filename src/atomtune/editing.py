@@ -12,7 +12,7 @@ and there is no best rung if no rung has both: such images show what was asked o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +25,8 @@ from atomtune import bases, manifest, sampling
 from atomtune.analysis import ladders
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
+from atomtune.metrics.models import CLIP, DINO
+from atomtune.metrics.scores import load_models
 from atomtune.steering import AtomBoard, board
 from atomtune.storage import folders
 from atomtune.training import configure, customize
@@ -50,6 +52,35 @@ class Scorer(Protocol):
     def alignment(self, images: Sequence[Any], prompts: Sequence[str]) -> np.ndarray: ...
 
     def fidelity(self, images: Sequence[Any], references: Sequence[Any]) -> np.ndarray: ...
+
+
+class Relative:
+    """The scores of CLIP and DINO on the scale that `FLOOR` is made for, whatever their models.
+
+    alignment   0: that of the image as it was, 1: that of the base's own images of the prompt
+    fidelity    0: that of the base's own images of the prompt, 1: the image itself
+
+    Args:
+        models: Of `metrics.scores.load_models`. Alignment is CLIP's, fidelity DINO's, else CLIP's.
+        prompt, source, drawn: The edit prompt, the image as it was, and the base's images of the prompt.
+    """
+
+    def __init__(self, models: Mapping[str, Any], prompt: str, source: Image.Image, drawn: Sequence[Image.Image]):
+        self.clip, self.features = models["clip"], models.get("dino", models["clip"])
+        self.lowest = float(self.clip.alignment([source], [prompt]).mean())
+        self.range = float(self.clip.alignment(drawn, [prompt] * len(drawn)).mean()) - self.lowest
+        self.unlike = float(self.features.fidelity(drawn, [source]).mean())
+        if self.range <= 0:
+            raise UserError(
+                f"to CLIP the image is as much like {prompt!r} as what the base draws, so alignment cannot be scored: "
+                "leave the metrics out and choose a rung by eye, or ask for another edit."
+            )
+
+    def alignment(self, images: Sequence[Any], prompts: Sequence[str]) -> np.ndarray:
+        return (self.clip.alignment(images, prompts) - self.lowest) / self.range
+
+    def fidelity(self, images: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        return (self.features.fidelity(images, references) - self.unlike) / (1 - self.unlike)
 
 
 @dataclass
@@ -82,6 +113,9 @@ def edit(
     seed: int = 0,
     scorer: Scorer | None = None,
     floor: float = FLOOR,
+    metrics: Sequence[str] = (),
+    clip: str = CLIP,
+    dino: str = DINO,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     **options: Any,
@@ -93,9 +127,12 @@ def edit(
     no rung is best, or if the best one has all atoms, which needs no dials. These files are of the latest edit; copies
     for each edit, with all its images, are in a folder of `out/edit/`. `source_prompt` is what the image shows now.
     `remove` are addresses of atoms without which the best rung, or the one with all atoms if none is best, is drawn
-    once more. On moji the judge scores; for
-    another base give a `scorer`, or there are no scores and no best rung. No rung is best whose alignment or fidelity
-    is below `floor`, which is made for the judge: give one for a scorer of another scale. `dtype` and `device` are
+    once more.
+
+    On moji the judge scores. On any base CLIP does, for `metrics=["clip"]`, with DINO for fidelity if it is named too
+    (`clip` and `dino` are their folders or names of the hub; see `Relative` for the scale), or a `scorer` of your own.
+    Else there are no scores and no best rung. No rung is best whose alignment or fidelity is below `floor`: give one
+    for a scorer of another scale than the judge's. `dtype` and `device` are
     those of `load_base`, for training too. Further options are passed to `customize`. Raises `UserError`.
     """
     image, out = expanded(image), expanded(out)
@@ -109,6 +146,9 @@ def edit(
     run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | recipe | options
     run |= {"images": image, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     config = configure(**run)
+    if metrics and "clip" not in metrics:
+        raise UserError("the rungs are scored by alignment with the prompt, which is CLIP's: name clip too.")
+    models = load_models(metrics, clip, dino)
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
@@ -123,7 +163,9 @@ def edit(
     atoms = board(pipe)
     for address in remove:
         atoms[address]
-    if scorer is None and base == bases.MOJI:
+    if models:
+        scorer = Relative(models, prompt, source, [drawing.image for drawing in before])
+    elif scorer is None and base == bases.MOJI:
         from atomtune.metrics import load_judge
 
         scorer = load_judge()
