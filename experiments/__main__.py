@@ -21,6 +21,7 @@ SMALL = ("fig1", "fig2", "fig8", "fig9", "a1", "orders")
 LONG = (
     "six_subjects",
     "drift",
+    "customization",
     "importance",
     "influence",
     "lora",

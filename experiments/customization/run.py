@@ -1,0 +1,336 @@
+"""Table 1: methods side by side, on subjects that the base has never seen: `python -m experiments --only customization`
+
+Thirty subjects of moji. Three of them, on which the recipe was found, choose each method's learning rate; the others
+are scored: cells `SUBJECT-METHOD-KIND`. The same code at the paper's scale, on any base with DreamBooth's folders:
+
+    python -m experiments.customization.run --base PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --subjects DREAMBOOTH_DIR \
+        --metrics clip,dino,vendi,drift
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import atomtune
+from atomtune import metrics, sampling
+from atomtune.metrics.models import CLIP, DINO
+from atomtune.metrics.scores import changes, load_models, scores
+from experiments.common import subjects
+from experiments.common.cells import read, run_cells
+from experiments.common.report import Claim, table
+from experiments.customization import tasks
+from experiments.customization.tasks import STYLE, TOKEN, Task
+
+HERE = Path(__file__).parent
+NUM, STEPS = 5, 10  # images of each prompt, and steps of drawing them
+TUNED = ("octopus", "teapot", "flamingo")  # the recipe was found on them
+SCORED = [name for name in tasks.MOJI if name not in TUNED]
+RATES = (1e-3, 3e-3, 1e-2)
+OTHERS = (20, 10)
+METRICS = ("judge", "vendi", "drift", "pres", "div")
+BOTH, VALUES = ("attn1", "attn2"), ("attn1.to_v", "attn2.to_v")
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
+    "lora": ("LoRA, r = 16", {"method": "lora", "rank": 16, "target_modules": BOTH}),
+    "dora": ("DoRA, r = 16", {"method": "dora", "rank": 16, "target_modules": BOTH}),
+    "oft": ("OFT, r = 4", {"method": "oft", "rank": 4, "target_modules": BOTH}),
+    "atoms": ("atoms, ρ = .04", {"target_modules": VALUES}),
+    "atoms.02": ("atoms, ρ = .02", {"target_modules": VALUES, "density": 0.02}),
+    "few": ("atoms, LoRA's parameters, ρ = .04", {"target_modules": VALUES, "num_atoms": 64}),
+    "few.02": ("atoms, LoRA's parameters, ρ = .02", {"target_modules": VALUES, "num_atoms": 64, "density": 0.02}),
+    "after": ("σ(A X W_s)", {"target_modules": BOTH, "mix_first": True}),
+    "before": ("A σ(X W_s)", {"target_modules": BOTH, "mix_first": False}),
+}
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 400}
+KINDS = {"plain": "", "preserve": "--preserve"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One cell: a subject, and the options of `customize` (None: the base alone)."""
+
+    name: str
+    options: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        drawn = {"num": NUM, "steps": STEPS, "others": OTHERS}
+        return {"base": subjects.weights_digest(), "name": self.name, "options": self.options} | drawn
+
+
+def options_of(method: str, kind: str, rate: float) -> dict[str, Any]:
+    options = METHODS[method][1] | OFF | {"learning_rate": rate, "seed": 0}
+    if kind == "preserve":
+        options["preserve"] = True
+        if "method" not in options:
+            options["floor"] = 0.9995
+    return options
+
+
+def best_rate(found: Mapping[str, Any], method: str) -> float | None:
+    """The rate with the largest mean of fidelity and alignment on the three subjects; None before all were run."""
+    means = {}
+    for rate in RATES:
+        cells = [found.get(f"{name}-{method}-{rate:g}") for name in TUNED]
+        if None in cells:
+            return None
+        means[rate] = np.mean([cell["fidelity"] + cell["alignment"] for cell in cells if cell])
+    return max(means, key=means.__getitem__)
+
+
+def grid(quick: bool = False) -> dict[str, Config]:
+    """Learning rates first, and the cells of every method whose rate is chosen. No small slice: each trains."""
+    if quick:
+        return {}
+    found = read(HERE)
+    cells = {f"{name}-base": Config(name) for name in SCORED}
+    for method in METHODS:
+        for rate in RATES:
+            for name in TUNED:
+                cells[f"{name}-{method}-{rate:g}"] = Config(name, options_of(method, "plain", rate))
+    for kind in KINDS:
+        for method in METHODS:
+            if rate := best_rate(found, method):
+                for name in SCORED:
+                    cells[f"{name}-{method}-{kind}"] = Config(name, options_of(method, kind, rate))
+    return cells
+
+
+def measure(config: Config) -> dict[str, Any]:
+    task, folder = tasks.of_moji(config.name), subjects.CACHE / subjects.weights_digest() / "customization"
+    return learnt_and_scored(task, "moji", config.options, METRICS, folder, load_models(METRICS), config="moji-paper")
+
+
+def learnt_and_scored(
+    task: Task,
+    base: str,
+    options: dict[str, Any] | None,
+    names: Sequence[str],
+    folder: Path,
+    models: Mapping[str, Any],
+    **common: Any,
+) -> dict[str, Any]:
+    """Learn one subject and score it; with None as options, the base alone. Runs are kept in `folder`."""
+    values: dict[str, Any] = {}
+    pipe = atomtune.load_base(base)
+    if options is not None:
+        run = folder / f"{task.name}-{_digest(options)}"
+        write_images(task, folder / task.name)
+        learnt = {"class_name": task.class_name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000}
+        learnt |= common | {"base": base, "report_to": "none"} | options
+        start = time.perf_counter()
+        numbers = atomtune.customize(folder / task.name, out=run, **learnt)
+        values = {"seconds": numbers["seconds"], "total_seconds": time.perf_counter() - start}
+        values |= {"parameters": numbers["trainable_parameters"], "bytes": numbers["adapter_bytes"]}
+        if torch.cuda.is_available():
+            values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        atomtune.load_adapter(pipe, run)
+    images = _drawn(pipe, task.prompts, NUM)
+    plain = [" ".join(prompt.replace(TOKEN, "").split()) for prompt in task.prompts for _ in range(NUM)]
+    references = [image for _, image in task.images]
+    values |= scores(models, names, images, plain, references)
+    if task.scenes:
+        values |= obeyed(images, [scene for scene in task.scenes for _ in range(NUM)])
+    if {"drift", "pres", "div"} & {*names}:
+        sets = metrics.other_prompts(task.class_name, *OTHERS)
+        after = {key: _drawn(pipe, prompts) for key, prompts in sets.items()}
+        before = {key: of_base(base, prompts, folder / "others" / task.name / key) for key, prompts in sets.items()}
+        values |= changes(models, names, before, after, references)
+    return values
+
+
+def of_base(base: str, prompts: Sequence[str], folder: Path) -> list[Image.Image]:
+    """The base's images of these prompts, drawn once."""
+    pipe = atomtune.load_base(base)
+    planned = sampling.plan(pipe, prompts, steps=_steps(pipe))
+    sampling.draw_missing(pipe, planned, folder, batch_size=10)
+    return [sampling.read_image(file) for file in sampling.planned_files(planned, folder)]
+
+
+def _drawn(pipe: Any, prompts: Sequence[str], num: int = 1) -> list[Image.Image]:
+    return [drawing.image for drawing in sampling.generate(pipe, prompts, num, steps=_steps(pipe), batch_size=10)]
+
+
+def _steps(pipe: Any) -> int | None:
+    return STEPS if pipe.name_or_path == atomtune.bases.MOJI else None
+
+
+def obeyed(images: Sequence[Image.Image], scenes: Sequence[Any]) -> dict[str, float]:
+    """Shares of the images that show what was asked for: each thing by itself, and all of them."""
+    judge = metrics.load_judge()
+    seen = [metrics.place_and_size(image) for image in images]
+    right = {
+        "name": judge.rank(list(images), [scene.name for scene in scenes]) == 0,
+        "style": np.array([style == STYLE for style in judge.style(list(images))]),
+        "background": np.array([metrics.background_colour(i) == s.background for i, s in zip(images, scenes)]),
+        "place": np.array([found is not None and found[0] == scene.place for found, scene in zip(seen, scenes)]),
+        "size": np.array([found is not None and found[1] == scene.size for found, scene in zip(seen, scenes)]),
+    }
+    shares = {f"right_{key}": float(values.mean()) for key, values in right.items()}
+    return shares | {"obeyed": float(np.logical_and.reduce([*right.values()]).mean())}
+
+
+def write_images(task: Task, folder: Path) -> None:
+    """The images and their captions, as `customize` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (_, image) in enumerate(task.images):
+        image.save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "text": text}) for number, (text, _) in enumerate(task.images)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _digest(options: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+COLUMNS = {  # heading: key, digits
+    "parameters": ("parameters", 0),
+    "fidelity": ("fidelity", 3),
+    "alignment": ("alignment", 3),
+    "diversity": ("vendi", 2),
+    "obeyed in everything": ("obeyed", 3),
+    "drift": ("pixels", 3),
+    "drift of features": ("features", 3),
+    "PRES": ("pres", 3),
+    "DIV": ("div", 3),
+    "seconds": ("seconds", 0),
+    "MB": ("bytes", 2),
+}
+
+
+def values(found: Mapping[str, Any], method: str, kind: str, key: str) -> dict[str, float]:
+    """By subject, of the cells that are there."""
+    cells = {name: found.get(f"{name}-{method}-{kind}" if kind else f"{name}-{method}") for name in SCORED}
+    scale = 1e-6 if key == "bytes" else 1
+    return {name: scale * cell[key] for name, cell in cells.items() if cell and key in cell}
+
+
+def interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """95 % of the means of 10,000 resamples of the subjects."""
+    drawn = np.random.default_rng(0).choice(np.asarray(numbers), (10_000, len(numbers)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def difference(found: Mapping[str, Any], key: str, one: tuple[str, str], other: tuple[str, str]) -> tuple[float, ...]:
+    """Mean of one method less another's, paired by subject, with its interval; nothing without two subjects."""
+    a, b = (values(found, *way, key) for way in (one, other))
+    both = [a[name] - b[name] for name in a if name in b]
+    return (float(np.mean(both)), *interval(both)) if len(both) > 1 else ()
+
+
+def results(out: Path = HERE) -> str:
+    found, rows = read(out), []
+    ways = [("base", "")] + [(method, kind) for method in METHODS for kind in KINDS]
+    for method, kind in ways:
+        cells, count = [], len(values(found, method, kind, "fidelity"))
+        if not count:
+            continue
+        for key, digits in COLUMNS.values():
+            numbers = list(values(found, method, kind, key).values())
+            if not numbers:
+                cells.append("–")
+            elif np.ptp(numbers) < 10**-digits or key == "seconds":
+                cells.append(f"{np.mean(numbers):,.{digits}f}")
+            else:
+                low, high = interval(numbers)
+                cells.append(f"{np.mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        title = "the base" if method == "base" else f"{METHODS[method][0]} {KINDS[kind]}".strip()
+        rows.append([title, str(count), *cells])
+    rates = {method: rate for method in METHODS if (rate := best_rate(found, method))}
+    chosen = "Learning rates: " + ", ".join(f"{METHODS[method][0]} {rate:g}" for method, rate in rates.items()) + "."
+    return "\n\n".join([table(["", "subjects", *COLUMNS], rows), *([chosen] if rates else [])])
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    """The rules were written before the first cell was run. None before all subjects were scored with both methods."""
+    found = read(out)
+
+    def compared(title: str, key: str, one: tuple[str, str], other: tuple[str, str], sign: int) -> Claim | None:
+        if len(values(found, *one, key)) < len(SCORED) or len(values(found, *other, key)) < len(SCORED):
+            return None
+        mean, low, high = difference(found, key, one, other)
+        better = "more" if sign > 0 else "less"
+        verdict = "no difference" if low <= 0 <= high else "holds" if sign * mean > 0 else "does not hold here"
+        ours = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return Claim(title, ours, f"{better}, with the 95 % interval of the paired difference beyond 0", verdict)
+
+    rules = []
+    for kind, said in KINDS.items():
+        mode = f", both with {said}" if said else ""
+        for other in ("lora", "dora", "oft"):
+            against = f"than {METHODS[other][0]}{mode}"
+            for key, what, sign in (
+                ("fidelity", "Atoms (ρ = .04) are more faithful", 1),
+                ("alignment", "Atoms (ρ = .04) are better aligned", 1),
+                ("vendi", "Atoms (ρ = .04) are more diverse", 1),
+                ("obeyed", "Atoms (ρ = .04) obey more prompts in everything", 1),
+                ("pixels", "Atoms (ρ = .04) change other prompts less", -1),
+            ):
+                rules.append(compared(f"{what} {against}", key, ("atoms", kind), (other, kind), sign))
+    for key, what, sign in (("fidelity", "σ after the map is more faithful", 1), ("alignment", "better aligned", 1)):
+        rules.append(compared(f"{what} than σ before it", key, ("after", "plain"), ("before", "plain"), sign))
+    return [rule for rule in rules if rule]
+
+
+def paper_scale() -> None:
+    """Methods side by side on DreamBooth's subjects and any base, with the base's own recipe for atoms."""
+    parser = argparse.ArgumentParser(description=paper_scale.__doc__)
+    parser.add_argument("--base", required=True, help="folder or hub name")
+    parser.add_argument("--subjects", required=True, type=Path, help="the folder of DreamBooth's dataset")
+    parser.add_argument("--metrics", default="clip,dino,vendi,drift", help="as of `atomtune compare`")
+    parser.add_argument("--clip-model", default=CLIP, help="folder or hub name of CLIP")
+    parser.add_argument("--dino-model", default=DINO, help="folder or hub name of DINOv2")
+    parser.add_argument("--only", nargs="+", help="these subjects alone")
+    parser.add_argument("--methods", nargs="+", default=["lora", "atoms"], choices=["lora", "dora", "oft", "atoms"])
+    parser.add_argument("--prompts", type=int, default=tasks.PROMPTS, help="the first so many prompts of each subject")
+    parser.add_argument("--steps", type=int, help="training steps (by default those of the base's recipe)")
+    parser.add_argument("--out", type=Path, default=Path("runs/customization"))
+    given = parser.parse_args()
+    found = tasks.of_dreambooth(given.subjects)
+    length = {"steps": given.steps} if given.steps else {}
+    names = given.metrics.split(",")
+    models = load_models(names, given.clip_model, given.dino_model)
+
+    @dataclass(frozen=True)
+    class Cell:
+        name: str
+        options: dict[str, Any] | None
+
+        @property
+        def settings(self) -> dict[str, Any]:
+            own = {"name": self.name, "options": self.options, "base": given.base, "metrics": given.metrics}
+            return own | {"prompts": given.prompts, "num": NUM}
+
+    cells = {}
+    for name in given.only or found:
+        task_cells = {f"{name}-base": Cell(name, None)}
+        for method in given.methods:
+            task_cells[f"{name}-{method}"] = Cell(name, {"method": method, "seed": 0} | length)
+        cells |= task_cells
+
+    def measured(cell: Cell) -> dict[str, Any]:
+        task = found[cell.name]
+        task = Task(task.name, task.class_name, task.images, task.prompts[: given.prompts])
+        return learnt_and_scored(task, given.base, cell.options, names, given.out / "runs", models)
+
+    run_cells(given.out, cells, measured)
+    done = read(given.out)
+    for method in ("base", *given.methods):
+        numbers = [done[f"{name}-{method}"] for name in given.only or found]
+        keys = [key for key, value in numbers[0].items() if isinstance(value, int | float)]
+        print(method, {key: round(float(np.mean([one[key] for one in numbers])), 4) for key in keys})
+
+
+if __name__ == "__main__":
+    paper_scale()
