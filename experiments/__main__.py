@@ -22,6 +22,7 @@ LONG = (
     "six_subjects",
     "drift",
     "customization",
+    "costs",
     "importance",
     "influence",
     "lora",
