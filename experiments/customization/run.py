@@ -83,7 +83,7 @@ def best_rate(found: Mapping[str, Any], method: str) -> float | None:
         if None in cells:
             return None
         means[rate] = np.mean([cell["fidelity"] + cell["alignment"] for cell in cells if cell])
-    return max(means, key=means.__getitem__)
+    return max(means, key=lambda rate: means[rate])
 
 
 def grid(quick: bool = False) -> dict[str, Config]:
