@@ -6,7 +6,7 @@ from atomtune.analysis.prompts import crossed_prompts
 from atomtune.cli.inspect import _prompts_about
 from atomtune.cli.merge import _trained_prompts
 from atomtune.moji.scenes import BACKGROUNDS
-from atomtune.prompts import ANY_SUBJECT, subject_prompts
+from atomtune.prompts import ANY_SUBJECT, subject_prompts, without_tokens
 from atomtune.storage.folders import adapter_info, save_adapter
 from atomtune.storage.merging import merge
 from tests.tiny_pixart import adapted
@@ -47,3 +47,8 @@ def test_the_backgrounds_that_suit_a_subject_go_with_its_adapter_into_all_that_i
 def test_names_of_atoms_are_looked_for_where_the_subject_is_seen():
     texts = [prompt.text for prompt in crossed_prompts("sks teapot", "teapot", 60, backgrounds=["white", "orange"])]
     assert {text.split()[-2] for text in texts} == {"white", "orange"}
+
+
+def test_a_token_is_taken_away_as_a_word():
+    assert without_tokens("a small sks teapot beside desks, sks.", ["sks", ""]) == "a small teapot beside desks, ."
+    assert without_tokens("a <v> cat in the style of openmoji", ["<v>", "openmoji"]) == "a cat in the style of"

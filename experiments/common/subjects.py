@@ -22,6 +22,7 @@ import atomtune
 from atomtune import metrics
 from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from atomtune.moji.scenes import BACKGROUNDS, Scene
+from atomtune.prompts import without_tokens
 from pretraining.drawings import Drawings
 
 CACHE = Path(os.environ.get("ATOMTUNE_CACHE", Path.home() / ".cache" / "atomtune")) / "subjects"
@@ -134,7 +135,7 @@ def score(images: list[Image.Image], name: str) -> dict[str, float]:
     drawings = Drawings()
     references = [drawings.picture(scene) for scene in wanted.shown.values()]
     num = len(images) // len(wanted.prompts)
-    prompts = [prompt.replace(f"{TOKEN} ", "") for prompt in wanted.prompts for _ in range(num)]
+    prompts = [without_tokens(prompt, [TOKEN]) for prompt in wanted.prompts for _ in range(num)]
     colours = [next(word for word in prompt.split() if word in BACKGROUNDS) for prompt in prompts]
     groups = [metrics.vendi(judge.features(images[i : i + num])) for i in range(0, len(images), num)]
     return asdict(

@@ -24,6 +24,7 @@ import atomtune
 from atomtune import metrics, sampling
 from atomtune.metrics.models import CLIP, DINO
 from atomtune.metrics.scores import changes, load_models, scores
+from atomtune.prompts import without_tokens
 from experiments.common import subjects
 from experiments.common.cells import read, run_cells
 from experiments.common.report import Claim, table
@@ -127,6 +128,8 @@ def learnt_and_scored(
         learnt = {"class_name": task.class_name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000}
         learnt |= common | {"base": base, "report_to": "none"} | options
         start = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         numbers = atomtune.customize(folder / task.name, out=run, **learnt)
         values = {"seconds": numbers["seconds"], "total_seconds": time.perf_counter() - start}
         values |= {"parameters": numbers["trainable_parameters"], "bytes": numbers["adapter_bytes"]}
@@ -134,9 +137,9 @@ def learnt_and_scored(
             values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         atomtune.load_adapter(pipe, run)
     images = _drawn(pipe, task.prompts, NUM)
-    plain = [" ".join(prompt.replace(TOKEN, "").split()) for prompt in task.prompts for _ in range(NUM)]
+    plain = [without_tokens(prompt, [TOKEN]) for prompt in task.prompts]
     references = [image for _, image in task.images]
-    values |= scores(models, names, images, plain, references)
+    values |= scores(models, names, images, plain, NUM, references)
     if task.scenes:
         values |= obeyed(images, [scene for scene in task.scenes for _ in range(NUM)])
     if {"drift", "pres", "div"} & {*names}:
@@ -299,7 +302,7 @@ def paper_scale() -> None:
     given = parser.parse_args()
     found = tasks.of_dreambooth(given.subjects)
     length = {"steps": given.steps} if given.steps else {}
-    names = given.metrics.split(",")
+    names, folder = given.metrics.split(","), given.out / f"runs-{_digest({'base': given.base})}"
     models = load_models(names, given.clip_model, given.dino_model)
 
     @dataclass(frozen=True)
@@ -309,7 +312,8 @@ def paper_scale() -> None:
 
         @property
         def settings(self) -> dict[str, Any]:
-            own = {"name": self.name, "options": self.options, "base": given.base, "metrics": given.metrics}
+            own = {"name": self.name, "options": self.options, "base": given.base, "subjects": str(given.subjects)}
+            own |= {"metrics": given.metrics, "clip": given.clip_model, "dino": given.dino_model}
             return own | {"prompts": given.prompts, "num": NUM}
 
     cells = {}
@@ -322,7 +326,7 @@ def paper_scale() -> None:
     def measured(cell: Cell) -> dict[str, Any]:
         task = found[cell.name]
         task = Task(task.name, task.class_name, task.images, task.prompts[: given.prompts])
-        return learnt_and_scored(task, given.base, cell.options, names, given.out / "runs", models)
+        return learnt_and_scored(task, given.base, cell.options, names, folder, models)
 
     run_cells(given.out, cells, measured)
     done = read(given.out)

@@ -6,7 +6,10 @@ is what happens to prompts that have nothing to do with them.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases, manifest, sampling
+from atomtune.devices import pick_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, refuse_output, write_text
 from atomtune.metrics.drift import other_prompts
 from atomtune.metrics.models import CLIP, DINO
 from atomtune.metrics.scores import changes, load_models, rounded, scores
+from atomtune.prompts import without_tokens
 from atomtune.storage import folders, runs
 from atomtune.storage.metadata import WEIGHTS_FILE, atoms_in
-from atomtune.training.data import image_files, read_image
+from atomtune.training.data import image_files, read_image, square
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 ON_MOJI = ("judge", "vendi", "drift", "pres", "div")
 OTHERS = (10, 5)  # prompts that have little to do with the class, and prompts of things like it
@@ -52,13 +59,14 @@ def compare(
 ) -> dict[str, Any]:
     """Draw the same prompts with the base and with each adapter, from the same noise, and score them.
 
-    Returns {label: {key of `metrics.scores.ROWS`: number}}, "base" first, with the settings, as it is in
+    Returns {"scores": {label: {key of `metrics.scores.ROWS`: number}}}, "base" first, with the settings, as it is in
     `out/scores.json`. `out/grid.png` has the first image of each prompt, a row for each label, and all images are in a
     folder of `out/images` for each label. Images that are there already are not drawn again.
 
     Args:
-        adapters: Runs or adapters of one base, or {label: run or adapter}.
-        prompts: By default, eight that name the subject of the first adapter.
+        adapters: Runs or adapters of one base, or {label: run or adapter}. By default the label is the
+            last part of the path.
+        prompts: By default, up to eight that name the subject of the first adapter.
         metrics: Of judge, clip, dino, image_reward, vendi, drift, pres, div. By default those of them that need no
             model to be loaded: on moji all but clip, dino and image_reward, elsewhere drift of pixels. The features of
             vendi, drift, pres and div are DINO's, else CLIP's, else the judge's.
@@ -84,22 +92,29 @@ def compare(
     prompts = list(prompts) or infos[0].prompts(8)
     if not prompts:
         raise UserError(f"{infos[0].path} does not say what it learnt: give prompts to compare with.")
-    token, class_name = (infos[0].metadata.get(key) or "" for key in ("token", "class_name"))
-    references = _references(infos[0], images)
-    models = load_models(metrics, clip, dino)
+    class_name = infos[0].metadata.get("class_name")
+    parts = [part for info in infos for part in info.metadata.get("merged_from") or [info.metadata]]
+    plain = [without_tokens(prompt, [part.get("token") or "" for part in parts]) for prompt in prompts]
+    if "judge" in metrics and name != bases.MOJI:
+        raise UserError("the judge knows moji's drawings alone: choose clip or dino on another base.")
+    models = load_models(metrics, clip, dino, pick_device(device))
+    photos = _references(infos[0], images)
+    _warn_of_missing(metrics, photos, class_name)
+    rows: dict[str, list[Image.Image]] = {}
+    references: list[Image.Image] = []
     drawing = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "resolution": resolution}
-    sheet = {"images": references[: len(prompts)]} if references else {}
     found: dict[str, Any] = {}
     untouched: dict[str, list[Image.Image]] = {}
     pipe: Any = None
     for label, info in zip(("base", *named), (None, *infos)):
         on_column(label)
+        pipe = None  # before the next one is loaded
         pipe = bases.load_base(name, dtype, device)
         adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
         drawn = _drawn(out, label, pipe, adapter, prompts, num=num, **drawing)
-        sheet[label] = drawn[::num]
-        plain = [" ".join(prompt.replace(token, "").split()) for prompt in prompts for _ in range(num)]
-        numbers |= scores(models, metrics, drawn, plain, references)
+        rows[label] = drawn[::num]
+        references = references or [square(photo, drawn[0].width) for photo in photos]
+        numbers |= scores(models, metrics, drawn, plain, num, references)
         if {"drift", "pres", "div"} & {*metrics}:
             others = {
                 key: _drawn(out, f"{label}/{key}", pipe, adapter, texts, **drawing)
@@ -116,9 +131,11 @@ def compare(
     }
     settings |= {"num": num} | drawing | bases.precision_and_device(pipe)
     manifest.record(out, *(out / file for file in RESULTS))
-    write_text(out / RESULTS[0], json.dumps(found | settings, indent=2))
+    result = {"scores": found} | settings
+    write_text(out / RESULTS[0], json.dumps(result, indent=2))
+    sheet = ({"images": references[: len(prompts)]} if references else {}) | rows
     sampling.save_png(sampling.grid(list(sheet.values()), list(sheet), prompts), out / RESULTS[1], settings)
-    return found | settings
+    return result
 
 
 def _drawn(
@@ -137,7 +154,7 @@ def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any
     """Load the adapter. Its sizes, and what the numbers of its run say of its training, if there are any."""
     model = folders.load_adapter(pipe, info.path, trainable=True)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()
     found = {"parameters": parameters, "megabytes": (info.folder / WEIGHTS_FILE).stat().st_size / 1e6}
     if atoms := atoms_in(info.folder):
         found["atoms"] = sum(atoms)
@@ -151,19 +168,34 @@ def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Im
     """The images to be faithful to; none if they are not known, or no longer there."""
     if images is None:
         training = runs.training_of(expanded(info.path))
-        if training is None or not Path(training["images"]).exists():
+        if training is None:
             return []
-        images = training["images"]
+        with contextlib.suppress(UserError):  # no longer there
+            return [read_image(file) for file in image_files(Path(training["images"]))]
+        return []
     return [read_image(file) for file in image_files(expanded(images))]
+
+
+def _warn_of_missing(metrics: Sequence[str], references: Sequence[Any], class_name: str | None) -> None:
+    """Say which numbers there will not be, and why."""
+    if not references and (without := [name for name in metrics if name in ("judge", "clip", "dino", "pres")]):
+        logger.warning(
+            "the images that the first adapter was trained on are not known or no longer there, so %s cannot say how "
+            "like them the drawings are: name their folder with --images", ", ".join(without),
+        )  # fmt: skip
+    if not class_name and (without := [name for name in metrics if name in ("pres", "div")]):
+        logger.warning("the first adapter does not name its class, so there is no %s", " and no ".join(without))
 
 
 def _labelled(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
     """A label for each adapter: the last part of its path, with a number where that is not its own."""
     if isinstance(adapters, Mapping):
+        if wrong := [label for label in adapters if label == "base" or Path(label).name != label]:
+            raise UserError(f"{wrong[0]!r} cannot be the label of an adapter: give a word other than base.")
         return dict(adapters)
-    names = [Path(adapter).name for adapter in adapters]
-    shared = {name for name in names if names.count(name) > 1} | {"base"}
-    return {
-        f"{name}-{place}" if name in shared else name: adapter
-        for place, (name, adapter) in enumerate(zip(names, adapters), 1)
-    }
+    found: dict[str, str | Path] = {}
+    for adapter in adapters:
+        name = expanded(adapter).resolve().name
+        labels = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+        found[next(label for label in labels if label not in ("base", *found))] = adapter
+    return found

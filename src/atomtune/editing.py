@@ -23,6 +23,7 @@ from PIL import Image
 
 from atomtune import bases, manifest, sampling
 from atomtune.analysis import ladders
+from atomtune.devices import pick_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
 from atomtune.metrics.models import CLIP, DINO
@@ -146,9 +147,9 @@ def edit(
     run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | recipe | options
     run |= {"images": image, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     config = configure(**run)
-    if metrics and "clip" not in metrics:
-        raise UserError("the rungs are scored by alignment with the prompt, which is CLIP's: name clip too.")
-    models = load_models(metrics, clip, dino)
+    if metrics and ("clip" not in metrics or {*metrics} - {"clip", "dino"} or scorer):
+        raise UserError("rungs are scored by clip, or by clip and dino, or by a scorer of your own: name one of these.")
+    models = load_models(metrics, clip, dino, pick_device(device))
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
@@ -156,7 +157,14 @@ def edit(
     source = square(read_image(image), bases.native_resolution(pipe))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
-    asked = {"prompt": prompt, "seed": seed, "num": num, "remove": list(remove), **bases.precision_and_device(pipe)}
+    asked = {
+        "prompt": prompt,
+        "seed": seed,
+        "num": num,
+        "remove": list(remove),
+        "metrics": list(metrics),
+        **bases.precision_and_device(pipe),
+    }
     own = out / "edit" / f"{sampling.file_words(prompt)}-{sampling.digest(made_by | asked)}"
     manifest.refuse_foreign(own, *RESULTS)
     folders.load_adapter(pipe, out)

@@ -7,7 +7,8 @@ images (`metrics.pixels.clear_backgrounds`), and they are saved with the adapter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from atomtune.bases import MOJI
 from atomtune.moji.names import SEEN_NAMES, spoken
@@ -30,6 +31,13 @@ def subject_prompts(base: str, subject: str, backgrounds: Sequence[str] = (), nu
     if base == MOJI or backgrounds:
         return [f"a {subject} on {background(colour)}" for colour in (backgrounds or ANY_SUBJECT)[:num]]
     return [f"a {subject}{context}" for context in CONTEXTS[:num]]
+
+
+def without_tokens(prompt: str, tokens: Iterable[str]) -> str:
+    """The prompt as one who does not know these words would ask: "a sks teapot" → "a teapot"."""
+    for token in filter(None, tokens):
+        prompt = re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", "", prompt)
+    return " ".join(prompt.split())
 
 
 def background(colour: str) -> str:

@@ -59,11 +59,11 @@ def test_demo(tmp_path, installed):
     assert done.returncode == 0, done.stderr
     printed = done.stdout
     summary = json.loads((tmp_path / "scores.json").read_text())
-    for label, values in table(summary, ("base", "atoms")):
+    for label, values in table(summary["scores"], ("base", "atoms")):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
 
-    base, atoms = summary["base"], summary["atoms"]
+    base, atoms = summary["scores"]["base"], summary["scores"]["atoms"]
     assert atoms["fidelity"] > base["fidelity"] + 0.2  # the subject is learnt ...
     assert atoms["background"] >= 0.8  # ... and the prompt still obeyed
     assert 0 < atoms["used_per_token"] <= 10
@@ -118,5 +118,5 @@ def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():
     summary = {"base": {"fidelity": 0.5}, "atoms": {"fidelity": 0.75, "alive": 1234}}
     assert dict(table(summary, ("base", "atoms"))) == {
         "atoms alive": ["–", "1,234"],
-        "fidelity to the five images": ["0.500", "0.750"],
+        "fidelity to the images": ["0.500", "0.750"],
     }

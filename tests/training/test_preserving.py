@@ -199,6 +199,24 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     assert all(torch.equal(before[name], after[name]) == ("decoder" not in name) for name in after if "weight" in name)
 
 
+@pytest.mark.parametrize(("first", "then", "measured"), [(11, 14, 11), (11, 40, 20), (25, 40, 20)])
+def test_a_floor_is_measured_once_though_the_length_of_the_run_changes(
+    run, prompts, tmp_path, monkeypatch, first, then, measured
+):
+    """A run of 40 steps that is stopped and continued to another number: its floor was due at half of that."""
+    options = {"preserve": True, "preserve_prompts": prompts, "floor": 1.0, "checkpoint_every": 5}
+    steps, measure, advance = [], Trainer._measure_floor, Trainer._advance
+    monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", lambda self: advance(self) if self.step < first else signal.raise_signal(2))
+        with pytest.raises(KeyboardInterrupt):
+            run("run", steps=40, **options)
+    run("run", steps=then, **options)
+    assert steps == [measured]
+    kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all((value >= 0).all() for name, value in kept.items() if "floor.levels" in name)
+
+
 def test_measuring_a_floor_does_not_count_as_training(run, prompts, tmp_path):
     """In the numbers of the run and in the usage of its atoms: the codes are zero while a floor is measured."""
     options = {"steps": 2, "preserve": True, "preserve_prompts": prompts, "measure_every": 1}

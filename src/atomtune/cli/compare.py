@@ -40,7 +40,8 @@ def compare(
         adapters: Folders of runs or adapters, of one base.
         metrics: Names with commas between them: judge, clip, dino, image_reward, vendi, drift, pres, div. By default on
             moji judge,vendi,drift,pres,div, elsewhere drift. clip and dino load a model; vendi, pres and div need one.
-        prompt: What to draw; may be repeated (by default eight prompts with the subject of the first adapter).
+        prompt: What to draw; may be repeated (by default up to eight prompts with the subject of the first
+            adapter).
         prompts_file: Text file with one prompt a line.
         images: Folder of images of the subject, for fidelity (by default those that the first run was trained on).
         num: Images of each prompt.
@@ -77,18 +78,18 @@ def compare(
         on_column=lambda label: console.print(f"Drawing and scoring: {label}", highlight=False),
         **{name: model for name, model in given.items() if model is not None},
     )
-    print_table(console, found, {label: label for label in ("base", *found["adapters"])})
+    print_table(console, found["scores"], {label: label for label in found["scores"]})
     scores, grid = (out / name for name in comparing.RESULTS)
     console.print(f"Look at {grid}. These numbers are in {scores}.", soft_wrap=True, highlight=False)
 
 
-def print_table(console: "Console", found: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """The scores, a column for each of `columns`: label in `found` → heading."""
+def print_table(console: "Console", scores: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """The scores, a column for each of `columns`: label → heading."""
     from rich.table import Column, Table
 
     from atomtune.metrics.scores import table
 
     printed = Table("", *(Column(heading, justify="right") for heading in columns.values()))
-    for label, values in table(found, list(columns)):
+    for label, values in table(scores, list(columns)):
         printed.add_row(label, *values)
     console.print(printed)

@@ -88,7 +88,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
             device=hardware.device,
             on_column=lambda method: console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}"),
         )
-    print_table(console, found, {method: HEADS[method] for method in ("base", *runs)})
+    print_table(console, found["scores"], {method: HEADS[method] for method in ("base", *runs)})
     scores, grid = (out / name for name in comparing.RESULTS)
     for line in (
         f"Done in {time.perf_counter() - start:.0f} s. The adapter is in {out / 'adapter'}, these numbers in {scores}.",

@@ -80,23 +80,22 @@ def scores(
     names: Sequence[str],
     images: Sequence[Image.Image],
     prompts: Sequence[str],
+    num: int,
     references: Sequence[Image.Image],
 ) -> dict[str, float]:
-    """Means over the images; `prompts` has one for each, in groups of one prompt, without a token that no model knows.
-    Without `references` there is no fidelity."""
-    found = {}
+    """Means over the images, `num` of each prompt; prompts are without tokens, which no model knows. Without
+    `references` there is no fidelity."""
+    found, texts = {}, [prompt for prompt in prompts for _ in range(num)]
     for (model, score), name in NAMES.items():
-        against = prompts if score == "alignment" else references
+        against = texts if score == "alignment" else references
         if model in loaded and len(against):
             found[name] = float(getattr(loaded[model], score)(images, against).mean())
-    asked = [next((word for word in prompt.split() if word in BACKGROUNDS), None) for prompt in prompts]
+    asked = [next((word for word in BACKGROUNDS if f"{word} background" in text), None) for text in texts]
     if "judge" in loaded and None not in asked:
         found["background"] = float(np.mean([background_colour(i) == colour for i, colour in zip(images, asked)]))
     if "vendi" in names and (features := features_of(loaded)):
-        groups: dict[str, list[Image.Image]] = {}
-        for image, prompt in zip(images, prompts, strict=True):
-            groups.setdefault(prompt, []).append(image)
-        found["vendi"] = float(np.mean([vendi(features(group)) for group in groups.values()]))
+        groups = [images[first : first + num] for first in range(0, len(images), num)]
+        found["vendi"] = float(np.mean([vendi(features(group)) for group in groups]))
     return found
 
 

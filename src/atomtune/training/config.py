@@ -146,7 +146,8 @@ class CustomizeConfig:
     """Weight of the other prompts in the loss, on average over steps."""
     floor: float = 0.0
     """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
-    to 1 (0: no floor). It is measured in the middle of the run. From then on the floor acts, and D alone trains."""
+    to 1 (0: no floor). It is measured once, after `floor_start`. From then on the floor acts, and D alone trains, also
+    in a run that is continued to more steps."""
     floor_start: float = 0.5
     """Share of the run after which the floor is measured."""
     resolution: int | None = None

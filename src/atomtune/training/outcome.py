@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from atomtune import bases, manifest, sampling
+from atomtune.prompts import without_tokens
 from atomtune.shell import command_line
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.encoding import Cache, predict
@@ -62,7 +63,7 @@ def judged(config: CustomizeConfig, files: Sequence[str], references: Sequence[I
     from atomtune.metrics import load_judge
 
     judge, images = load_judge(), [sampling.read_image(file) for file in files]
-    prompts = [sampling.read_settings(file)["prompt"].replace(f"{config.token} ", "") for file in files]
+    prompts = [without_tokens(sampling.read_settings(file)["prompt"], [config.token]) for file in files]
     fidelity, alignment = judge.fidelity(images, references), judge.alignment(images, prompts)
     return {"fidelity": round(float(fidelity.mean()), 3), "alignment": round(float(alignment.mean()), 3)}
 

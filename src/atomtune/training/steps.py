@@ -73,6 +73,7 @@ class Steps:
             base.enable_gradient_checkpointing()
         self.model: Any = self._adapted(base, start or config.init_adapter)
         self.dictionaries = [layer.dictionary("default") for layer in adapted_layers(self.model)]
+        self.floored = bool(start and config.floor and any(d.floor.measured for d in self.dictionaries))
         if start is None and config.init_adapter is not None:
             self._start_floor()
         self.penalties = Penalties(config, self.dictionaries)
@@ -159,19 +160,17 @@ class Steps:
         """Forward passes of this process before this one."""
         return self.step * self.config.gradient_accumulation_steps + micro
 
-    @property
-    def _since_floor(self) -> int:
-        """Steps since the floor is measured; negative before it, and in a run without one."""
-        if not self.config.floor or not self.dictionaries:
-            return -1
-        return self.step - min(round(self.config.floor_start * self.steps), self.steps - 1)
+    def _floor_is_due(self) -> bool:
+        if not self.config.floor or not self.dictionaries or self.floored:
+            return False
+        return self.step >= min(round(self.config.floor_start * self.steps), self.steps - 1)
 
     def _keep_codes(self) -> None:
         """Once there is a floor, train D alone, so that codes on other prompts stay those that it was measured on.
 
         Gradients are removed and not switched off, because distributed training waits for them.
         """
-        if self._since_floor >= 0:
+        if self.floored:
             for dictionary in self.dictionaries:
                 dictionary.sigma.discard_observations()
                 for parameter in (*dictionary.encoder.parameters(), *dictionary.sigma.parameters()):
@@ -198,6 +197,7 @@ class Steps:
         with measuring_floors(self.dictionaries), self.accelerator.autocast():
             answer_others(model, self.others, self.config.batch_size, self.accelerator.device, self.dtype)
         model.train()
+        self.floored = bool(self.config.floor)
 
     def _held_losses(self) -> dict[str, float]:
         generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size

@@ -83,7 +83,7 @@ class Trainer(Steps):
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
         with bar, Interruption(bar.show_stopping) as interruption:
             while self.step < self.steps:
-                if self._since_floor == 0:  # before the step, whose codes may be counted
+                if self._floor_is_due():  # before the step, whose codes may be counted
                     self._measure_floor()
                 if self.step % config.measure_every == 0:
                     self._measured_advance()
