@@ -23,6 +23,7 @@ LONG = (
     "drift",
     "customization",
     "costs",
+    "single",
     "importance",
     "influence",
     "lora",

@@ -50,6 +50,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading
     "after": ("σ(A X W_s)", {"target_modules": BOTH, "mix_first": True}),
     "before": ("A σ(X W_s)", {"target_modules": BOTH, "mix_first": False}),
 }
+SIZES = {16: "m16", 256: "atoms", 1024: "m1024", 2048: "m2048"}
+"""Table 2: atoms a layer → cells, at ρ = .04 and the rate of 256."""
+SIZED = SCORED[:9]
 OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 400}
 KINDS = {"plain": "", "preserve": "--preserve"}
 
@@ -102,6 +105,11 @@ def grid(quick: bool = False) -> dict[str, Config]:
             if rate := best_rate(found, method):
                 for name in SCORED:
                     cells[f"{name}-{method}-{kind}"] = Config(name, options_of(method, kind, rate))
+    if rate := best_rate(found, "atoms"):
+        for count, method in SIZES.items():
+            for name in SIZED:
+                options = options_of("atoms", "plain", rate) | ({} if method == "atoms" else {"num_atoms": count})
+                cells[f"{name}-{method}-plain"] = Config(name, options)
     return cells
 
 
@@ -250,9 +258,36 @@ def results(out: Path = HERE) -> str:
                 cells.append(f"{np.mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
         title = "the base" if method == "base" else f"{METHODS[method][0]} {KINDS[kind]}".strip()
         rows.append([title, str(count), *cells])
+    sizes = table_2(found)
     rates = {method: rate for method in METHODS if (rate := best_rate(found, method))}
     chosen = "Learning rates: " + ", ".join(f"{METHODS[method][0]} {rate:g}" for method, rate in rates.items()) + "."
-    return "\n\n".join([table(["", "subjects", *COLUMNS], rows), *([chosen] if rates else [])])
+    return "\n\n".join(
+        [table(["", "subjects", *COLUMNS], rows), *([chosen] if rates else []), *([sizes] if sizes else [])]
+    )
+
+
+def table_2(found: Mapping[str, Any]) -> str:
+    """Numbers of atoms at one density, on the same subjects; empty before all are there."""
+    keys = ("fidelity", "alignment", "vendi", "obeyed", "pixels")
+    rows = []
+    for count, method in SIZES.items():
+        numbers = {
+            key: [found[cell][key] for name in SIZED if (cell := f"{name}-{method}-plain") in found] for key in keys
+        }
+        if len(numbers["fidelity"]) < len(SIZED):
+            return ""
+        rows.append(
+            [
+                str(count),
+                *(
+                    f"{np.mean(own):.3f} [{low:.3f}, {high:.3f}]"
+                    for own in numbers.values()
+                    for low, high in [interval(own)]
+                ),
+            ]
+        )
+    head = ["atoms a layer", "fidelity", "alignment", "diversity", "obeyed in everything", "drift"]
+    return f"Table 2, ρ = .04, {len(SIZED)} subjects:\n\n{table(head, rows)}"
 
 
 def claims(out: Path = HERE) -> list[Claim]:

@@ -59,7 +59,7 @@ def test_demo(tmp_path, installed):
     assert done.returncode == 0, done.stderr
     printed = done.stdout
     summary = json.loads((tmp_path / "scores.json").read_text())
-    for label, values in table(summary["scores"], ("base", "atoms")):
+    for label, values in table(summary["scores"]):
         line = next(line for line in printed.splitlines() if label in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [label, *values]
 
@@ -116,7 +116,7 @@ def test_demo(tmp_path, installed):
 
 def test_the_table_leaves_a_dash_where_a_method_has_no_such_number():
     summary = {"base": {"fidelity": 0.5}, "atoms": {"fidelity": 0.75, "alive": 1234}}
-    assert dict(table(summary, ("base", "atoms"))) == {
+    assert dict(table(summary)) == {
         "atoms alive": ["–", "1,234"],
         "fidelity to the images": ["0.500", "0.750"],
     }

@@ -78,18 +78,18 @@ def compare(
         on_column=lambda label: console.print(f"Drawing and scoring: {label}", highlight=False),
         **{name: model for name, model in given.items() if model is not None},
     )
-    print_table(console, found["scores"], {label: label for label in found["scores"]})
+    print_table(console, found["scores"])
     scores, grid = (out / name for name in comparing.RESULTS)
     console.print(f"Look at {grid}. These numbers are in {scores}.", soft_wrap=True, highlight=False)
 
 
-def print_table(console: "Console", scores: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """The scores, a column for each of `columns`: label → heading."""
+def print_table(console: "Console", scores: Mapping[str, Any]) -> None:
+    """The scores of `compare`, a column for each label."""
     from rich.table import Column, Table
 
     from atomtune.metrics.scores import table
 
-    printed = Table("", *(Column(heading, justify="right") for heading in columns.values()))
-    for label, values in table(scores, list(columns)):
+    printed = Table("", *(Column(heading, justify="right") for heading in scores))
+    for label, values in table(scores):
         printed.add_row(label, *values)
     console.print(printed)

@@ -19,7 +19,6 @@ UNSEEN = (
     "a sks teapot on the right on an orange background",
 )
 NUM = 4  # images of each prompt
-HEADS = {"base": "base", "atoms": "atoms", "lora": "LoRA r=16"}
 
 
 def demo(
@@ -63,7 +62,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     files.refuse_output(out)
     manifest.refuse_foreign(out, *comparing.RESULTS)
     console = Console()
-    runs = {"atoms": out, "lora": out / "lora"} if compare else {"atoms": out}
+    runs = {"atoms": out, "LoRA": out / "lora"} if compare else {"atoms": out}
     options: dict[str, Any] = {"class_name": "teapot", "rank": 16, "seed": seed, "sample_every": 0}
     options |= {"overwrite": overwrite} | hardware.for_training()
     if steps is not None:
@@ -73,8 +72,8 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
         for method, run in runs.items():
             goes_on = not overwrite and (run / "config.yaml").is_file()
             what = f"Going on with {run}" if goes_on else f"Learning a teapot from {len(captions)} images"
-            console.print(f"{what}: {HEADS[method]}", soft_wrap=True, highlight=False)
-            training.customize(folder, method=method, out=run, **options)
+            console.print(f"{what}: {method}", soft_wrap=True, highlight=False)
+            training.customize(folder, method=method.lower(), out=run, **options)
         prompts = [*captions, *UNSEEN]
         found = comparing.compare(
             runs,
@@ -86,9 +85,9 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
             seed,
             dtype=hardware.dtype,
             device=hardware.device,
-            on_column=lambda method: console.print(f"Drawing and judging {len(prompts)} prompts: {HEADS[method]}"),
+            on_column=lambda method: console.print(f"Drawing and judging {len(prompts)} prompts: {method}"),
         )
-    print_table(console, found["scores"], {method: HEADS[method] for method in ("base", *runs)})
+    print_table(console, found["scores"])
     scores, grid = (out / name for name in comparing.RESULTS)
     for line in (
         f"Done in {time.perf_counter() - start:.0f} s. The adapter is in {out / 'adapter'}, these numbers in {scores}.",

@@ -124,8 +124,8 @@ def rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: json.loads(f"{numbers[key]:{form.strip(',')}}") for key, (_, form) in ROWS.items() if key in numbers}
 
 
-def table(summary: Mapping[str, Any], columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def table(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
     """The rows that are printed: a label, and a value for each column."""
     for key, (label, form) in ROWS.items():
-        if any(key in summary[column] for column in columns):
-            yield label, [f"{summary[column][key]:{form}}" if key in summary[column] else "–" for column in columns]
+        if any(key in column for column in columns.values()):
+            yield label, [f"{column[key]:{form}}" if key in column else "–" for column in columns.values()]
