@@ -46,7 +46,8 @@ def of_moji(name: str) -> Task:
         for first in range(len(colours))
         for place, look in enumerate(ASKED)
     ]
-    new = [scene for scene in every if scene not in shown]
+    plain = [Scene(name, STYLE, colour) for colour in colours]  # each background once, then sizes and places
+    new = [scene for scene in dict.fromkeys([*plain, *every]) if scene not in shown]
     scenes = [*shown, *new[: PROMPTS - len(shown)]]
     images = [(said(scene), drawings.picture(scene)) for scene in shown]
     return Task(name, spoken(name), images, [said(scene) for scene in scenes], scenes)
