@@ -323,7 +323,7 @@ def claims(out: Path = HERE) -> list[Claim]:
 
 def paper_scale() -> None:
     """Methods side by side on DreamBooth's subjects and any base, with the base's own recipe for atoms."""
-    parser = argparse.ArgumentParser(description=paper_scale.__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="folder or hub name")
     parser.add_argument("--subjects", required=True, type=Path, help="the folder of DreamBooth's dataset")
     parser.add_argument("--metrics", default="clip,dino,vendi,drift", help="as of `atomtune compare`")
