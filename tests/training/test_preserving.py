@@ -208,7 +208,11 @@ def test_a_floor_is_measured_once_though_the_length_of_the_run_changes(
     steps, measure, advance = [], Trainer._measure_floor, Trainer._advance
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_advance", lambda self: advance(self) if self.step < first else signal.raise_signal(2))
+        patch.setattr(
+            Trainer,
+            "_advance",
+            lambda self: advance(self) if self.step < first else signal.raise_signal(signal.SIGTERM),
+        )
         with pytest.raises(KeyboardInterrupt):
             run("run", steps=40, **options)
     run("run", steps=then, **options)
@@ -240,7 +244,9 @@ def test_a_run_with_a_floor_that_was_stopped_ends_with_the_same_bits(run, prompt
     run("whole", steps=10, **options)
     advance = Trainer._advance
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_advance", lambda self: advance(self) if self.step < 7 else signal.raise_signal(2))
+        patch.setattr(
+            Trainer, "_advance", lambda self: advance(self) if self.step < 7 else signal.raise_signal(signal.SIGTERM)
+        )
         with pytest.raises(KeyboardInterrupt):
             run("parts", steps=10, **options)
     run("parts", steps=10, **options)
