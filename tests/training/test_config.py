@@ -16,14 +16,14 @@ GIVEN = {"images": "photos", "class_name": "teapot", "out": "runs/teapot"}
 def test_moji_has_its_recipe_by_default():
     config = configure(**GIVEN)
     assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1.to_v", "attn2.to_v"))
-    assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 1.0)
+    assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 0.9995)
     assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (3e-3, 400, 5, "AdamW")
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "oft"])
 def test_another_method_is_trained_as_the_atoms_are_but_on_all_of_attention(method):
     own, other = configure(**GIVEN), configure(**GIVEN, method=method)
-    assert dataclasses.replace(other, method="atoms", floor=1.0, target_modules=own.target_modules) == own
+    assert dataclasses.replace(other, method="atoms", floor=own.floor, target_modules=own.target_modules) == own
     assert other.target_modules == ("attn1", "attn2")
 
 
