@@ -111,8 +111,9 @@ def test_every_adapter_has_a_column_of_its_own(runs, tmp_path, monkeypatch):
     found = atomtune.compare(adapters, tmp_path / "out", ["a cat"], num=1, steps=1)
     assert [*found["scores"]] == ["base", "base-2", "seed", "seed-2", "seed-2-2", "base-3"]
     assert found["seed"] == 0 and len({json.dumps(own) for own in found["scores"].values()}) == 2
-    with pytest.raises(atomtune.UserError, match="'a/b' cannot be the label"):
-        atomtune.compare({"a/b": runs[0]}, tmp_path / "out")
+    for label in ("a/b", "..", "", "images"):
+        with pytest.raises(atomtune.UserError, match=f"'{label}' cannot be the label"):
+            atomtune.compare({label: runs[0]}, tmp_path / "out")
 
 
 def test_adapters_draw_as_generate_does(base, images, tmp_path):
@@ -134,11 +135,11 @@ def test_what_cannot_be_scored_is_said(runs, images, tmp_path, caplog):
     shutil.copytree(runs[0], moved)
     config = (moved / "config.yaml").read_text(encoding="utf-8")
     (moved / "config.yaml").write_text(config.replace(str(images), str(tmp_path / "gone")), encoding="utf-8")
-    models = {"clip": str(write_clip(tmp_path / "clip"))}
-    found = atomtune.compare([moved], tmp_path / "out", ["a cat"], ["clip"], num=1, steps=1, **models)
+    clip = str(write_clip(tmp_path / "clip"))
+    found = atomtune.compare([moved], tmp_path / "out", ["a cat"], ["clip"], num=1, steps=1, clip=clip)
     assert "clip_t" in found["scores"]["moved"] and "clip_i" not in found["scores"]["moved"]
     assert "name their folder with --images" in caplog.text
-    found = atomtune.compare([moved], tmp_path / "out", ["a cat"], ["clip"], images, num=1, steps=1, **models)
+    found = atomtune.compare([moved], tmp_path / "out", ["a cat"], ["clip"], images, num=1, steps=1, clip=clip)
     assert "clip_i" in found["scores"]["moved"]
     with pytest.raises(atomtune.UserError, match="the judge knows moji's drawings alone"):
         atomtune.compare([moved], tmp_path / "out", ["a cat"], ["judge"])

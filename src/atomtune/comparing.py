@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 ON_MOJI = ("judge", "vendi", "drift", "pres", "div")
 OTHERS = (10, 5)  # prompts that have little to do with the class, and prompts of things like it
 RESULTS = ("scores.json", "grid.png")
+RESERVED = ("base", "images", "", "..")
+"""No labels: columns and rows of their own, and no names of folders."""
 
 
 def compare(
@@ -190,12 +192,12 @@ def _warn_of_missing(metrics: Sequence[str], references: Sequence[Any], class_na
 def _labelled(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
     """A label for each adapter: the last part of its path, with a number where that is not its own."""
     if isinstance(adapters, Mapping):
-        if wrong := [label for label in adapters if label == "base" or Path(label).name != label]:
-            raise UserError(f"{wrong[0]!r} cannot be the label of an adapter: give a word other than base.")
+        if wrong := [label for label in adapters if label in RESERVED or Path(label).name != label]:
+            raise UserError(f"{wrong[0]!r} cannot be the label of an adapter: give a word other than base and images.")
         return dict(adapters)
     found: dict[str, str | Path] = {}
     for adapter in adapters:
         name = expanded(adapter).resolve().name
         labels = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
-        found[next(label for label in labels if label not in ("base", *found))] = adapter
+        found[next(label for label in labels if label not in (*RESERVED, *found))] = adapter
     return found

@@ -79,7 +79,7 @@ class Clip(FeatureModel):
 
     def _of_prompts(self, prompts: list[str]) -> Tensor:
         tokens = self.processor(text=prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
-        return self.model.get_text_features(**tokens, return_dict=True).pooler_output
+        return self.model.get_text_features(**tokens, return_dict=True).pooler_output  # pyright: ignore
 
 
 class Dino(FeatureModel):
