@@ -146,12 +146,12 @@ def scores(pipe: Any, name: str) -> dict[str, Any]:
 
 
 def quick_scores(pipe: Any, name: str) -> dict[str, float]:
-    """Fidelity, alignment and drift on unrelated prompts, of two images a prompt and few steps of drawing."""
+    """Fidelity, alignment, diversity and drift on unrelated prompts, of two images a prompt and few steps of drawing."""
     found = subjects.score(subjects.draw(pipe, name, 2, steps=QUICKLY), name)
     prompts = metrics.other_prompts(name)["unrelated"]
     images = _images(pipe, prompts, QUICKLY)
     drift = metrics.drift(base_images(name, QUICKLY)["unrelated"], images, metrics.load_judge().features)
-    return {key: found[key] for key in ("fidelity", "alignment")} | asdict(drift)
+    return {key: found[key] for key in ("fidelity", "alignment", "diversity")} | asdict(drift)
 
 
 def along(name: str, options: dict[str, Any]) -> dict[str, dict[str, float]]:
