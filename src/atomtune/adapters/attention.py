@@ -140,7 +140,7 @@ class AttentionAtoms(nn.Module, AtomLayer):
         """ΔO from the mixed C: σ if it comes after mixing, then D."""
         dictionary = self.dictionary(name)
         joined = dictionary.seating.join(mixed)
-        return dictionary.synthesize(dictionary.activate(joined) if self.mix_first[name] else joined)
+        return dictionary.delta(joined) if self.mix_first[name] else dictionary.synthesize(joined)
 
 
 def _attend(

@@ -13,7 +13,7 @@ Functions take and return tensors, and do not depend on modules, transformers or
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atomtune.errors import UserError
@@ -88,13 +88,19 @@ def top_k(
     An integer in a compiled graph is a constant, so changing it would compile again. Pass `k` as a tensor instead,
     with the integer `k_max` it never exceeds: k_max entries are selected, and those of rank k and beyond are dropped.
     """
-    k_max = int(k) if k_max is None else k_max
-    # The selection costs more than everything after it, so the selected entries are gathered once and scattered back.
-    index = coefficients.detach().abs().topk(k_max).indices  # [*batch, k_max], largest first
-    kept = coefficients.gather(-1, index)
-    if isinstance(k, Tensor):
-        kept = kept * (torch.arange(k_max, device=k.device) < k)
+    index = largest(coefficients, int(k) if k_max is None else k_max)
+    kept = first(coefficients.gather(-1, index), k) if isinstance(k, Tensor) else coefficients.gather(-1, index)
     return torch.zeros_like(coefficients).scatter(-1, index, kept)
+
+
+def largest(coefficients: Float[Tensor, "*batch atoms"], k: int) -> Int[Tensor, "*batch k"]:
+    """The places of each token's k largest |c|, largest first."""
+    return coefficients.detach().abs().topk(k).indices
+
+
+def first(codes: Float[Tensor, "*batch most"], k: Tensor) -> Float[Tensor, "*batch most"]:
+    """The first k of each token's codes, and zeros in the place of the others."""
+    return codes * (torch.arange(codes.shape[-1], device=k.device) < k)
 
 
 def ista(

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate.utils import align_module_device
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
@@ -29,6 +29,7 @@ from atomtune.method.dials import Dials
 from atomtune.method.floor import Floor
 from atomtune.method.heads import Seating
 from atomtune.method.sigma import SigmaConfig
+from atomtune.method.sparse import coefficients_at, combine
 
 
 class DictionaryEncoder(nn.Module):
@@ -46,11 +47,15 @@ class DictionaryEncoder(nn.Module):
         self.unit = unit
         self.weight = _parameter(num_atoms, in_features)
 
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch atoms"]:
-        """With `unit`, the columns of W_s are scaled to norm 1: c_m = x · w_m / ‖w_m‖."""
+    def forward(self, x: Float[Tensor, "*batch width"], places: Callable[[Tensor], Tensor] | None = None) -> Any:
+        """[*batch, M]. With `unit`, the columns of W_s are scaled to norm 1: c_m = x · w_m / ‖w_m‖.
+
+        With `places`, which chooses k of them, those [*batch, k] alone, and their places: see `method.sparse`.
+        """
         weight = F.normalize(self.weight, dim=1) if self.unit else self.weight
         precision = torch.promote_types(x.dtype, weight.dtype)
-        return F.linear(x.to(precision), weight.to(precision))
+        x, weight = x.to(precision), weight.to(precision)
+        return F.linear(x, weight) if places is None else coefficients_at(x, weight, places)
 
 
 class DictionaryDecoder(nn.Module):
@@ -62,9 +67,11 @@ class DictionaryDecoder(nn.Module):
         super().__init__()
         self.weight = _parameter(num_atoms, out_features)
 
-    def forward(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
+    def forward(self, codes: Float[Tensor, "*batch atoms"], index: Tensor | None = None) -> Float[Tensor, "*batch out"]:
+        """With `index` [*batch, k], `codes` [*batch, k] are those of these atoms alone."""
         precision = torch.promote_types(codes.dtype, self.weight.dtype)
-        return codes.to(precision) @ self.weight.to(precision)
+        codes, weight = codes.to(precision), self.weight.to(precision)
+        return codes @ weight if index is None else combine(codes, index, weight)
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
@@ -168,7 +175,39 @@ class SparseDictionary(Dials):
 
     def synthesize(self, codes: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
         """ΔO = (S ∘ g) D · α. The input of `decoder` is what a trace records."""
-        return self.decoder(codes * (self.gain * (self.scale * self.strength)).to(codes.dtype))
+        return self.decoder(codes * self._gains.to(codes.dtype))
+
+    def delta(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch out"]:
+        """ΔO of x W_s."""
+        if self._is_fast(coefficients):
+            index = self._places(coefficients.detach())
+            return self._combine(coefficients.gather(-1, index), index)
+        return self.synthesize(self.activate(coefficients))
+
+    @property
+    def _gains(self) -> Float[Tensor, " atoms"]:
+        return self.gain * (self.scale * self.strength)
+
+    def _is_fast(self, x: Tensor) -> bool:
+        """Whether ΔO can be had without the zeros in S, faster, and nobody asks for S."""
+        decoder = self.decoder
+        return (
+            not (torch.compiler.is_compiling() or decoder._forward_pre_hooks or decoder._forward_hooks)
+            and not self.floor.is_being_measured
+            and not torch._C._are_functorch_transforms_active()  # has no jvp
+            and x.dtype != torch.float16
+            and self.sigma.is_worthwhile(x.device)
+        )
+
+    def _places(self, coefficients: Float[Tensor, "*batch atoms"]) -> Int[Tensor, "*batch k"]:
+        return self.sigma.places(coefficients if self.kept is None else coefficients * self.kept.to(coefficients.dtype))
+
+    def _combine(self, coefficients: Float[Tensor, "*batch k"], index: Int[Tensor, "*batch k"]) -> Tensor:
+        """`activate` and `synthesize`, of the chosen coefficients."""
+        if self.kept is not None:
+            coefficients = coefficients * self.kept[index].to(coefficients.dtype)
+        codes = self.floor.at(self.sigma.at(coefficients), index)
+        return self.decoder(codes * self._gains[index].to(codes.dtype), index)
 
     def forward(self, x: Tensor, part: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """ΔO of tokens x [*batch, width]; or, if `part` is given, part(x), which does some of the steps above.
@@ -176,7 +215,11 @@ class SparseDictionary(Dials):
         A model that needs single steps calls them through here, because hooks that move a module's buffers, as
         offloading does, act only around its `forward`.
         """
-        return self.synthesize(self.codes(x)) if part is None else part(x)
+        if part is not None:
+            return part(x)
+        if self._is_fast(x):
+            return self._combine(*self.encoder(x, self._places))
+        return self.synthesize(self.codes(x))
 
     def atoms(self) -> Float[Tensor, "atoms out"]:
         """D in float32, without gradient, also if the weights are offloaded."""

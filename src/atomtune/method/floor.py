@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atomtune.errors import UserError
@@ -54,9 +54,11 @@ class Floor(Dials):
         if self._seen is not None:
             self._seen.add(codes.detach())
             return torch.zeros_like(codes)
-        if self.threshold is None:
-            return codes
-        return torch.where(codes.abs() <= self.threshold, 0, codes)  # what is not a number stays, to be seen
+        return codes if self.threshold is None else _above(codes, self.threshold)
+
+    def at(self, codes: Float[Tensor, "*batch k"], index: Int[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The same of the codes of some atoms, while nothing is measured."""
+        return codes if self.threshold is None else _above(codes, self.threshold[index])
 
     @property
     def is_being_measured(self) -> bool:
@@ -130,6 +132,10 @@ class Floor(Dials):
         if not self.share.is_meta:
             self.saved.copy_(self.share)
         self._set_threshold()
+
+
+def _above(codes: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(codes.abs() <= threshold, 0, codes)  # what is not a number stays, to be seen
 
 
 class _Seen:

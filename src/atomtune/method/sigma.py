@@ -22,21 +22,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from atomtune.errors import UserError
 from atomtune.method.coding import (
     atoms_per_token,
     batch_threshold,
+    first,
     hard_threshold,
     jump_relu,
+    largest,
     relu_threshold,
     soft_threshold,
     step,
-    top_k,
 )
 from atomtune.method.estimates import OCTAVES, Estimates, mean_square, move, quantiles
+from atomtune.method.sparse import is_worthwhile
 
 BANDWIDTH = 0.25
 """ε of jumprelu, in units of λ."""
@@ -111,13 +113,18 @@ class Sigma(Estimates):
         super().__init__()
         self.activation = config.activation
         self.group_sizes = [num_atoms] + [0] * (len(config.densities) - 1)
-        # k is a tensor too, so that a change of k does not compile again; k_max entries are selected.
+        # k is a tensor too, so that a change of k does not compile again; then k_max entries are selected.
         self.k_now = self.k_trained = self.k_max = [atoms_per_token(num_atoms, ρ) for ρ in config.densities]
         self.register_buffer("k", torch.tensor(self.k_now))
         self.start_estimates(None, None)
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
         raise NotImplementedError
+
+    def is_worthwhile(self, device: torch.device) -> bool:
+        """Whether products with the chosen codes alone are faster there than products with all M: see `method.sparse`.
+        Only of a σ that chooses the same number for each token."""
+        return False
 
     def set_density(self, density: float) -> None:
         """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
@@ -175,12 +182,32 @@ class TopK(Sigma):
     dial = "density"
 
     def forward(self, coefficients: Float[Tensor, "*batch atoms"]) -> Float[Tensor, "*batch atoms"]:
+        index = self.places(coefficients)
+        return torch.zeros_like(coefficients).scatter(-1, index, self.at(coefficients.gather(-1, index)))
+
+    def places(self, coefficients: Float[Tensor, "*batch atoms"]) -> Int[Tensor, "*batch most"]:
+        """Where the largest |c| of each token are, of each group, largest first."""
+        starts, index = 0, []
+        for own, most in zip(coefficients.split(self.group_sizes, dim=-1), self._most):
+            index.append(largest(own, most) + starts)
+            starts += own.shape[-1]
+        return torch.cat(index, dim=-1) if len(index) > 1 else index[0]
+
+    def at(self, codes: Float[Tensor, "*batch most"]) -> Float[Tensor, "*batch most"]:
+        """σ(c) there, given c there: the first k of each group are kept."""
         if len(self.k_max) == 1:
-            return top_k(coefficients, self.k[0], self.k_max[0])
-        groups, sizes = coefficients.split(self.group_sizes, dim=-1), self.group_sizes
-        # A fresh adapter with several densities has all its atoms in the first group.
-        most = [min(size, k_max) for size, k_max in zip(sizes, self.k_max)]
-        return torch.cat([top_k(c, k, k_max) for c, k, k_max in zip(groups, self.k, most)], dim=-1)
+            return first(codes, self.k[0])
+        return torch.cat([first(own, k) for own, k in zip(codes.split(self._most, dim=-1), self.k)], dim=-1)
+
+    @property
+    def _most(self) -> list[int]:
+        """How many are selected of each group: k, or in a compiled model k_max. A fresh adapter with several densities
+        has all its atoms in the first group."""
+        most = self.k_max if torch.compiler.is_compiling() else self.k_now
+        return [min(size, own) for size, own in zip(self.group_sizes, most)]
+
+    def is_worthwhile(self, device: torch.device) -> bool:
+        return is_worthwhile(sum(self.group_sizes), sum(self._most), device)
 
 
 class BatchTopK(Sigma):
