@@ -146,7 +146,7 @@ def scores(pipe: Any, name: str) -> dict[str, Any]:
 
 
 def quick_scores(pipe: Any, name: str) -> dict[str, float]:
-    """Fidelity, alignment, diversity and drift on unrelated prompts, of two images a prompt and few steps of drawing."""
+    """Fidelity, alignment, diversity and drift on unrelated prompts: two images a prompt, few steps of drawing."""
     found = subjects.score(subjects.draw(pipe, name, 2, steps=QUICKLY), name)
     prompts = metrics.other_prompts(name)["unrelated"]
     images = _images(pipe, prompts, QUICKLY)

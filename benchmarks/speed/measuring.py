@@ -1,0 +1,200 @@
+"""Times of methods that take turns, and what a step needs."""
+
+import gc
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import atomtune
+from benchmarks.speed.methods import METHODS
+from benchmarks.speed.models import Case, output
+
+
+def bag_flops(_weight: Any, index: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Of a sum of k rows a token: PyTorch's counter does not know it. `index` and `out_val` are tensors here."""
+    return 2 * index.numel() * out_val[0].shape[-1]
+
+
+def bag_backward_flops(gradient: Any, index: Any, *_: Any, **__: Any) -> int:
+    return 2 * index.numel() * gradient.shape[-1]
+
+
+def bag_codes_flops(gradient: Any, _weight: Any, index: Any, *_: Any, **__: Any) -> int:
+    return 2 * index.numel() * gradient.shape[-1]
+
+
+aten: Any = torch.ops.aten
+for formula in (bag_flops, bag_backward_flops, bag_codes_flops):
+    formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]
+BAG = {
+    aten._embedding_bag: bag_flops,
+    aten._embedding_bag_dense_backward: bag_backward_flops,
+    aten._embedding_bag_per_sample_weights_backward: bag_codes_flops,
+}
+
+
+class Step:
+    """A training step (forward and backward) and a drawing step (forward alone) of one model."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        self.model, self.inputs = model, inputs
+        self.first = next(value for value in inputs.values() if isinstance(value, Tensor))
+
+    def train(self) -> None:
+        self.model.train()
+        self.first.requires_grad_(True)
+        output(self.model, self.inputs).square().mean().backward()
+        self.model.zero_grad()
+        self.first.grad = None
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        self.model.eval()
+        output(self.model, self.inputs)
+
+    def flops(self, what: str) -> int:
+        with FlopCounterMode(display=False, custom_mapping=BAG) as counter:
+            getattr(self, what)()
+        return counter.get_total_flops()
+
+
+def seconds(run: Any, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def steps_of(case: Case, device: torch.device) -> dict[str, Step]:
+    """A step of each method that the model can have, each on a model of its own."""
+    torch.manual_seed(0)
+    inputs = {key: _moved(value, device) for key, value in case.inputs().items()}
+    steps = {}
+    for name, (_, put) in METHODS.items():
+        torch.manual_seed(0)
+        if (model := put(case.build(), case)) is not None:
+            steps[name] = Step(model.to(device), inputs)
+    return steps
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def measure(case: Case, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """By method: seconds of each round, FLOPs, peak memory above the weights, and the files."""
+    steps = steps_of(case, device)
+    found: dict[str, dict[str, Any]] = {name: {"train": [], "draw": []} for name in steps}
+    for name, step in steps.items():  # the first calls allocate and choose kernels
+        for what in ("train", "draw"):
+            getattr(step, what)()
+            found[name][f"{what}_flops"] = step.flops(what)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, step in steps.items():
+                for what in ("train", "draw"):
+                    found[name][what].append(seconds(getattr(step, what), device))
+    finally:
+        gc.enable()
+    for name, step in steps.items():
+        found[name] |= stored(step.model)
+    return found
+
+
+def stored(model: Any) -> dict[str, Any]:
+    """Trained parameters; and of an adapter its bytes on disk, seconds to load it, and to swap it for another."""
+    own: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    if not hasattr(model, "peft_config"):
+        return own
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        own["bytes"] = next(Path(folder).glob("adapter_model.*")).stat().st_size
+        start = time.perf_counter()
+        model.load_adapter(folder, "second")
+        own["load"] = time.perf_counter() - start
+        swaps = []
+        for _ in range(10):
+            for adapter in ("second", "default"):
+                start = time.perf_counter()
+                model.set_adapter(adapter)
+                swaps.append(time.perf_counter() - start)
+        own["swap"] = float(np.median(swaps))
+    return own
+
+
+def gemm_rate(device: torch.device) -> float:
+    """FLOP a second of a large product: what time is held against."""
+    a = torch.randn(2048, 2048, device=device)
+    times = [seconds(lambda: a @ a, device) for _ in range(5)]
+    return 2 * 2048**3 / min(times)
+
+
+# -- growth -----------------------------------------------------------------------------------------------------------
+
+GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens": ("N, tokens", (256, 512, 1024, 2048, 4096)),
+    "num_atoms": ("M, atoms (k = 10)", (256, 512, 1024, 2048, 4096)),
+    "k": ("k, atoms a token (M = 4096)", (8, 16, 32, 64, 128)),
+    "adapters": ("adapters on one layer", (1, 2, 4, 8)),
+}
+
+
+def layer_seconds(tokens: int, num_atoms: int, k: int, adapters: int, device: torch.device) -> list[float]:
+    """A training step of linear atoms 1152 wide, without the linear layer."""
+    sigma = atomtune.method.sigma.SigmaConfig(density=k / num_atoms)
+    new = atomtune.method.dictionary.SparseDictionary
+    layers = [new(1152, num_atoms, 1152, sigma).to(device) for _ in range(adapters)]
+    x = torch.randn(tokens, 1152, device=device, requires_grad=True)
+
+    def step() -> None:
+        torch.stack([layer(x) for layer in layers]).sum(0).square().mean().backward()
+
+    step()
+    return [seconds(step, device) for _ in range(5)]
+
+
+def growth(device: torch.device) -> dict[str, Any]:
+    """Seconds against each of N, M, k and the number of adapters, and the exponents of power laws fitted to them."""
+    found = {}
+    for name, (_, sizes) in GROWTH.items():
+        base = {"tokens": 1024, "num_atoms": 4096 if name == "k" else 256, "k": 10, "adapters": 1}
+        medians = [float(np.median(layer_seconds(**base | {name: size}, device=device))) for size in sizes]
+        slope = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+        found[name] = {"sizes": list(sizes), "seconds": medians, "exponent": float(slope)}
+    return found
+
+
+def synthesis(device: torch.device, rounds: int = 7) -> dict[str, Any]:
+    """S D for M = 16,384 and k = 32, forward and backward: the products without zeros, and with them."""
+    from atomtune.method.sparse import combine
+
+    tokens, num_atoms, k, width = 256, 16_384, 32, 1152
+    D = torch.randn(num_atoms, width, device=device, requires_grad=True)
+    index = torch.rand(tokens, num_atoms, device=device).topk(k).indices
+    codes = torch.randn(tokens, k, device=device, requires_grad=True)
+    whole = torch.zeros(tokens, num_atoms, device=device).scatter(-1, index, codes.detach()).requires_grad_()
+
+    def sparse() -> None:
+        combine(codes, index, D).square().mean().backward()
+
+    def dense() -> None:
+        (whole @ D).square().mean().backward()
+
+    found: dict[str, Any] = {"sparse": [], "dense": []}
+    for _ in range(rounds):
+        for name, run in (("sparse", sparse), ("dense", dense)):
+            found[name].append(seconds(run, device))
+            for tensor in (D, codes, whole):
+                tensor.grad = None
+    return found | {"tokens": tokens, "num_atoms": num_atoms, "k": k}

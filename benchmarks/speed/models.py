@@ -1,0 +1,91 @@
+"""What is timed: real model classes at their real widths, with few blocks and random weights, and inputs for a step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+
+import atomtune
+
+SELF = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and its inputs. The first input wants a gradient, so that a frozen model has a backward pass too."""
+
+    title: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], dict[str, Any]]
+    attention: list[str] | None
+    """Attention layers as a whole; None where atoms sit on linear layers alone."""
+    values: list[str]
+    linear: list[str]
+    """The layers of LoRA, DoRA and OFT."""
+
+
+def pixart(side: int) -> nn.Module:
+    """Two blocks of PixArt-Σ, for images of 16 · side pixels."""
+    return PixArtTransformer2DModel(
+        num_attention_heads=16, attention_head_dim=72, num_layers=2, cross_attention_dim=1152, caption_channels=4096,
+        sample_size=2 * side, interpolation_scale=2, in_channels=4, out_channels=8, use_additional_conditions=False,
+    )  # fmt: skip
+
+
+def pixart_inputs(side: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(1, 4, 2 * side, 2 * side),
+        "encoder_hidden_states": torch.randn(1, 120, 4096),
+        "timestep": torch.tensor([500]),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+
+
+def moji() -> nn.Module:
+    pipe: Any = atomtune.load_base("moji")
+    return pipe.transformer
+
+
+def moji_inputs() -> dict[str, Any]:
+    from atomtune.training.encoding import collate, encode_caption
+
+    pipe: Any = atomtune.load_base("moji")
+    batch = 5
+    conditioning = collate([encode_caption(pipe, "a sks teapot on a red background", 64)] * batch)
+    return {"hidden_states": torch.randn(batch, 4, 16, 16), "timestep": torch.tensor([500] * batch), **conditioning}
+
+
+def smollm2() -> nn.Module:
+    """Four layers of SmolLM2-135M, with a small vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_hidden_layers=4, **sizes))
+
+
+def smollm2_inputs() -> dict[str, Any]:
+    return {"inputs_embeds": torch.randn(1, 512, 576)}
+
+
+CASES = {
+    "pixart-1024": Case(
+        "PixArt-Σ, two blocks, 1024 tokens (512 px)", lambda: pixart(32), lambda: pixart_inputs(32), ["attn1"],
+        ["attn1.to_v"], SELF,
+    ),
+    "pixart-4096": Case(
+        "PixArt-Σ, two blocks, 4096 tokens (1024 px)", lambda: pixart(64), lambda: pixart_inputs(64), ["attn1"],
+        ["attn1.to_v"], SELF,
+    ),
+    "moji": Case("moji, batch of 5, 64 tokens each", moji, moji_inputs, ["attn1"], ["attn1.to_v"], SELF),
+    "smollm2": Case(
+        "SmolLM2-135M, four layers, 512 tokens", smollm2, smollm2_inputs, None, ["v_proj"],
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+    ),
+}  # fmt: skip
+
+
+def output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    return model(**inputs, return_dict=False)[0]
