@@ -33,6 +33,19 @@ def test_nothing_heavy_is_imported(start):
     assert run(f"import sys\ntry:\n    {start}\nexcept SystemExit:\n    pass\n{report}").splitlines()[-1] == "[]"
 
 
+def waiting(setting: str) -> str:
+    """OMP_WAIT_POLICY after a command, `setting` being what it was before."""
+    start = (
+        f"import os\n{setting}\nfrom atomtune.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    )
+    return run(f"{start}\nprint(os.environ.get('OMP_WAIT_POLICY'))").splitlines()[-1]
+
+
+def test_waiting_threads_sleep_unless_the_user_decides():
+    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None)") == "PASSIVE"
+    assert waiting("os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'") == "ACTIVE"
+
+
 def test_every_public_name_is_found():
     for name in atomtune.__all__:
         found = getattr(atomtune, name)

@@ -96,6 +96,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
     by Ctrl-C or SIGTERM."""
+    # Threads that wait for one another sleep, and do not take the cores that the others need: beside another program a
+    # step took several times as long. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_post_import_hook(_without_loading_bars, "diffusers")
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
