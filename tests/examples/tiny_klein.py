@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -26,10 +27,9 @@ def write_tiny_klein(folder: Path) -> Path:
     options = {"joint_attention_dim": 8 * len(LAYERS), "guidance_embeds": False}  # klein takes no guidance
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformer = Flux2Transformer2DModel.from_config({**family.model().config, **options})
-        vae = AutoencoderKLFlux2(
-            **{key: value for key, value in AUTOENCODER.items() if key != "scaling_factor"} | {"latent_channels": 1}
-        )
+        transformer: Any = Flux2Transformer2DModel.from_config({**family.model().config, **options})
+        autoencoder: dict[str, Any] = {key: value for key, value in AUTOENCODER.items() if key != "scaling_factor"}
+        vae: Any = AutoencoderKLFlux2(**autoencoder | {"latent_channels": 1})
         text_encoder = Qwen3ForCausalLM(
             Qwen3Config(
                 vocab_size=32,
@@ -41,8 +41,8 @@ def write_tiny_klein(folder: Path) -> Path:
                 head_dim=4,
             )
         )
-    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 4))  # pyright: ignore[reportOptionalMemberAccess]
-    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 4))  # pyright: ignore[reportOptionalMemberAccess]
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 4))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 4))
     words = tokenizer()
     words.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
