@@ -29,7 +29,8 @@ def write_tiny_klein(folder: Path) -> Path:
         torch.manual_seed(0)
         transformer: Any = Flux2Transformer2DModel.from_config({**family.model().config, **options})
         autoencoder: dict[str, Any] = {key: value for key, value in AUTOENCODER.items() if key != "scaling_factor"}
-        vae: Any = AutoencoderKLFlux2(**autoencoder | {"latent_channels": 1})
+        autoencoder["latent_channels"] = 1
+        vae: Any = AutoencoderKLFlux2(**autoencoder)
         text_encoder = Qwen3ForCausalLM(
             Qwen3Config(
                 vocab_size=32,
