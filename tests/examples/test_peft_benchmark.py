@@ -223,7 +223,7 @@ def test_the_benchmarks_steps(config, klein, dino, tmp_path):
     a, b = (torch.nn.functional.normalize(torch.from_numpy(dino.features(images))) for images in (without, adapted))
     found = drift(without, adapted, dino.features)
     assert found.features == pytest.approx((1 - float((a * b).sum(1).mean())) / 2, abs=1e-6)
-    assert found.features > 0 and found.unchanged == 0
+    assert found.features and found.features > 0 and found.unchanged == 0
 
     model.save_pretrained(str(tmp_path))
     again = opened(klein)
