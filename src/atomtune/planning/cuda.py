@@ -1,4 +1,4 @@
-"""What functions do on a CUDA card, for tensors that are on none: precision under autocast, and the kernel of attention.
+"""What functions do on a CUDA card, for tensors that are on none: autocast, and the kernel of attention.
 
 Training runs the denoiser under autocast, which computes products in half precision and norms in float32, and so
 decides how wide the activations are. torch applies it by device and has none for the meta device; here the same lists

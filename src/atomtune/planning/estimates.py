@@ -28,8 +28,7 @@ from atomtune.training.methods import adapt
 from atomtune.training.optimization import make_optimizer
 
 BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
-"""Of a linear layer's quantized weight. nf4 has one float32 scale for every 64 weights; the scales of the others are one
-a row."""
+"""Of a linear layer's quantized weight. nf4 has a float32 scale for every 64 weights, the others one for a row."""
 
 
 @dataclass(frozen=True)

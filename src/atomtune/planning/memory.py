@@ -98,6 +98,8 @@ class MemoryPlan:
     needs: list[Need]
     drawing: dict[str, Memory]
     """`atomtune generate`, with all parts on the card, by adapter."""
+    options: dict[str, dict[str, Any]]
+    """The options of `customize` that give each adapter."""
 
     def fitting(self, adapter: str, gib: float) -> Need | None:
         """The first way of training that fits a card of so many GiB."""
@@ -135,12 +137,13 @@ def plan_memory(
     _check(resolution, batch_size)
     sizes = Sizes.of(parts, resolution, dtype)
     found: list[Need] = []
-    drawing = {}
-    for name, options in adapters(parts).items():
+    drawing, named = {}, adapters(parts)
+    for name, options in named.items():
         config = _config(parts.base, options | {"batch_size": batch_size})
         of_adapter, drawing[name] = needs(sizes, name, config)
         found += of_adapter
-    return MemoryPlan(parts.base, sizes.resolution, batch_size, str(dtype).removeprefix("torch."), found, drawing)
+    precision = str(dtype).removeprefix("torch.")
+    return MemoryPlan(parts.base, sizes.resolution, batch_size, precision, found, drawing, named)
 
 
 def _check(resolution: int | None, batch_size: int) -> None:
@@ -159,9 +162,10 @@ def adapters(parts: Parts) -> dict[str, dict[str, Any]]:
     attention = _attention(model)
     values = [f"{name}.{end}" for name in attention for end in ("to_v", "add_v_proj") if _has(model, f"{name}.{end}")]
     found: dict[str, dict[str, Any]] = {}
-    if (recipe := recipe_name_for(parts.base)) is not None:
-        found[f"recipe {recipe}"] = recipe_for(parts.base)
-    if TARGETS.get(parts.denoiser.name) == attention:
+    recipe = recipe_for(parts.base)
+    if recipe:
+        found[f"recipe {recipe_name_for(parts.base)}"] = {}  # it acts where nothing else is given
+    if TARGETS.get(parts.denoiser.name) == attention and recipe.get("target_modules") != attention:
         found["attention atoms"] = {"method": "atoms", "target_modules": attention}
     found["linear atoms"] = {"method": "atoms", "target_modules": values}
     found["LoRA"] = {"method": "lora", "target_modules": attention}
@@ -190,6 +194,10 @@ class Sizes:
     """It encodes, in float32."""
     text_encoders: dict[str, dict[str | None, Memory]]
     """By part, by how it is quantized."""
+    decoding: Memory
+    """The autoencoder decodes, in the precision of the base."""
+    decoding_samples: Memory
+    """In float32 under autocast, as training draws its samples."""
 
     @classmethod
     def of(cls, parts: Parts, resolution: int | None, dtype: torch.dtype) -> Sizes:
@@ -203,7 +211,10 @@ class Sizes:
             raise UserError(f"{parts.base} cannot encode images of {size} pixels: try {_near(size)}.") from error
         encoders = parts.text_encoders.items()
         texts = {name: estimates.encode_text(part, parts.tokens, dtype) for name, part in encoders}
-        return cls(parts, size, dtype, latents, autoencoder, texts)
+        autocast = None if dtype == torch.float32 else dtype
+        decoding = estimates.decode_image(parts.autoencoder, latents, dtype, None)
+        samples = estimates.decode_image(parts.autoencoder, latents, torch.float32, autocast)
+        return cls(parts, size, dtype, latents, autoencoder, texts, decoding, samples)
 
     def encoding(self, kind: str | None) -> dict[str, Memory]:
         """Each part that encodes, by itself."""
@@ -219,10 +230,10 @@ class Sizes:
         return adapted.train(self._step(examples(config)))
 
     def samples(self, adapted: Adapted) -> Memory:
-        """Images drawn during training: the denoiser, with the optimizer's state beside it, then the autoencoder too."""
+        """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
         frozen = adapted.frozen()
         denoising = adapted.draw(self._step(1 + self.parts.guided), adapted.autocast)
-        decoding = self._decoding(torch.float32, adapted.autocast)
+        decoding = self.decoding_samples
         if denoising > decoding.peak:
             return dataclasses.replace(frozen, activations=denoising)
         weights = frozen.weights + decoding.weights
@@ -230,15 +241,12 @@ class Sizes:
 
     def drawing(self, adapted: Adapted) -> Memory:
         """`atomtune generate`: all parts on the card."""
-        frozen, decoding = adapted.frozen(), self._decoding(self.dtype, None)
+        frozen, decoding = adapted.frozen(), self.decoding
         texts = [by_kind[None] for by_kind in self.text_encoders.values()]
         denoising = adapted.draw(self._step(1 + self.parts.guided), None)
         weights = sum(each.weights for each in (frozen, decoding, *texts))
         highest = max(denoising, decoding.activations, *(each.activations for each in texts))
         return Memory(weights, frozen.adapter, activations=highest)
-
-    def _decoding(self, dtype: torch.dtype, autocast: torch.dtype | None) -> Memory:
-        return estimates.decode_image(self.parts.autoencoder, self.latents, dtype, autocast)
 
     def _step(self, images: int) -> Step:
         return Step(images, *self.latents, self.parts.tokens, self.dtype)

@@ -37,14 +37,16 @@ class Part:
     config: Mapping[str, Any]
 
     def build(self, dtype: torch.dtype) -> Any:
-        """The model on the meta device, where it has shapes and no values."""
+        """The model, frozen, on the meta device, where it has shapes and no values."""
         kind: Any = getattr(import_module(self.library), self.name)
         with torch.device("meta"):
             if self.library == "diffusers":
                 model = kind.from_config(dict(self.config))
             else:
                 model = kind(kind.config_class.from_dict(dict(self.config)))
-        return torch.nn.Module.to(model, dtype).eval()  # not by diffusers' own `to`, which warns of any cast
+        return (
+            torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
+        )  # not by diffusers' own `to`, which warns of any cast
 
 
 @dataclass(frozen=True)
