@@ -102,7 +102,6 @@ def advice(found: "MemoryPlan", gpu: float) -> list[str]:
             for each in value if isinstance(value, list) else [value]:
                 words += [f"--{name.replace('_', '-')}", each]
         words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
-        sentences.append(
-            f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command_line('customize', *words)}"
-        )
+        command = command_line("customize", *words)
+        sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
     return sentences

@@ -44,9 +44,8 @@ class Part:
                 model = kind.from_config(dict(self.config))
             else:
                 model = kind(kind.config_class.from_dict(dict(self.config)))
-        return (
-            torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
-        )  # not by diffusers' own `to`, which warns of any cast
+        torch.nn.Module.to(model, dtype)  # not by diffusers' own `to`, which warns of any cast
+        return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
