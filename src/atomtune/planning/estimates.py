@@ -141,12 +141,12 @@ class Adapted:
 
     def _state(self) -> list[Tensor]:
         values = (value for state in self.optimizer.state.values() for value in state.values())
-        return [value for value in values if isinstance(value, Tensor) and value.is_meta]
+        return [value for value in values if isinstance(value, Tensor) and value.device == self.trained[0].device]
 
     def train(self, step: Step) -> Memory:
         """One optimizer step: forward, backward, clipping of gradients, and the update."""
         self.model.train()
-        with Storages() as seen:
+        with Storages(step.device) as seen:
             seen.leave_out([*tensors_of(self.model), *self._state()])
             with CudaFunctions(self.autocast):
                 output = self._run(step)
