@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from atomtune.planning.estimates import Adapted, Memory, decode_image, encode_image, quantized, size, tensors_of
-from atomtune.planning.inputs import INPUTS, Step, step_inputs
+from atomtune.planning.estimates import Adapted, quantized
+from atomtune.planning.inputs import Step
 from atomtune.planning.parts import Part
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.optimization import make_optimizer
-from tests.adapters.families import FAMILIES
 
 PIXART: dict[str, Any] = {
     "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 4, "out_channels": 8, "num_layers": 4,
     "cross_attention_dim": 128, "caption_channels": 64, "sample_size": 32, "use_additional_conditions": False,
 }  # fmt: skip
 STEP = Step(2, 4, 32, 32, 20, torch.float32)
+STEP_IN_HALF = Step(2, 4, 32, 32, 20)
 
 
 def part(**changes: Any) -> Part:
@@ -76,3 +76,35 @@ def test_a_planned_step_takes_what_a_real_one_takes(options, checkpointing):
     assert planned.optimizer == pytest.approx(counted.optimizer, rel=0.01)  # beside a number for each parameter
     assert planned.activations == pytest.approx(counted.activations, rel=0.05)
     assert planned.activations == pytest.approx(measured, rel=0.05)
+
+
+def test_checkpointing_lowers_activations_and_nothing_else():
+    plain, again = (
+        Adapted.of(part(), config(gradient_checkpointing=each), torch.bfloat16).train(STEP_IN_HALF)
+        for each in (False, True)
+    )
+    assert again.activations < 0.5 * plain.activations
+    assert (again.weights, again.adapter, again.optimizer) == (plain.weights, plain.adapter, plain.optimizer)
+
+
+def test_quantized_weights_are_smaller_and_a_layer_needs_a_copy():
+    adapted = Adapted.of(part(), config(), torch.bfloat16)
+    whole = adapted.frozen()
+    linear = [module.weight for module in adapted.model.modules() if isinstance(module, torch.nn.Linear)]
+    weights, others = sum(each.nbytes for each in linear), whole.weights - sum(each.nbytes for each in linear)
+    int8, nf4 = (quantized(whole, adapted.model, kind) for kind in ("int8", "nf4"))
+    assert int8.weights == others + weights // 2  # of bfloat16
+    assert nf4.weights == others + round(weights / 2 * (0.5 + 4 / 64))
+    assert int8.activations == nf4.activations == max(each.nbytes for each in linear)
+    assert (int8.adapter, int8.optimizer) == (whole.adapter, whole.optimizer)
+
+
+@pytest.mark.parametrize("options", [{}, {"target_modules": ("attn1.to_v",)}], ids=str)
+def test_activations_grow_with_the_tokens_and_not_with_their_square(options):
+    """A card's attention kernels store no map of N × N, for attention atoms too."""
+    adapted = Adapted.of(part(), config(**options), torch.bfloat16)
+    small, large = (
+        adapted.train(Step(1, 4, side, side, 20)).activations
+        for side in (64, 128)  # 1,024 and 4,096 tokens
+    )
+    assert large < 4.1 * small

@@ -214,10 +214,8 @@ class Sizes:
         size = parts.resolution if resolution is None else resolution
         if size is None:
             raise UserError(f"{parts.base} does not define the size of its images: give a resolution in pixels.")
-        try:
-            autoencoder, latents = estimates.encode_image(parts.autoencoder, size)
-        except RuntimeError as error:
-            raise UserError(f"{parts.base} cannot encode images of {size} pixels: try {_near(size)}.") from error
+        autoencoder, latents = estimates.encode_image(parts.autoencoder, size)
+        _check_multiple(parts, size, latents)
         encoders = parts.text_encoders.items()
         texts = {name: estimates.encode_text(part, parts.tokens, dtype) for name, part in encoders}
         autocast = None if dtype == torch.float32 else dtype
@@ -284,5 +282,12 @@ def examples(config: CustomizeConfig) -> int:
     return count + (math.ceil(config.batch_size * config.preserve_share) if config.preserve else 0)
 
 
-def _near(size: int) -> int:
-    return max(64, round(size / 64) * 64)
+def _check_multiple(parts: Parts, size: int, latents: tuple[int, int, int]) -> None:
+    """Raise `UserError` unless the side of an image is a multiple of that of a token."""
+    config = parts.denoiser.config
+    packed = config.get("in_channels") == 4 * latents[0]  # 2 × 2 latents in a token, by the pipeline
+    patch = 2 if packed else config.get("patch_size") or min(config.get("all_patch_size") or [1])
+    multiple = round(size / latents[1]) * patch
+    if size % multiple:
+        near = max(1, round(size / multiple)) * multiple
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")
