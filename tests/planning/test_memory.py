@@ -96,7 +96,7 @@ def images_folder(tmp_path):
     [
         ({"resolution": 4}, "resolution must be at least 8, got 4"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"resolution": 61}, "resolution must be a multiple of 4 with this base, got 61: try 60"),
+        ({"resolution": 61}, "resolution must be a multiple of 16 with this base, got 61: try 64"),
     ],
     ids=str,
 )

@@ -287,7 +287,7 @@ def _check_multiple(parts: Parts, size: int, latents: tuple[int, int, int]) -> N
     config = parts.denoiser.config
     packed = config.get("in_channels") == 4 * latents[0]  # 2 × 2 latents in a token, by the pipeline
     patch = 2 if packed else config.get("patch_size") or min(config.get("all_patch_size") or [1])
-    multiple = round(size / latents[1]) * patch
+    multiple = 2 ** round(math.log2(size / latents[1])) * patch  # autoencoders halve the side, again and again
     if size % multiple:
         near = max(1, round(size / multiple)) * multiple
         raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")

@@ -41,7 +41,8 @@ class Part:
         kind: Any = getattr(import_module(self.library), self.name)
         with torch.device("meta"):
             if self.library == "diffusers":
-                model = kind.from_config(dict(self.config))
+                accepted = inspect.signature(kind.__init__).parameters  # of the rest it would warn
+                model = kind.from_config({name: value for name, value in self.config.items() if name in accepted})
             else:
                 model = kind(kind.config_class.from_dict(dict(self.config)))
         torch.nn.Module.to(model, dtype)  # not by diffusers' own `to`, which warns of any cast
