@@ -113,13 +113,13 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
 def native_resolution(pipe: DiffusionPipeline) -> int:
     """Height and width, in pixels, of the images that the base draws by default. Raises `UserError` if the base does
     not define it."""
-    size = default_resolution(pipe)
+    size = _default_resolution(pipe)
     if size is None:
         raise UserError(f"{type(pipe).__name__} does not define the size of its images: give a resolution in pixels.")
     return size
 
 
-def default_resolution(pipe: Any) -> int | None:
+def _default_resolution(pipe: Any) -> int | None:
     size = denoiser(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if size is None or factor is None:
@@ -161,7 +161,7 @@ def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict
     """
     _refuse_video(pipe)
     options: dict[str, Any] = {}
-    if resolution is not None or default_resolution(pipe) is not None:
+    if resolution is not None or _default_resolution(pipe) is not None:
         size = resolution_for(pipe, resolution)
         options |= {"height": size, "width": size}
     accepted = inspect.signature(type(pipe).__call__).parameters

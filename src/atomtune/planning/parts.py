@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,8 @@ def find_parts(name_or_path: str | Path) -> Parts:
     the `config.json` files are read), or a hub name, of which the same files are fetched. Raises `UserError`."""
     name = str(name_or_path)
     if name == bases.MOJI:
-        return parts_of(bases.load_base(name))
+        pipe = bases.load_base(name)
+        return replace(parts_of(pipe), resolution=bases.native_resolution(pipe))
     if (expanded(name) / "model_index.json").is_file():
         return _from_folder(name, expanded(name))
     if (known := _known().get(name)) is not None:
@@ -97,10 +98,10 @@ def find_parts(name_or_path: str | Path) -> Parts:
 
 
 def parts_of(pipe: DiffusionPipeline) -> Parts:
-    """The parts of an open pipeline."""
+    """The parts of an open pipeline, without a resolution."""
     models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     parts = {name: _part_of(model) for name, model in models.items()}
-    return _joined(pipe.name_or_path, type(pipe), parts, bases.default_resolution(pipe))
+    return _joined(pipe.name_or_path, type(pipe), parts, None)
 
 
 def _part_of(model: Any) -> Part:
@@ -139,7 +140,7 @@ def _from_folder(name: str, folder: Path) -> Parts:
         for each, entry in index.items():
             file = folder / each / "config.json"
             if isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and file.is_file():
-                parts[each] = Part(*entry, json.loads(file.read_text(encoding="utf-8")))
+                parts[each] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name} could not be read as a diffusers pipeline ({reason:.200}).") from error
