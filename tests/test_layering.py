@@ -18,7 +18,7 @@ MODULES = {
 LAYERS = [
     {"cli", "studio"},
     {"comparing", "editing", "lora"},
-    {"training", "analysis"},
+    {"training", "analysis", "planning"},
     {"storage", "metrics", "sampling", "prompts"},
     {"atoms", "bases", "moji", "recording", "steering", "tracing"},
     {"adapters"},

@@ -8,6 +8,7 @@ from . import lora as lora
 from . import method as method
 from . import metrics as metrics
 from . import moji as moji
+from . import planning as planning
 from . import recording as recording
 from . import sampling as sampling
 from . import shipped as shipped
@@ -58,6 +59,8 @@ from .method.attention import DictionaryAttention as DictionaryAttention
 from .method.attention import OrdinaryAttention as OrdinaryAttention
 from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
+from .planning.memory import MemoryPlan as MemoryPlan
+from .planning.memory import plan_memory as plan_memory
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
 from .sampling import Drawing as Drawing

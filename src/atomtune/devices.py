@@ -55,6 +55,14 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     return DTYPES[dtype]
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on the accelerator; None on a CPU, and on an accelerator that does not tell."""
+    if device.type == "cpu":
+        return None
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if ask is None else ask(device)[0]
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):

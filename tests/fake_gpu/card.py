@@ -35,6 +35,7 @@ class _Backend:
     manual_seed_all = synchronize = empty_cache = staticmethod(lambda *_: None)
     get_rng_state = staticmethod(lambda *_: torch.zeros(16, dtype=torch.uint8))
     set_rng_state = staticmethod(lambda *_: None)
+    mem_get_info = staticmethod(lambda *_: (80 * 2**30, 80 * 2**30))
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from atomtune import bases, manifest
-from atomtune.devices import pick_device, pick_dtype
+from atomtune.devices import free_memory, pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.storage import folders
@@ -100,6 +100,11 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 
     autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
+    if main and (free := free_memory(accelerator.device)) is not None:
+        from atomtune.planning import check  # imports this package
+
+        if said := check.warning(pipe, config, resolution, PRECISIONS[config.mixed_precision], free):
+            logger.warning("%s", said)
     with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
         if main:
             manifest.record(config.out, config.out / "config.yaml", config.out / RECORD)

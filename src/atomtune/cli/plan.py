@@ -1,0 +1,107 @@
+"""`atomtune plan`: will it fit the card?"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from atomtune.errors import UserError
+
+if TYPE_CHECKING:
+    from atomtune.planning.memory import MemoryPlan
+
+
+def plan(
+    *,
+    base: str = "moji",
+    resolution: int | None = None,
+    gpu: float | None = None,
+    batch_size: int = 1,
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",
+) -> None:
+    """Say how much memory training and drawing need on a card, and which options make it fit.
+
+    Nothing is downloaded for a known base, no weights are loaded and nothing is computed: shapes alone go through the
+    real model. The first table is what is on the card at the highest moment of each phase, in GiB. The second one says
+    for each adapter and way of training which cards `atomtune customize` fits on, with an allowance for what is not
+    counted.
+
+    Args:
+        base: Base model: "moji", a known base, a folder that holds a diffusers pipeline (its configurations suffice),
+            or a hub name.
+        resolution: Height and width in pixels (the base's own by default).
+        gpu: Memory of your card in GB. The command that fits it is printed.
+        batch_size: Images in one forward pass.
+        dtype: Precision of the frozen base on the card.
+    """
+    from rich.console import Console
+
+    from atomtune.devices import DTYPES
+    from atomtune.planning import plan_memory
+
+    if gpu is not None and gpu <= 0:
+        raise UserError(f"--gpu must be above 0, got {gpu:g}.")
+    found = plan_memory(base, resolution, batch_size, DTYPES[dtype])
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    if gpu is not None:
+        for sentence in advice(found, gpu):
+            console.print(sentence, soft_wrap=True, highlight=False)
+
+
+def tables(found: "MemoryPlan") -> list[Any]:
+    """What each phase needs, and which cards it fits on."""
+    from rich.table import Column, Table
+
+    from atomtune.planning.memory import CARDS, GIB
+
+    images = f"{found.batch_size} image{'s' * (found.batch_size > 1)} at once"
+    title = f"{found.base}, {found.resolution} pixels, {images}, {found.dtype}: GiB on the card"
+    numbers = [Column(name, justify="right") for name in ("weights", "adapter", "optimizer", "activations", "peak")]
+    phases = Table(Column("phase"), *numbers, title=title, title_justify="left")
+
+    def row(label: str, memory: Any) -> None:
+        parts = (memory.weights, memory.adapter, memory.optimizer, memory.activations, memory.peak)
+        phases.add_row(label, *(f"{part / GIB:.2f}" if part else "–" for part in parts))
+
+    by_way = {need.way.quantize: need.encoding for need in found.needs}
+    for kind, encoding in by_way.items():
+        for name, memory in encoding.items():
+            if kind is None or memory != by_way[None][name]:
+                row(f"encoding: {name}{f', {kind}' if kind else ''}", memory)
+    cards = [Column(str(card), justify="right") for card in CARDS]
+    fits = Table(
+        Column("customize"), Column("needs", justify="right"), *cards, title="Fits a card of so many GB",
+        title_justify="left",
+    )  # fmt: skip
+    for adapter in found.adapters:
+        phases.add_section()
+        fits.add_section()
+        needs = [need for need in found.needs if need.adapter == adapter]
+        for need in needs:
+            row(f"{adapter}: training, {need.way}", need.training)
+            marks = ("yes" if need.card <= card * GIB else "–" for card in CARDS)
+            fits.add_row(f"{adapter}, {need.way}", f"{need.card / GIB:.1f}", *marks)
+        row(f"{adapter}: samples while training", needs[0].samples)
+        row(f"{adapter}: drawing", found.drawing[adapter])
+    return [phases, fits]
+
+
+def advice(found: "MemoryPlan", gpu: float) -> list[str]:
+    """For each adapter, the command that fits a card of so many GB, or that there is none."""
+    from atomtune.planning.memory import GIB
+    from atomtune.shell import command_line
+
+    sentences = []
+    for adapter in found.adapters:
+        need = found.fitting(adapter, gpu)
+        if need is None:
+            least = min(each.card for each in found.needs if each.adapter == adapter and each.way.there)
+            sentences.append(f"{adapter}: does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
+            continue
+        words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
+        for name, value in found.options[adapter].items():
+            for each in value if isinstance(value, list) else [value]:
+                words += [f"--{name.replace('_', '-')}", each]
+        words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
+        command = command_line("customize", *words)
+        sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
+    return sentences

@@ -1,0 +1,293 @@
+"""Will it fit the card? The memory of `customize` and of drawing for a base, by kind of adapter and by option.
+
+Nothing is loaded and nothing computed: see `estimates`. `customize` has one part of a base on the card at a time, so it
+needs the largest of encoding (each text encoder, the autoencoder), training, and the samples that it draws on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atomtune.adapters.targets import TARGETS
+from atomtune.errors import UserError
+from atomtune.planning import estimates
+from atomtune.planning.estimates import Adapted, Memory
+from atomtune.planning.inputs import Step
+from atomtune.planning.parts import Parts, find_parts
+from atomtune.training.config import CustomizeConfig
+from atomtune.training.methods import linear_layers
+from atomtune.training.recipes import configure, recipe_for, recipe_name_for
+
+GIB = 1024**3
+CARDS = (8, 12, 16, 24, 48, 80)
+"""Memory of the cards that people have, in GiB."""
+
+CONTEXT = round(0.6 * GIB)
+"""Bytes that CUDA and its libraries take before the first tensor."""
+FRAGMENTATION = 0.05
+"""Share of the peak that is lost between blocks of memory, and to the workspaces of kernels."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Options of `customize` that save memory."""
+
+    gradient_checkpointing: bool = False
+    quantize: str | None = None
+
+    def __str__(self) -> str:
+        """As it stands in a table."""
+        words = ["checkpointing"] * self.gradient_checkpointing + [f"{self.quantize} base"] * bool(self.quantize)
+        return ", ".join(words) or "plain"
+
+    @property
+    def flags(self) -> str:
+        """As it is typed."""
+        return " ".join(
+            ["--gradient-checkpointing"] * self.gradient_checkpointing
+            + [f"--quantize {self.quantize}"] * bool(self.quantize)
+        )
+
+    @property
+    def there(self) -> bool:
+        """Whether `customize` has these options."""
+        return self.quantize is None or any(field.name == "quantize" for field in dataclasses.fields(CustomizeConfig))
+
+
+WAYS = (Way(), Way(True), Way(True, "int8"), Way(True, "nf4"))
+"""From the fastest to the smallest."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of `customize` with one adapter, trained in one way."""
+
+    adapter: str
+    way: Way
+    encoding: dict[str, Memory]
+    """By part: "text_encoder", "vae"."""
+    training: Memory
+    samples: Memory
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the highest moment of the run."""
+        return max(each.peak for each in (*self.encoding.values(), self.training, self.samples))
+
+    @property
+    def card(self) -> int:
+        """Bytes that a card must have free: the peak, with the allowance for what is not counted."""
+        return with_allowance(self.peak)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a base needs at a resolution (height and width in pixels), for each adapter and way of training."""
+
+    base: str
+    resolution: int
+    batch_size: int
+    dtype: str
+    needs: list[Need]
+    drawing: dict[str, Memory]
+    """`atomtune generate`, with all parts on the card, by adapter."""
+    options: dict[str, dict[str, Any]]
+    """The options of `customize` that give each adapter."""
+
+    def fitting(self, adapter: str, gib: float) -> Need | None:
+        """The first way of training that fits a card of so many GiB."""
+        fits = (need for need in self.needs if need.adapter == adapter and need.card <= gib * GIB)
+        return next((need for need in fits if need.way.there), None)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters."""
+        return list(self.drawing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in bytes, as JSON holds them."""
+        plain = dataclasses.asdict(self)
+        for need, given in zip(self.needs, plain["needs"]):
+            given |= {"peak": need.peak, "card": need.card}
+        return plain
+
+
+def with_allowance(peak: int) -> int:
+    """Bytes that a card must have free for a peak of so many, with what is not counted."""
+    return round(peak * (1 + FRAGMENTATION)) + CONTEXT
+
+
+def plan_memory(
+    base: str | Path, resolution: int | None = None, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> MemoryPlan:
+    """What `customize` and drawing need on a card, without loading weights: for attention atoms, where the base can
+    carry them, linear atoms, LoRA, and the base's recipe if there is one.
+
+    `base` is "moji", one of the bases whose configurations ship with the package, a folder that holds a diffusers
+    pipeline (its configurations suffice), or a hub name. Raises `UserError`.
+    """
+    parts = find_parts(base)
+    _check(resolution, batch_size)
+    sizes = Sizes.of(parts, resolution, dtype)
+    found: list[Need] = []
+    drawing, named = {}, adapters(parts)
+    for name, options in named.items():
+        config = _config(parts.base, options | {"batch_size": batch_size})
+        of_adapter, drawing[name] = needs(sizes, name, config)
+        found += of_adapter
+    precision = str(dtype).removeprefix("torch.")
+    return MemoryPlan(parts.base, sizes.resolution, batch_size, precision, found, drawing, named)
+
+
+def _check(resolution: int | None, batch_size: int) -> None:
+    for name, value, minimum in (("resolution", resolution, 8), ("batch_size", batch_size, 1)):
+        if value is not None and value < minimum:
+            raise UserError(f"{name} must be at least {minimum}, got {value}.")
+
+
+def _config(base: str, options: Mapping[str, Any]) -> CustomizeConfig:
+    return configure(images="images", class_name="subject", out="run", **{"base": base} | dict(options))
+
+
+def adapters(parts: Parts) -> dict[str, dict[str, Any]]:
+    """Options of `customize` by the name of the adapter that they give."""
+    model = parts.denoiser.build(torch.bfloat16)
+    attention = _attention(model)
+    values = [f"{name}.{end}" for name in attention for end in ("to_v", "add_v_proj") if _has(model, f"{name}.{end}")]
+    found: dict[str, dict[str, Any]] = {}
+    recipe = recipe_for(parts.base)
+    if recipe:
+        found[f"recipe {recipe_name_for(parts.base)}"] = {}  # it acts where nothing else is given
+    if TARGETS.get(parts.denoiser.name) == attention and recipe.get("target_modules") != attention:
+        found["attention atoms"] = {"method": "atoms", "target_modules": attention}
+    found["linear atoms"] = {"method": "atoms", "target_modules": values}
+    found["LoRA"] = {"method": "lora", "target_modules": _linear(model, attention)}
+    return found
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """Attention modules by the end of their names: self-attention alone where the text has its own, as in the paper."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "to_v")}
+    return ["attn1"] if "attn1" in names else sorted(names)
+
+
+def _linear(model: nn.Module, attention: list[str]) -> list[str]:
+    """The attention modules, or else those of their linear layers whose names mean nothing else in the model."""
+    ends = linear_layers(model, tuple(attention))
+    others = [name for name, module in model.named_modules() if not isinstance(module, nn.Linear)]
+    clear = [end for end in ends if not any(name.endswith(f".{end}") for name in others)]
+    return attention if clear == ends else clear
+
+
+def _has(model: nn.Module, end: str) -> bool:
+    return any(name.endswith(f".{end}") for name, _ in model.named_modules())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A base at a resolution: what does not depend on the adapter."""
+
+    parts: Parts
+    resolution: int
+    dtype: torch.dtype
+    latents: tuple[int, int, int]
+    autoencoder: Memory
+    """It encodes, in float32."""
+    text_encoders: dict[str, dict[str | None, Memory]]
+    """By part, by how it is quantized."""
+    decoding: Memory
+    """The autoencoder decodes, in the precision of the base."""
+    decoding_samples: Memory
+    """In float32 under autocast, as training draws its samples."""
+
+    @classmethod
+    def of(cls, parts: Parts, resolution: int | None, dtype: torch.dtype) -> Sizes:
+        """Raises `UserError` if there is no resolution, or the base cannot draw it."""
+        size = parts.resolution if resolution is None else resolution
+        if size is None:
+            raise UserError(f"{parts.base} does not define the size of its images: give a resolution in pixels.")
+        autoencoder, latents = estimates.encode_image(parts.autoencoder, size)
+        _check_multiple(parts, size, latents)
+        encoders = parts.text_encoders.items()
+        texts = {name: estimates.encode_text(part, parts.tokens, dtype) for name, part in encoders}
+        autocast = None if dtype == torch.float32 else dtype
+        decoding = estimates.decode_image(parts.autoencoder, latents, dtype, None)
+        samples = estimates.decode_image(parts.autoencoder, latents, torch.float32, autocast)
+        return cls(parts, size, dtype, latents, autoencoder, texts, decoding, samples)
+
+    def encoding(self, kind: str | None) -> dict[str, Memory]:
+        """Each part that encodes, by itself."""
+        return {name: by_kind[kind] for name, by_kind in self.text_encoders.items()} | {"vae": self.autoencoder}
+
+    def adapted(self, config: CustomizeConfig, checkpointing: bool) -> Adapted:
+        """The denoiser with the adapter of `config`."""
+        changed = dataclasses.replace(config, gradient_checkpointing=checkpointing)
+        return Adapted.of(self.parts.denoiser, changed, self.dtype)
+
+    def training(self, adapted: Adapted, config: CustomizeConfig) -> Memory:
+        """One optimizer step."""
+        return adapted.train(self._step(examples(config)))
+
+    def samples(self, adapted: Adapted) -> Memory:
+        """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
+        frozen = adapted.frozen()
+        denoising = adapted.draw(self._step(1 + self.parts.guided), adapted.autocast)
+        decoding = self.decoding_samples
+        if denoising > decoding.peak:
+            return dataclasses.replace(frozen, activations=denoising)
+        weights = frozen.weights + decoding.weights
+        return dataclasses.replace(frozen, weights=weights, activations=decoding.activations)
+
+    def drawing(self, adapted: Adapted) -> Memory:
+        """`atomtune generate`: all parts on the card."""
+        frozen, decoding = adapted.frozen(), self.decoding
+        texts = [by_kind[None] for by_kind in self.text_encoders.values()]
+        denoising = adapted.draw(self._step(1 + self.parts.guided), None)
+        weights = sum(each.weights for each in (frozen, decoding, *texts))
+        highest = max(denoising, decoding.activations, *(each.activations for each in texts))
+        return Memory(weights, frozen.adapter, activations=highest)
+
+    def _step(self, images: int) -> Step:
+        return Step(images, *self.latents, self.parts.tokens, self.dtype)
+
+
+def needs(sizes: Sizes, name: str, config: CustomizeConfig, ways: Sequence[Way] = WAYS) -> tuple[list[Need], Memory]:
+    """What `customize` needs in each of `ways`, and what drawing needs."""
+    plain = sizes.adapted(config, checkpointing=False)
+    samples, drawing = sizes.samples(plain), sizes.drawing(plain)
+    training: dict[bool, Memory] = {}
+    found = []
+    for way in ways:
+        if way.gradient_checkpointing not in training:
+            adapted = sizes.adapted(config, way.gradient_checkpointing)
+            training[way.gradient_checkpointing] = sizes.training(adapted, config)
+        both = [training[way.gradient_checkpointing], samples]
+        if way.quantize is not None:
+            both = [estimates.quantized(each, plain.model, way.quantize) for each in both]
+        found.append(Need(name, way, sizes.encoding(way.quantize), *both))
+    return found, drawing
+
+
+def examples(config: CustomizeConfig) -> int:
+    """Images in one forward pass, with those of the class and of other prompts."""
+    count = config.batch_size * (2 if config.prior_preservation else 1)
+    return count + (math.ceil(config.batch_size * config.preserve_share) if config.preserve else 0)
+
+
+def _check_multiple(parts: Parts, size: int, latents: tuple[int, int, int]) -> None:
+    """Raise `UserError` unless the side of an image is a multiple of that of a token."""
+    config = parts.denoiser.config
+    packed = config.get("in_channels") == 4 * latents[0]  # 2 × 2 latents in a token, by the pipeline
+    patch = 2 if packed else config.get("patch_size") or min(config.get("all_patch_size") or [1])
+    multiple = 2 ** round(math.log2(size / latents[1])) * patch  # autoencoders halve the side, again and again
+    if size % multiple:
+        near = max(1, round(size / multiple)) * multiple
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")

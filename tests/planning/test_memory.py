@@ -1,0 +1,119 @@
+"""The plan of a base, and the sentence before a run."""
+
+import dataclasses
+import shlex
+
+import pytest
+import torch
+
+import atomtune
+from atomtune import cli
+from atomtune.bases import load_base
+from atomtune.cli.plan import advice
+from atomtune.errors import UserError
+from atomtune.planning import check
+from atomtune.planning.memory import GIB, Need, Way, adapters, examples, plan_memory
+from atomtune.planning.parts import find_parts
+from atomtune.training.config import CustomizeConfig
+from atomtune.training.recipes import configure
+
+
+@pytest.fixture(scope="module")
+def found(base):
+    return plan_memory(base, 64)
+
+
+def test_a_plan_has_every_adapter_and_every_way(found):
+    assert found.adapters == ["attention atoms", "linear atoms", "LoRA"] and len(found.needs) == 3 * 4
+    for need in found.needs:
+        assert set(need.encoding) == {"text_encoder", "vae"}
+        assert need.peak == max(each.peak for each in (*need.encoding.values(), need.training, need.samples))
+        assert need.card > need.peak
+    for adapter, drawing in found.drawing.items():
+        need = next(each for each in found.needs if each.adapter == adapter)
+        encoder = need.encoding["text_encoder"].weights
+        assert drawing.weights > need.training.weights + encoder  # all parts are on the card
+    assert found.to_dict()["needs"][0]["peak"] == found.needs[0].peak
+
+
+def test_the_advice_is_a_command_that_works(found):
+    """Its options are those that `customize` has."""
+    for sentence in advice(found, 8.0):
+        words = shlex.split(sentence.partition(" needed: ")[2])
+        _, (config,), _ = cli.parsed(words[words.index("customize") :])
+        assert config.resolution == 64 and config.gradient_checkpointing is False
+    for sentence in advice(found, 0.1):
+        assert "does not fit 0.1 GB; the least is 0.6 GB." in sentence
+
+
+def test_only_options_that_customize_has_are_advised():
+    names = {field.name for field in dataclasses.fields(CustomizeConfig)}
+    assert Way(True).there and Way(True, "int8").there == ("quantize" in names)
+
+
+def test_the_recipe_of_a_base_is_among_its_adapters():
+    named = adapters(find_parts("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"))
+    assert list(named) == ["recipe pixart-sigma", "linear atoms", "LoRA"]  # the recipe has attention atoms
+    named = adapters(find_parts("black-forest-labs/FLUX.2-klein-4B"))
+    assert named["linear atoms"]["target_modules"] == ["attn.to_v", "attn.add_v_proj"]
+    assert "attn.to_out.0" in named["LoRA"]["target_modules"] and "attn.to_out" not in named["LoRA"]["target_modules"]
+
+
+@pytest.mark.parametrize(
+    "options, images",
+    [({}, 2), ({"prior_preservation": True}, 4), ({"preserve": True}, 3)],
+    ids=str,
+)
+def test_images_of_the_class_and_other_prompts_are_in_the_pass(options, images):
+    given = {"images": "images", "class_name": "dog", "out": "run", "base": "tiny", "batch_size": 2}
+    assert examples(configure(**given | options)) == images
+
+
+def test_before_a_run_the_options_that_fit_are_named(base, images_folder, monkeypatch):
+    pipe = load_base(base)
+    config = configure(images=images_folder, class_name="dog", out="run", base=base, num_atoms=8)
+    assert check.warning(pipe, config, 64, torch.float32, 80 * GIB) is None
+    original = Need.card.fget
+
+    def card(need):  # the tiny base is far below any card
+        return GIB if need.way.gradient_checkpointing else 30 * GIB
+
+    assert original is not None
+    monkeypatch.setattr(Need, "card", property(card))
+    said = check.warning(pipe, config, 64, torch.float32, 24 * GIB)
+    assert said == (
+        "this run needs about 30.0 GB on the card, and 24.0 GB are free: with --gradient-checkpointing it needs 1.0 GB."
+    )
+
+
+@pytest.fixture
+def images_folder(tmp_path):
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"resolution": 4}, "resolution must be at least 8, got 4"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"resolution": 61}, "resolution must be a multiple of 16 with this base, got 61: try 64"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_planned_is_refused(base, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        plan_memory(base, **{"resolution": 64} | options)
+
+
+def test_the_command_prints_both_tables(base, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--base", base, "--gpu", "0"])
+    assert "--gpu must be above 0, got 0." in capsys.readouterr().err
+    cli.main(["plan", "--base", base, "--resolution", "64", "--gpu", "8"])
+    shown = capsys.readouterr().out
+    for words in ("encoding: text_encoder", "activations", "Fits a card of so many GB", "fits 8 GB"):
+        assert words in shown
+
+
+def test_the_function_is_public():
+    assert atomtune.plan_memory is plan_memory
