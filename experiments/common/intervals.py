@@ -34,12 +34,13 @@ def sided(differences: Sequence[float], sign: int = 1) -> str:
     return HOLDS if sign * low > 0 else NOT_HERE
 
 
-def paired(claim: str, differences: Sequence[float], sign: int = 1, item: str = "", said: str = "") -> Claim:
-    """A claim on differences, one for each subject; `said` goes before them."""
-    side = "above" if sign > 0 else "below"
-    rule = f"the 95 % interval of the paired difference is {side} 0; one that holds 0 is no difference"
-    number = shown(differences, sign="+")
-    return Claim(claim, f"{said}{number}", rule, sided(differences, sign), item=item, brief=number)
+def paired(claim: str, differences: Sequence[float], sign: int = 1, item: str = "", what: str = "") -> Claim:
+    """A claim on numbers that should be above 0 (below it, for a `sign` of -1), one for each subject: `what` they are,
+    differences if nothing is said."""
+    side, number = "above" if sign > 0 else "below", shown(differences, sign="+")
+    rule = f"the 95 % interval of the {what or 'paired difference'} is {side} 0; if it holds 0, no difference"
+    said = f"{what} {number}" if what else number
+    return Claim(claim, said, rule, sided(differences, sign), item=item, brief=said)
 
 
 def trend(dial: Sequence[float], scores: Sequence[float]) -> float:

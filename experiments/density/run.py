@@ -90,6 +90,6 @@ def claims(out: Path = HERE) -> list[Claim]:
         for score, sign in SCORES.items():
             trends = [trend(DENSITIES, [point[score] for point in points]) for points in curve.values()]
             change = "lower" if sign < 0 else "higher"
-            said = "rank correlation with ρ, of a subject: "
-            rules.append(paired(f"At a lower density, {WAYS[way]}, {score} is {change}", trends, -sign, said=said))
+            title = f"At a lower density, {WAYS[way]}, {score} is {change}"
+            rules.append(paired(title, trends, -sign, what="rank correlation with density"))
     return rules

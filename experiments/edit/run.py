@@ -174,6 +174,6 @@ def claims(out: Path = HERE) -> list[Claim]:
         for key, what, sign in (("alignment", "raises alignment", 1), ("fidelity", "and lowers fidelity", -1)):
             ladders = [[rung[key] for rung in found[name]["ladder"]] for name in CASES]  # the densest first
             title = f"Lowering the density {what}" if sign > 0 else what
-            said = "rank correlation with sparsity, of the rungs of a case: "
-            rules.append(paired(title, [trend(range(len(own)), own) for own in ladders], sign, "Fig. 6", said))
+            trends = [trend(range(len(own)), own) for own in ladders]
+            rules.append(paired(title, trends, sign, "Fig. 6", "rank correlation with sparsity"))
     return rules
