@@ -71,6 +71,12 @@ FIGURES = (  # file, what a reader without images is told, what is below it
         "Fidelity and alignment against drift, as dials of sampling are turned",
         "The same, of runs of 400 steps whose scale, density or floor is turned when images are drawn.",
     ),
+    (
+        "drift-frontier.png",
+        "Alignment and diversity against fidelity, over training steps and over dials",
+        "The frontier of the methods: means over the subjects, bands are 95 % intervals over them. Up and to the right "
+        "is better.",
+    ),
 )
 SLUGS = {spoken(name): name for name in SEEN_NAMES}
 
@@ -146,7 +152,7 @@ def scores(pipe: Any, name: str) -> dict[str, Any]:
 
 
 def quick_scores(pipe: Any, name: str) -> dict[str, float]:
-    """Fidelity, alignment, diversity and drift on unrelated prompts, of two images a prompt and few steps of drawing."""
+    """Fidelity, alignment, diversity, and drift on unrelated prompts, of two images a prompt, drawn in few steps."""
     found = subjects.score(subjects.draw(pipe, name, 2, steps=QUICKLY), name)
     prompts = metrics.other_prompts(name)["unrelated"]
     images = _images(pipe, prompts, QUICKLY)

@@ -102,8 +102,8 @@ def claims(out: Path = HERE) -> list[Claim]:
             Claim(
                 f"A small number of atoms carries the concept, the best {title}",
                 f"{number} of the gain in fidelity with {kept[few]:,} of {first['atoms']:,} atoms; {half}",
-                f"with the most that is a tenth of the atoms or less ({kept[few]:,}), more than half of the gain is left: "
-                "so says the 95 % interval over the subjects",
+                f"with the most that is a tenth of the atoms or less ({kept[few]:,}), the 95 % interval of the share "
+                "that is left is above one half",
                 grade(interval(own[:, few])[0] > 0.5),
                 brief=f"{number} of the gain left with {kept[few]:,} of {first['atoms']:,}",
             )
