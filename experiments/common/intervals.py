@@ -40,7 +40,7 @@ def paired(claim: str, differences: Sequence[float], sign: int = 1, item: str = 
     side, number = "above" if sign > 0 else "below", shown(differences, sign="+")
     rule = f"the 95 % interval of the {what or 'paired difference'} is {side} 0; if it holds 0, no difference"
     said = f"{what} {number}" if what else number
-    return Claim(claim, said, rule, sided(differences, sign), item=item, brief=said)
+    return Claim(claim, said, rule, sided(differences, sign), item=item, brief=f"{claim}: {said}")
 
 
 def trend(dial: Sequence[float], scores: Sequence[float]) -> float:

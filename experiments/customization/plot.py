@@ -14,7 +14,6 @@ from experiments.drift.plot import FRONTIER, over_steps, trade_off
 
 TITLES = {"base": "the base"} | {method: METHODS[method][0] for method in GRID if method in METHODS}
 A_FIGURE = 4  # subjects
-FRONT = "front.png"
 FILES = [f"grid-{number + 1}.png" for number in range(len(SHOWN) // A_FIGURE)]
 
 
@@ -37,7 +36,7 @@ def plot(out: Path = HERE, docs: Path = DOCS, strips: Path = STRIPS) -> None:
         axes[0].legend(loc="lower left")
         left.suptitle("over 40 to 600 training steps, six subjects")
         _block(right, there[0], strips)
-        save(figure, docs / FRONT)
+        save(figure, docs / "front.png")
 
 
 def _block(figure: SubFigure, name: str, strips: Path) -> None:

@@ -140,13 +140,14 @@ def claims(out: Path = HERE) -> list[Claim]:
         ):
             low, high = interval(own := differences(found, change, key))
             worse = high < 0 if sign > 0 else low > 0
+            title = f"With {said} changed, one atom a layer {what}"
             rules.append(
                 Claim(
-                    f"With {said} changed, one atom a layer {what}",
+                    title,
                     f"{(number := shown(own, sign='+'))} over a LoRA of rank 1",
                     "the 95 % interval of the paired difference is not on the wrong side of 0",
                     grade(not worse),
-                    brief=number,
+                    brief=f"{title}: {number}",
                 )
             )
     return rules
