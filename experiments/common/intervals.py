@@ -14,14 +14,17 @@ from experiments.common.report import HOLDS, NO_DIFFERENCE, NOT_HERE, Claim
 RESAMPLES = 10_000
 
 
-def interval(numbers: Sequence[float]) -> tuple[float, float]:
+Numbers = Sequence[float] | np.ndarray
+
+
+def interval(numbers: Numbers) -> tuple[float, float]:
     """95 % of the means of 10,000 resamples of the subjects."""
     drawn = np.random.default_rng(0).choice(np.asarray(numbers), (RESAMPLES, len(numbers)))
     low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
     return float(low), float(high)
 
 
-def shown(numbers: Sequence[float], digits: int = 3, sign: str = "") -> str:
+def shown(numbers: Numbers, digits: int = 3, sign: str = "") -> str:
     """Mean and interval: "0.731 [0.700, 0.762]"; with `sign="+"`, of differences."""
     return "{0:{f}} [{1:{f}}, {2:{f}}]".format(np.mean(numbers), *interval(numbers), f=f"{sign}.{digits}f")
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import SubFigure
 from PIL import Image
 
@@ -9,27 +10,27 @@ from atomtune.sampling import read_image, read_settings
 from experiments.common.cells import read
 from experiments.common.figures import plt, save
 from experiments.common.report import DOCS
-from experiments.customization.run import GRID, HERE, METHODS, SHOWN, STRIPS
+from experiments.customization.run import GRID, HERE, METHODS, SHEETS, SHOWN, STRIPS
 from experiments.drift.plot import FRONTIER, over_steps, trade_off
 
 TITLES = {"base": "the base"} | {method: METHODS[method][0] for method in GRID if method in METHODS}
-A_FIGURE = 4  # subjects
-FILES = [f"grid-{number + 1}.png" for number in range(len(SHOWN) // A_FIGURE)]
 
 
 def plot(out: Path = HERE, docs: Path = DOCS, strips: Path = STRIPS) -> None:
     """Of the subjects whose images with every method are there; the front page's figure when the frontier is too."""
     there = [name for name in SHOWN if all((strips / f"{name}-{method}.png").is_file() for method in GRID)]
-    for number, file in enumerate(FILES):
-        if names := [name for name in SHOWN[number * A_FIGURE :][:A_FIGURE] if name in there]:
-            figure = plt.figure(figsize=(11, 5.4 * ((len(names) + 1) // 2)))
-            for part, name in zip(figure.subfigures((len(names) + 1) // 2, 2).flat, names):
+    each = len(SHOWN) // len(SHEETS)
+    for number, file in enumerate(SHEETS):
+        if names := [name for name in SHOWN[number * each :][:each] if name in there]:
+            rows = (len(names) + 1) // 2
+            figure = plt.figure(figsize=(11, 5.4 * rows))
+            for part, name in zip(np.ravel(figure.subfigures(rows, 2)), names):
                 _block(part, name, strips)
             save(figure, docs / "results" / "figures" / file)
     curves = over_steps(read(out.parent / "drift"))
     if there and {*FRONTIER} <= {way[:2] for way in curves}:
         figure = plt.figure(figsize=(16, 6.4))
-        left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.35, 1)))
         axes = left.subplots(1, 2)
         for axis, score in zip(axes, ("alignment", "diversity")):
             trade_off(axis, curves, score)

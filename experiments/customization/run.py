@@ -57,6 +57,7 @@ RATE_OF = {"atoms.02": "atoms", "few.02": "few"}
 """Methods that take the rate of another, from which density alone tells them."""
 GRID = ("base", "lora", "dora", "oft", "atoms")  # the methods in figures 11 to 16, without `--preserve`
 SHOWN = SCORED[::2][:12]  # the subjects in them
+SHEETS = ("grid-1.png", "grid-2.png", "grid-3.png")  # their files, of four subjects each
 PICTURED = (0, 5, 6, 14)  # which of the 25 prompts: a caption, two other backgrounds, another size and place; of each
 # the image of the first seed, after the first image of the five
 SIZES = {16: "m16", 256: "atoms", 1024: "m1024", 2048: "m2048"}

@@ -96,11 +96,10 @@ def trade_off(axis: Axes, curves: Curves, score: str) -> None:
         values = [[cell[score] for cell in point] for point in points]
         low, high = zip(*map(interval, values))
         label = f"{METHODS[method][0]} {KINDS[kind][0]}".strip() + (f", {dial} turned" if dial else "")
-        style = {"color": COLOURS[method], "marker": MARKS[dial], "label": label}
-        axis.plot(x, np.mean(values, 1), LINES[kind], **style)
-        order = np.argsort(x)
-        band = {"color": COLOURS[method], "alpha": 0.12, "linewidth": 0}
-        axis.fill_between(np.array(x)[order], np.array(low)[order], np.array(high)[order], **band)
+        colour, order = COLOURS[method], np.argsort(x)
+        axis.plot(x, np.mean(values, 1), LINES[kind], color=colour, marker=MARKS[dial], label=label)
+        across, low, high = (np.array(numbers)[order] for numbers in (x, low, high))
+        axis.fill_between(across, low, high, color=colour, alpha=0.12, linewidth=0)
     axis.set(xlabel="fidelity to the five images", ylabel=score)
 
 

@@ -221,9 +221,10 @@ def example(found: dict[str, Any], name: str) -> str:
     """One subject with OpenMoji's style, in every way, and the overlap of its atoms; empty before all is there."""
     rows = {"the subject's own drawing": "real-subject", "OpenMoji's own drawing": "real-style"}
     rows |= {heading: column for column, (heading, _) in (COLUMNS | MORE).items()}
-    cells = {column: found.get(f"{name}-{OPENMOJI.word}-{column}") for column in (*rows.values(), "overlap")}
-    if not all(cells.values()):
+    wanted = {column: f"{name}-{OPENMOJI.word}-{column}" for column in (*rows.values(), "overlap")}
+    if not found.keys() >= {*wanted.values()}:
         return ""
+    cells = {column: found[cell] for column, cell in wanted.items()}
     heads = {
         "subject": "subject",
         "outline": "black outline",

@@ -29,8 +29,9 @@ def _table(name: str, out: Path) -> str:
 
 def _summary(out: Path) -> str:
     """README's table, and the frontier with a grid once it is drawn."""
-    front = f"![{FRONT}](docs/front.png)" if (DOCS / "front.png").is_file() else ""
-    return "\n\n".join(filter(None, [drift.summary(out / "drift"), front]))
+    front = DOCS / "front.png"
+    shown = f"![{FRONT}](docs/{front.name})" if front.is_file() else ""
+    return "\n\n".join(filter(None, [drift.summary(out / "drift"), shown]))
 
 
 FRONT = "Alignment and diversity against fidelity over training steps; one subject, learnt and drawn with every method"

@@ -26,7 +26,6 @@ class Item:
     """For what is shown and not judged: any of these files in docs/results/figures/."""
 
 
-GRIDS = ("grid-1.png", "grid-2.png", "grid-3.png")
 ITEMS = (
     Item("Table 1", "atoms against LoRA, DoRA and OFT", ("customization",), "Table 1"),
     Item("Table 2", "16, 256, 1024 and 2048 atoms at one density", ("customization",), "Table 2"),
@@ -40,7 +39,7 @@ ITEMS = (
     Item("Fig. 8", "the Fourier bases of low and of high frequencies", ("fig8",)),
     Item("Fig. 9", "9 of 100 atoms complete the signals", ("fig9",)),
     Item("Fig. 10", "a subject and a style, combined", ("merge",)),
-    Item("Fig. 11-16", "images of every method side by side", ("customization",), figures=GRIDS),
+    Item("Fig. 11-16", "images of every method side by side", ("customization",), figures=customization.SHEETS),
     Item("A.1", "an atom's effect is more nonlinear in shallower layers", ("a1",)),
     Item("§3.5", "C_i M + ρ C_o M numbers are stored; 17M parameters", ("costs",)),
     Item(
@@ -52,7 +51,7 @@ SECTIONS = ("customization", *"fig1 fig2 prune single edit density fig8 fig9 mer
 """The experiments with a section here, in order; the others have a page of their own."""
 EXPERIMENTS = (*SECTIONS, "drift")
 FIGURES = {
-    "customization": tuple(f"figures/{file}" for file in GRIDS),
+    "customization": tuple(f"figures/{file}" for file in customization.SHEETS),
     "prune": ("figures/steering-prune.png",),
     "edit": ("../how-to/edit.png",),
     "merge": ("../how-to/merge.png",),
@@ -107,8 +106,8 @@ A claim **holds** when its rule is met in every setting that the rule names, **h
 in some of them, and **does not hold here** when it is met in none; **no difference** is a paired difference whose
 interval holds 0. ± is the standard deviation over seeds, [ ] the 95 % bootstrap interval over subjects. Of figures 1,
 2, 8, 9, A.1 and the two orders on signals and digits, only the bars of figure 2 (0.95 and 0.01) were set before
-anything was run; the other rules there were chosen after the first results. All other rules were committed before their
-cells were run, and their READMEs say what was known by then.
+anything was run; the other rules there were chosen after the first results. All other rules were committed before the
+cells of the present weights of the base were run; their READMEs say what was known from earlier weights.
 [How good the base and its judge are](moji.md); beyond the paper:
 [what an adapter does to everything else](drift.md), [weighing and steering atoms](steering.md),
 [from LoRA to atoms](distill.md), [σ that holds what it promises](activations.md).

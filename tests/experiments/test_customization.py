@@ -137,7 +137,7 @@ def test_the_grids_are_drawn_of_the_subjects_that_are_there(tmp_path):
     write_strips(tmp_path / "images")
     plot.plot(tmp_path / "customization", tmp_path / "docs", tmp_path / "images")
     figures = tmp_path / "docs" / "results" / "figures"
-    assert [file.name for file in sorted(figures.iterdir())] == [*plot.FILES[:2]]
+    assert [file.name for file in sorted(figures.iterdir())] == [*run.SHEETS[:2]]
     assert not (tmp_path / "docs" / "front.png").exists()  # waits for the frontier
 
 
