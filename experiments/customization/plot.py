@@ -1,6 +1,7 @@
 """Figures 11 to 16: subjects, prompts and seeds, a row for each method; and the front page's figure."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import SubFigure
@@ -24,13 +25,15 @@ def plot(out: Path = HERE, docs: Path = DOCS, strips: Path = STRIPS) -> None:
         if names := [name for name in SHOWN[number * each :][:each] if name in there]:
             rows = (len(names) + 1) // 2
             figure = plt.figure(figsize=(11, 5.4 * rows))
-            for part, name in zip(np.ravel(figure.subfigures(rows, 2)), names):
+            parts: Any = figure.subfigures(rows, 2)
+            for part, name in zip(np.ravel(parts), names):
                 _block(part, name, strips)
             save(figure, docs / "results" / "figures" / file)
     curves = over_steps(read(out.parent / "drift"))
     if there and {*FRONTIER} <= {way[:2] for way in curves}:
         figure = plt.figure(figsize=(16, 6.4))
-        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.35, 1)))
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+        left, right = halves
         axes = left.subplots(1, 2)
         for axis, score in zip(axes, ("alignment", "diversity")):
             trade_off(axis, curves, score)
