@@ -29,6 +29,7 @@ LONG = (
     "lora",
     "stability",
     "prune",
+    "density",
     "compact",
     "merge",
     "edit",

@@ -11,7 +11,8 @@ from PIL import Image
 
 from atomtune.moji.scenes import Scene, caption
 from atomtune.shipped import IMAGES
-from experiments.common import openmoji, subjects
+from experiments.common import subjects
+from experiments.common.styles import OPENMOJI
 from pretraining.drawings import Drawings
 
 TEAPOT = {
@@ -27,15 +28,11 @@ def main() -> None:
     """Write the images and their captions (`metadata.jsonl`, as imagefolder has it)."""
     drawings = Drawings()
     octopus = subjects.task("octopus").shown
-    style = {caption(Scene(*each)): openmoji.picture(each[0], each[2]) for each in _style()}
+    style = {caption(Scene(name, OPENMOJI.word, c)): OPENMOJI.picture(name, c) for name, c in OPENMOJI.learnt.items()}
     _write(IMAGES / "teapot", {text: drawings.picture(scene) for text, scene in TEAPOT.items()})
     _write(IMAGES / "octopus", {text: drawings.picture(scene) for text, scene in octopus.items()})
     _write(IMAGES / "openmoji", style)
     drawings.picture(Scene("teapot", "twemoji", "green")).save(IMAGES / "teapot.png")
-
-
-def _style() -> list[tuple[str, str, str]]:
-    return [(name, openmoji.STYLE, background) for name, background in openmoji.LEARNT.items()]
 
 
 def _write(folder: Path, images: dict[str, Image.Image]) -> None:

@@ -97,6 +97,7 @@ def claims(out: Path = HERE) -> list[Claim]:
                 f"met by {sum(pairs)} of {len(pairs)} pairs of layers",
                 "the shallower of two layers is the more nonlinear on every seed, for each pair of layers",
                 grade(*pairs),
+                brief=f"first layer {means[0]}, last {means[-1]} ({layers} layers)",
             )
         )
     return rows

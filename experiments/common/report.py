@@ -13,6 +13,7 @@ from atomtune.files import write_text
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 HOLDS, CONDITIONS, NOT_HERE = "holds", "holds under conditions", "does not hold here"
+NO_DIFFERENCE = "no difference"
 
 
 @dataclass
@@ -21,12 +22,16 @@ class Claim:
 
     claim: str
     ours: str
-    """Our numbers, mean ± standard deviation over the seeds."""
+    """Our numbers: mean ± standard deviation over the seeds, or mean and 95 % interval over the subjects."""
     rule: str
     """What must be seen for the claim to hold."""
     verdict: str
     paper: str = "–"
     """The paper's number, where it gives one."""
+    item: str = ""
+    """The table or figure that it is about, where an experiment has several."""
+    brief: str = ""
+    """Our main number alone, for the overview; needed of an item's first claim."""
 
 
 def grade(*met: bool) -> str:

@@ -139,6 +139,7 @@ def claims(out: Path = HERE) -> list[Claim]:
             "equal in every configuration",
             grade(*(cell["parameters"] == cell["parameters_formula"] for cell in atoms.values())),
             "17M",
+            brief=f"{own['parameters']:,} parameters",
         ),
         Claim(
             "operations are those of the encoder, the map over M coefficients, and D",

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from atomtune.metrics.scores import changes, load_models, scores
 from atomtune.prompts import without_tokens
 from experiments.common import subjects
 from experiments.common.cells import read, run_cells
+from experiments.common.intervals import paired, shown, trend
 from experiments.common.report import Claim, table
 from experiments.customization import tasks
 from experiments.customization.tasks import STYLE, TOKEN, Task
 
 HERE = Path(__file__).parent
-NUM, STEPS = 5, 10  # images of each prompt, and steps of drawing them
+STRIPS = HERE / "images"
+NUM, STEPS = 5, 10  # images of each prompt, and steps of drawing them; with fewer than ten the scores fall
 TUNED = ("octopus", "teapot", "flamingo")  # the recipe was found on them
 SCORED = [name for name in tasks.MOJI if name not in TUNED]
 RATES = (1e-3, 3e-3, 1e-2)
-OTHERS = (20, 10)
+TUNING = {"every": 3, "num": 2}  # prompts, and images of each, by which a rate is chosen
+OTHERS = (10, 5)  # unrelated prompts and neighbours of the class, beside ten of the class itself
 METRICS = ("judge", "vendi", "drift", "pres", "div")
 BOTH, VALUES = ("attn1", "attn2"), ("attn1.to_v", "attn2.to_v")
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
@@ -50,10 +53,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading
     "after": ("σ(A X W_s)", {"target_modules": BOTH, "mix_first": True}),
     "before": ("A σ(X W_s)", {"target_modules": BOTH, "mix_first": False}),
 }
+RATE_OF = {"atoms.02": "atoms", "few.02": "few"}
+"""Methods that take the rate of another, from which density alone tells them."""
+GRID = ("base", "lora", "dora", "oft", "atoms")  # the methods in figures 11 to 16, without `--preserve`
+SHOWN = SCORED[::2][:12]  # the subjects in them
+SHEETS = ("grid-1.png", "grid-2.png", "grid-3.png")  # their files, of four subjects each
+PICTURED = (0, 5, 6, 14)  # which of the 25 prompts: a caption, two other backgrounds, another size and place; of each
+# the image of the first seed, after the first image of the five
 SIZES = {16: "m16", 256: "atoms", 1024: "m1024", 2048: "m2048"}
 """Table 2: atoms a layer → cells, at ρ = .04 and the rate of 256."""
 SIZED = SCORED[:9]
-OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 400}
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 250}
 KINDS = {"plain": "", "preserve": "--preserve"}
 
 
@@ -63,11 +73,16 @@ class Config:
 
     name: str
     options: dict[str, Any] | None = None
+    tuning: bool = False
+    """Few images, and no other prompts: to choose a learning rate."""
+    strip: str | None = None
+    """The file for its row of figures 11 to 16."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        drawn = {"num": NUM, "steps": STEPS, "others": OTHERS}
-        return {"base": subjects.weights_digest(), "name": self.name, "options": self.options} | drawn
+        drawn: dict[str, Any] = TUNING if self.tuning else {"num": NUM, "others": OTHERS}
+        own = {"name": self.name, "options": self.options, "steps": STEPS, "strip": self.strip}
+        return {"base": subjects.weights_digest()} | own | drawn
 
 
 def options_of(method: str, kind: str, rate: float) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def options_of(method: str, kind: str, rate: float) -> dict[str, Any]:
 
 def best_rate(found: Mapping[str, Any], method: str) -> float | None:
     """The rate with the largest mean of fidelity and alignment on the three subjects; None before all were run."""
-    means = {}
+    method, means = RATE_OF.get(method, method), {}
     for rate in RATES:
         cells = [found.get(f"{name}-{method}-{rate:g}") for name in TUNED]
         if None in cells:
@@ -95,27 +110,53 @@ def grid(quick: bool = False) -> dict[str, Config]:
     if quick:
         return {}
     found = read(HERE)
-    cells = {f"{name}-base": Config(name) for name in SCORED}
-    for method in METHODS:
+    cells = {f"{name}-base": Config(name, strip=strip_of(name, "base")) for name in SCORED}
+    for method in [method for method in METHODS if method not in RATE_OF]:
         for rate in RATES:
             for name in TUNED:
-                cells[f"{name}-{method}-{rate:g}"] = Config(name, options_of(method, "plain", rate))
+                cells[f"{name}-{method}-{rate:g}"] = Config(name, options_of(method, "plain", rate), tuning=True)
     for kind in KINDS:
         for method in METHODS:
             if rate := best_rate(found, method):
                 for name in SCORED:
-                    cells[f"{name}-{method}-{kind}"] = Config(name, options_of(method, kind, rate))
+                    strip = strip_of(name, method) if kind == "plain" else None
+                    cells[f"{name}-{method}-{kind}"] = Config(name, options_of(method, kind, rate), strip=strip)
     if rate := best_rate(found, "atoms"):
         for count, method in SIZES.items():
-            for name in SIZED:
-                options = options_of("atoms", "plain", rate) | ({} if method == "atoms" else {"num_atoms": count})
+            for name in SIZED if method != "atoms" else ():
+                options = options_of("atoms", "plain", rate) | {"num_atoms": count}
                 cells[f"{name}-{method}-plain"] = Config(name, options)
     return cells
 
 
+def strip_of(name: str, method: str) -> str | None:
+    """The file for the images of a subject and method in figures 11 to 16, if they are in them."""
+    return f"{name}-{method}.png" if name in SHOWN and method in GRID else None
+
+
 def measure(config: Config) -> dict[str, Any]:
     task, folder = tasks.of_moji(config.name), subjects.CACHE / subjects.weights_digest() / "customization"
-    return learnt_and_scored(task, "moji", config.options, METRICS, folder, load_models(METRICS), config="moji-paper")
+    names, num = METRICS, NUM
+    if config.tuning:
+        names, num, every = ("judge",), TUNING["num"], TUNING["every"]
+        task = replace(task, prompts=task.prompts[::every], scenes=task.scenes[::every])
+    models = load_models(names)
+    values, images = learnt_and_scored(task, "moji", config.options, names, folder, models, num, config="moji-paper")
+    if config.strip:
+        STRIPS.mkdir(exist_ok=True)
+        shown = [task.images[0][1], *(images[place * NUM] for place in PICTURED)]
+        prompts = [task.prompts[place] for place in PICTURED]
+        sampling.save_png(beside(shown), STRIPS / config.strip, {"prompts": prompts})
+    return values
+
+
+def beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one size in a row."""
+    width, height = images[0].size
+    row = Image.new("RGB", (width * len(images), height))
+    for place, image in enumerate(images):
+        row.paste(image, (place * width, 0))
+    return row
 
 
 def learnt_and_scored(
@@ -125,9 +166,11 @@ def learnt_and_scored(
     names: Sequence[str],
     folder: Path,
     models: Mapping[str, Any],
+    num: int,
     **common: Any,
-) -> dict[str, Any]:
-    """Learn one subject and score it; with None as options, the base alone. Runs are kept in `folder`."""
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """Learn one subject and score `num` images of each prompt, and return these; with None as options, of the base
+    alone. Runs are kept in `folder`."""
     values: dict[str, Any] = {}
     pipe = atomtune.load_base(base)
     if options is not None:
@@ -144,18 +187,18 @@ def learnt_and_scored(
         if torch.cuda.is_available():
             values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         atomtune.load_adapter(pipe, run)
-    images = _drawn(pipe, task.prompts, NUM)
+    images = _drawn(pipe, task.prompts, num)
     plain = [without_tokens(prompt, [TOKEN]) for prompt in task.prompts]
     references = [image for _, image in task.images]
-    values |= scores(models, names, images, plain, NUM, references)
+    values |= scores(models, names, images, plain, num, references)
     if task.scenes:
-        values |= obeyed(images, [scene for scene in task.scenes for _ in range(NUM)])
+        values |= obeyed(images, [scene for scene in task.scenes for _ in range(num)])
     if {"drift", "pres", "div"} & {*names}:
         sets = metrics.other_prompts(task.class_name, *OTHERS)
         after = {key: _drawn(pipe, prompts) for key, prompts in sets.items()}
         before = {key: of_base(base, prompts, folder / "others" / task.name / key) for key, prompts in sets.items()}
         values |= changes(models, names, before, after, references)
-    return values
+    return values, images
 
 
 def of_base(base: str, prompts: Sequence[str], folder: Path) -> list[Image.Image]:
@@ -226,18 +269,10 @@ def values(found: Mapping[str, Any], method: str, kind: str, key: str) -> dict[s
     return {name: scale * cell[key] for name, cell in cells.items() if cell and key in cell}
 
 
-def interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """95 % of the means of 10,000 resamples of the subjects."""
-    drawn = np.random.default_rng(0).choice(np.asarray(numbers), (10_000, len(numbers)))
-    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def difference(found: Mapping[str, Any], key: str, one: tuple[str, str], other: tuple[str, str]) -> tuple[float, ...]:
-    """Mean of one method less another's, paired by subject, with its interval; nothing without two subjects."""
+def differences(found: Mapping[str, Any], key: str, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
+    """One method less another, of each scored subject; nothing before all were scored with both."""
     a, b = (values(found, *way, key) for way in (one, other))
-    both = [a[name] - b[name] for name in a if name in b]
-    return (float(np.mean(both)), *interval(both)) if len(both) > 1 else ()
+    return [a[name] - b[name] for name in SCORED] if len(a) == len(b) == len(SCORED) else []
 
 
 def results(out: Path = HERE) -> str:
@@ -254,8 +289,7 @@ def results(out: Path = HERE) -> str:
             elif np.ptp(numbers) < 10**-digits or key == "seconds":
                 cells.append(f"{np.mean(numbers):,.{digits}f}")
             else:
-                low, high = interval(numbers)
-                cells.append(f"{np.mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+                cells.append(shown(numbers, digits))
         title = "the base" if method == "base" else f"{METHODS[method][0]} {KINDS[kind]}".strip()
         rows.append([title, str(count), *cells])
     sizes = table_2(found)
@@ -266,59 +300,63 @@ def results(out: Path = HERE) -> str:
     )
 
 
+TABLE_2 = {
+    "fidelity": "fidelity",
+    "alignment": "alignment",
+    "vendi": "diversity",
+    "obeyed": "obeyed in everything",
+    "pixels": "drift",
+}
+
+
+def by_size(found: Mapping[str, Any], key: str) -> list[list[float]]:
+    """A score of the subjects of Table 2, [sizes][subjects]; empty before all are there."""
+    cells = [[found.get(f"{name}-{method}-plain") for name in SIZED] for method in SIZES.values()]
+    return [[cell[key] for cell in own if cell] for own in cells] if all(map(all, cells)) else []
+
+
 def table_2(found: Mapping[str, Any]) -> str:
     """Numbers of atoms at one density, on the same subjects; empty before all are there."""
-    keys = ("fidelity", "alignment", "vendi", "obeyed", "pixels")
-    rows = []
-    for count, method in SIZES.items():
-        numbers = {
-            key: [found[cell][key] for name in SIZED if (cell := f"{name}-{method}-plain") in found] for key in keys
-        }
-        if len(numbers["fidelity"]) < len(SIZED):
-            return ""
-        rows.append(
-            [
-                str(count),
-                *(
-                    f"{np.mean(own):.3f} [{low:.3f}, {high:.3f}]"
-                    for own in numbers.values()
-                    for low, high in [interval(own)]
-                ),
-            ]
-        )
-    head = ["atoms a layer", "fidelity", "alignment", "diversity", "obeyed in everything", "drift"]
-    return f"Table 2, ρ = .04, {len(SIZED)} subjects:\n\n{table(head, rows)}"
+    columns = [by_size(found, key) for key in TABLE_2]
+    if not all(columns):
+        return ""
+    rows = [[str(count), *(shown(own[place], 3) for own in columns)] for place, count in enumerate(SIZES)]
+    return f"Table 2, ρ = .04, {len(SIZED)} subjects:\n\n{table(['atoms a layer', *TABLE_2.values()], rows)}"
+
+
+SCORES = (  # key, what is claimed of it, whether more is better
+    ("fidelity", "are more faithful", 1),
+    ("alignment", "are better aligned", 1),
+    ("vendi", "are more diverse", 1),
+    ("obeyed", "obey more prompts in everything", 1),
+    ("pixels", "change other prompts less", -1),
+)
 
 
 def claims(out: Path = HERE) -> list[Claim]:
     """The rules were written before the first cell was run. None before all subjects were scored with both methods."""
-    found = read(out)
-
-    def compared(title: str, key: str, one: tuple[str, str], other: tuple[str, str], sign: int) -> Claim | None:
-        if len(values(found, *one, key)) < len(SCORED) or len(values(found, *other, key)) < len(SCORED):
-            return None
-        mean, low, high = difference(found, key, one, other)
-        better = "more" if sign > 0 else "less"
-        verdict = "no difference" if low <= 0 <= high else "holds" if sign * mean > 0 else "does not hold here"
-        ours = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        return Claim(title, ours, f"{better}, with the 95 % interval of the paired difference beyond 0", verdict)
-
-    rules = []
+    found, rules = read(out), []
     for kind, said in KINDS.items():
         mode = f", both with {said}" if said else ""
-        for other in ("lora", "dora", "oft"):
-            against = f"than {METHODS[other][0]}{mode}"
-            for key, what, sign in (
-                ("fidelity", "Atoms (ρ = .04) are more faithful", 1),
-                ("alignment", "Atoms (ρ = .04) are better aligned", 1),
-                ("vendi", "Atoms (ρ = .04) are more diverse", 1),
-                ("obeyed", "Atoms (ρ = .04) obey more prompts in everything", 1),
-                ("pixels", "Atoms (ρ = .04) change other prompts less", -1),
-            ):
-                rules.append(compared(f"{what} {against}", key, ("atoms", kind), (other, kind), sign))
-    for key, what, sign in (("fidelity", "σ after the map is more faithful", 1), ("alignment", "better aligned", 1)):
-        rules.append(compared(f"{what} than σ before it", key, ("after", "plain"), ("before", "plain"), sign))
-    return [rule for rule in rules if rule]
+        for ours, others in (("atoms", ("lora", "dora", "oft")), ("few", ("lora",))):
+            for other in others:
+                for key, what, sign in SCORES:
+                    title = f"A{METHODS[ours][0][1:]}, {what} than {METHODS[other][0]}{mode}"  # "Atoms, …"
+                    rules.append((title, key, (ours, kind), (other, kind), sign, "Table 1"))
+    for key, what, sign in SCORES:
+        title = f"Atoms with σ after the map {what} than with σ before it"
+        rules.append((title, key, ("after", "plain"), ("before", "plain"), sign, "orders"))
+    made = [
+        paired(title, own, sign, item)
+        for title, key, one, other, sign, item in rules
+        if (own := differences(found, key, one, other))
+    ]
+    for key, what, sign in SCORES:
+        if own := by_size(found, key):
+            trends = [trend([*SIZES], subject) for subject in zip(*own)]
+            title = f"More atoms at the same density {what}"
+            made.append(paired(title, trends, sign, "Table 2", "rank correlation with the number of atoms"))
+    return made
 
 
 def paper_scale() -> None:
@@ -361,7 +399,7 @@ def paper_scale() -> None:
     def measured(cell: Cell) -> dict[str, Any]:
         task = found[cell.name]
         task = Task(task.name, task.class_name, task.images, task.prompts[: given.prompts])
-        return learnt_and_scored(task, given.base, cell.options, names, folder, models)
+        return learnt_and_scored(task, given.base, cell.options, names, folder, models, NUM)[0]
 
     run_cells(given.out, cells, measured)
     done = read(given.out)

@@ -1,4 +1,5 @@
-"""The frontier: how like the subject the images are, and how well they follow the prompt, against what else changes."""
+"""What is gained and at which price, over training steps and over the dials of sampling: fidelity and alignment against
+drift; and the frontier, alignment and diversity against fidelity."""
 
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,36 @@ from matplotlib.axes import Axes
 from experiments.common import subjects
 from experiments.common.cells import read
 from experiments.common.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, plt, save
+from experiments.common.intervals import interval
 from experiments.common.report import DOCS
 from experiments.drift.run import DIALS, KINDS, METHODS, STEPS, kinds
 
 HERE = Path(__file__).parent
 COLOURS = dict(zip(METHODS, (ORANGE, BLUE, SKY, RED, PURPLE, GREY)))
 LINES = {"plain": ":", "preserve": "--", "floor": "-"}
+MARKS = {"": ".", "scale": "o", "density": "s", "floor": "^"}
+FRONTIER = (("lora", "plain"), ("lora", "preserve"), ("dora", "preserve"), ("oft", "preserve"), ("values", "floor"))
+"""The ways to train of which the frontier is drawn, so that one can be told from another."""
 
 
 def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     found = read(out)
     figures = docs / "results" / "figures"
+    steps, dials = over_steps(found), over_dials(found)
     if any(name.endswith("-curve") for name in found):
-        save(
-            _frontier(found, _over_steps(found), "after 40, 80, 150, 250, 400 and 600 steps"),
-            figures / "drift-steps.png",
-        )
+        save(_against_drift(found, steps, "after 40, 80, 150, 250, 400 and 600 steps"), figures / "drift-steps.png")
     if any("dials" in cell for cell in found.values()):
-        save(_frontier(found, _over_dials(found), "as trained, and with a dial turned"), figures / "drift-dials.png")
+        save(_against_drift(found, dials, "as trained, and with a dial turned"), figures / "drift-dials.png")
+    if any(way[:2] in FRONTIER for way in steps):
+        save(_frontier(found, steps, dials), figures / "drift-frontier.png")
 
 
 Curves = dict[tuple[str, str, str], list[list[dict[str, float]]]]
 """(method, kind, dial) → for each point of the curve, the scores of every subject."""
 
 
-def _over_steps(found: dict[str, Any]) -> Curves:
+def over_steps(found: dict[str, Any]) -> Curves:
+    """Of the ways to train whose cells are there for every subject."""
     curves = {}
     for method in METHODS:
         for kind in kinds(method):
@@ -43,7 +49,8 @@ def _over_steps(found: dict[str, Any]) -> Curves:
     return curves
 
 
-def _over_dials(found: dict[str, Any]) -> Curves:
+def over_dials(found: dict[str, Any]) -> Curves:
+    """The same, for each dial that a way has; the first point is the adapter as it was trained."""
     curves = {}
     for method in METHODS:
         for kind in kinds(method):
@@ -55,7 +62,7 @@ def _over_dials(found: dict[str, Any]) -> Curves:
     return curves
 
 
-def _frontier(found: dict[str, Any], curves: Curves, said: str) -> Any:
+def _against_drift(found: dict[str, Any], curves: Curves, said: str) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(13, 6.5), sharex=True)
     for axis, score in zip(axes, ("fidelity", "alignment")):
         for (method, kind, _), points in curves.items():
@@ -66,6 +73,34 @@ def _frontier(found: dict[str, Any], curves: Curves, said: str) -> Any:
         axis.set(xlabel="drift: change of unrelated images (RMS of pixels)", ylabel=score)
     figure.suptitle(said)
     return figure
+
+
+def _frontier(found: dict[str, Any], steps: Curves, dials: Curves) -> Any:
+    """A row over training steps, a row over dials."""
+    figure, grid = plt.subplots(2, 2, figsize=(13, 11), sharex="row")
+    for axes, curves, said in zip(grid, (steps, dials), ("40 to 600 training steps", "dials of sampling")):
+        for axis, score in zip(axes, ("alignment", "diversity")):
+            trade_off(axis, curves, score)
+            axis.set_title(said)
+    handles = {label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def trade_off(axis: Axes, curves: Curves, score: str) -> None:
+    """A score against fidelity: means over subjects, and a band that is the score's 95 % interval over them."""
+    for (method, kind, dial), points in curves.items():
+        if (method, kind) not in FRONTIER:
+            continue
+        x = [np.mean([cell["fidelity"] for cell in point]) for point in points]
+        values = [[cell[score] for cell in point] for point in points]
+        low, high = zip(*map(interval, values))
+        label = f"{METHODS[method][0]} {KINDS[kind][0]}".strip() + (f", {dial} turned" if dial else "")
+        colour, order = COLOURS[method], np.argsort(x)
+        axis.plot(x, np.mean(values, 1), LINES[kind], color=colour, marker=MARKS[dial], label=label)
+        across, low, high = (np.array(numbers)[order] for numbers in (x, low, high))
+        axis.fill_between(across, low, high, color=colour, alpha=0.12, linewidth=0)
+    axis.set(xlabel="fidelity to the five images", ylabel=score)
 
 
 def _curve(axis: Axes, points: list[list[dict[str, float]]], score: str, colour: str, line: str, label: str) -> None:

@@ -71,6 +71,12 @@ FIGURES = (  # file, what a reader without images is told, what is below it
         "Fidelity and alignment against drift, as dials of sampling are turned",
         "The same, of runs of 400 steps whose scale, density or floor is turned when images are drawn.",
     ),
+    (
+        "drift-frontier.png",
+        "Alignment and diversity against fidelity, over training steps and over dials",
+        "The frontier of the methods: means over the subjects, bands are 95 % intervals over them. Up and to the right "
+        "is better.",
+    ),
 )
 SLUGS = {spoken(name): name for name in SEEN_NAMES}
 

@@ -21,7 +21,8 @@ from atomtune.storage import folders
 from atomtune.training import load_recipe
 from experiments.common import subjects
 from experiments.common.cells import read
-from experiments.common.report import table
+from experiments.common.intervals import paired, trend
+from experiments.common.report import Claim, table
 from pretraining.drawings import Drawings
 
 HERE = Path(__file__).parent
@@ -125,11 +126,12 @@ def measure(case: Config) -> dict[str, Any]:
         images[0].save(folder / f"{label}.png")
     everything = {rung["label"]: rung for rung in result["rungs"]} | {rung.label: vars(rung) for rung in rungs}
     chosen = {"all atoms": "all atoms", "best of atoms": result["best"], "LoRA": "scale 1", "best of LoRA": best.label}
+    densities = [rung for rung in result["rungs"] if rung["label"].endswith(("all atoms", "a token"))]
     return {
         label: {"rung": rung, "obeyed": obeyed(drawn[label], case)}
         | {key: everything[rung][key] for key in ("alignment", "fidelity")}
         for label, rung in chosen.items()
-    }
+    } | {"ladder": [{key: rung[key] for key in ("label", "alignment", "fidelity")} for rung in densities]}
 
 
 def opened_image(file: Path) -> Image.Image:
@@ -155,3 +157,23 @@ def results(out: Path = HERE) -> str:
     mean = [np.mean(values, axis=0) for values in means.values()]
     rows.append(["mean", *(f"{o:.0%}, {a:.2f}, {f:.2f}" for o, a, f in mean)])
     return table(("", *columns), rows)
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    """None before all cases are there. Pairs are cases."""
+    found = read(out)
+    if found.keys() < CASES.keys():
+        return []
+    rules = []
+    for key, what in (("alignment", "follow the prompt better"), ("fidelity", "keep more of the picture")):
+        own = [found[name]["best of atoms"][key] - found[name]["best of LoRA"][key] for name in CASES]
+        rules.append(paired(f"Atoms {what} than LoRA, each with the best of its dial", own, item="Fig. 5"))
+    own = [found[name]["best of atoms"]["obeyed"] - found[name]["best of LoRA"]["obeyed"] for name in CASES]
+    rules.append(paired("and obey more of what was asked", own, item="Fig. 5"))
+    if all("ladder" in found[name] for name in CASES):
+        for key, what, sign in (("alignment", "raises alignment", 1), ("fidelity", "and lowers fidelity", -1)):
+            ladders = [[rung[key] for rung in found[name]["ladder"]] for name in CASES]  # the densest first
+            title = f"Lowering the density {what}" if sign > 0 else what
+            trends = [trend(range(len(own)), own) for own in ladders]
+            rules.append(paired(title, trends, sign, "Fig. 6", "rank correlation with sparsity"))
+    return rules

@@ -226,6 +226,7 @@ def claims(out: Path = HERE) -> list[Claim]:
             told("threes", "before", "all", f"{best}{on}") + judge,
             "fewer than half before and more than half after, on every seed; one verdict over all atoms and the 12",
             grade(*(max(of("before", "threes")) < 0.5 < min(of(when, "threes")) for when in ("all", f"{best}{on}"))),
+            brief=f"latents of 3s that decode to 3: {told('threes', 'before', f'{best}{on}')}",
         ),
         Claim(
             "12 atoms turn 8s into 3s",

@@ -45,6 +45,7 @@ def claims(out: Path = HERE) -> list[Claim]:
             f"{values['count']} bases of mean square 1; largest product between low and high {product:.0e}",
             "products below 1e-5, which is float32's rounding",
             grade(product < 1e-5),
+            brief=f"largest product {product:.0e}",
         )
     ]
 

@@ -78,6 +78,7 @@ def claims(out: Path = HERE) -> list[Claim]:
                     "with σ before it",
                     "no more atoms at the same error, to the nearest whole one, on every seed",
                     grade(no_more(before, after)),
+                    brief=f"{spread(after, 1)} atoms a token with σ after the map, {count(before)} before it",
                 )
             )
     if digits:

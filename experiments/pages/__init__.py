@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atomtune.files import write_text
 from experiments.common import subjects
-from experiments.common.report import fill
+from experiments.common.report import DOCS, fill
 from experiments.drift import run as drift
 from experiments.pages import moji, paper, steering
 
@@ -28,10 +28,13 @@ def _table(name: str, out: Path) -> str:
 
 
 def _summary(out: Path) -> str:
-    """README's table."""
-    return drift.summary(out / "drift")
+    """README's table, and the frontier with a grid once it is drawn."""
+    front = DOCS / "front.png"
+    shown = f"![{FRONT}](docs/{front.name})" if front.is_file() else ""
+    return "\n\n".join(filter(None, [drift.summary(out / "drift"), shown]))
 
 
+FRONT = "Alignment and diversity against fidelity over training steps; one subject, learnt and drawn with every method"
 PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/paper.md": (paper.EXPERIMENTS, paper.page),
     "results/steering.md": (steering.EXPERIMENTS, steering.page),
@@ -40,7 +43,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Path], str]]] = {
     "results/distill.md": (("distill",), partial(_own, "distill")),
     "results/drift.md": (("drift",), partial(_own, "drift")),
     "results/language-model.md": (("language_model",), partial(_own, "language_model")),
-    "../README.md": (("drift",), _summary),
+    "../README.md": (("drift", "customization"), _summary),
     "how-to/merge.md": (("merge",), partial(_table, "merge")),
     "how-to/edit.md": (("edit",), partial(_table, "edit")),
 }

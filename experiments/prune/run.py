@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from experiments.common.cells import read, spread
-from experiments.common.report import table
+from experiments.common.intervals import interval, shown
+from experiments.common.report import Claim, grade, table
 from experiments.common.steering import Config, opened, score_current, setup_of
 
 HERE = Path(__file__).parent
 COUNTS = (4, 12, 40, 120, 400)
 RANKINGS = {"energy": "by energy", "random": "at random"}
+READINGS = {"model": "over the model", "layer": "in each layer"}
+SMALL = 0.1  # of the atoms: the most that is called a small number
 
 
 def grid(quick: bool = False) -> dict[str, Config]:
@@ -33,7 +36,8 @@ def measure(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {"atoms": len(it.board), "layers": len(it.board.dictionaries)}
     values["all"] = score_current(it, setup)
     for by, ranking in scores.items():
-        for reading, counts in {"model": COUNTS, "layer": [count for count in COUNTS if count < most]}.items():
+        for reading in READINGS:
+            counts = [count for count in COUNTS if reading == "model" or count < most]
             values[f"{reading}-{by}"] = left = []
             for count in counts:
                 it.board.reset()
@@ -62,7 +66,7 @@ def results(out: Path = HERE) -> str:
     found = read(out)
     first = next(iter(found.values()))
     rows = []
-    for reading, title in {"model": "over the model", "layer": "in each layer"}.items():
+    for reading, title in READINGS.items():
         for column, left in enumerate(first[f"{reading}-energy"]):
             cells = [title, f"{left['count']}", f"{left['kept']:,}"]
             for by in RANKINGS:
@@ -79,6 +83,44 @@ def results(out: Path = HERE) -> str:
         "alignment",
     )
     return table(head, rows)
+
+
+def claims(out: Path = HERE) -> list[Claim]:
+    """None before all subjects are there."""
+    found = read(out)
+    if found.keys() < grid().keys():
+        return []
+    first, rules = next(iter(found.values())), []
+    for reading, title in READINGS.items():
+        kept = [left["kept"] for left in first[f"{reading}-energy"]]
+        few = max(place for place, count in enumerate(kept) if count <= SMALL * first["atoms"])
+        own = shares(found, f"{reading}-energy")
+        enough = [count for count, part in zip(kept, own.T) if interval(part)[0] > 0.5]
+        half = f"more than half is left from {min(enough):,} on" if enough else "more than half is never left for sure"
+        number = shown(own[:, few], 2)
+        rules.append(
+            Claim(
+                f"A small number of atoms carries the concept, the best {title}",
+                f"{number} of the gain in fidelity with {kept[few]:,} of {first['atoms']:,} atoms; {half}",
+                f"with the most that is a tenth of the atoms or less ({kept[few]:,}), the 95 % interval of the share "
+                "that is left is above one half",
+                grade(interval(own[:, few])[0] > 0.5),
+                brief=f"{number} of the gain left with {kept[few]:,} of {first['atoms']:,}",
+            )
+        )
+    for reading, title in READINGS.items():
+        kept = [left["kept"] for left in first[f"{reading}-energy"]]
+        more = (shares(found, f"{reading}-energy") - shares(found, f"{reading}-random")).T
+        rules.append(
+            Claim(
+                f"Which atoms are kept matters, {title}",
+                "by energy less at random, of the gain: "
+                + "; ".join(f"{count:,} atoms {shown(part, 2, '+')}" for count, part in zip(kept, more)),
+                "the 95 % interval of the paired difference is above 0; one verdict over all numbers of atoms",
+                grade(*(interval(part)[0] > 0 for part in more)),
+            )
+        )
+    return rules
 
 
 def section(out: Path = HERE) -> str | None:

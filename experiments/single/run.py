@@ -15,9 +15,10 @@ from atomtune import metrics, sampling
 from atomtune.prompts import without_tokens
 from experiments.common import subjects
 from experiments.common.cells import read
+from experiments.common.intervals import interval, shown
 from experiments.common.report import Claim, grade, table
 from experiments.customization import tasks
-from experiments.customization.run import interval, write_images
+from experiments.customization.run import write_images
 
 HERE = Path(__file__).parent
 SUBJECTS = tasks.MOJI[::3]  # ten of the thirty
@@ -127,9 +128,9 @@ def results(out: Path = HERE) -> str:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    """Written before the first cell was run. None before every subject is there."""
+    """Written before the first cell was run. None before every subject is there, or if none was fitted equally well."""
     found = read(out)
-    if len(found) < len(SUBJECTS):
+    if len(found) < len(SUBJECTS) or not any(map(equal, found.values())):
         return []
     rules = []
     for change, said in (("word", "one word"), ("several", "several words")):
@@ -139,12 +140,14 @@ def claims(out: Path = HERE) -> list[Claim]:
         ):
             low, high = interval(own := differences(found, change, key))
             worse = high < 0 if sign > 0 else low > 0
+            title = f"With {said} changed, one atom a layer {what}"
             rules.append(
                 Claim(
-                    f"With {said} changed, one atom a layer {what}",
-                    f"{np.mean(own):+.3f} [{low:+.3f}, {high:+.3f}] over a LoRA of rank 1",
+                    title,
+                    f"{(number := shown(own, sign='+'))} over a LoRA of rank 1",
                     "the 95 % interval of the paired difference is not on the wrong side of 0",
                     grade(not worse),
+                    brief=f"{title}: {number}",
                 )
             )
     return rules

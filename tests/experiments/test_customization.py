@@ -12,7 +12,11 @@ pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of th
 from atomtune.errors import UserError
 from atomtune.metrics import background_colour, place_and_size
 from atomtune.moji.names import HELD_OUT_NAMES
-from experiments.customization import run, tasks
+from atomtune.sampling import save_png
+from experiments.common import subjects
+from experiments.customization import plot, run, tasks
+from experiments.drift import run as drift
+from experiments.drift.plot import FRONTIER
 from tests.metrics.tiny_models import write_clip, write_dino
 
 FILE = """Classes
@@ -92,12 +96,6 @@ def test_obeyed_is_what_real_drawings_are():
     assert run.obeyed(images[1:] + images[:1], scenes)["obeyed"] < 0.1
 
 
-def test_the_interval_is_that_of_the_mean():
-    numbers = np.random.default_rng(1).normal(3, 2, 400)
-    low, high = run.interval(numbers.tolist())
-    assert (low, high) == pytest.approx((numbers.mean() - 1.96 * 0.1, numbers.mean() + 1.96 * 0.1), abs=0.03)
-
-
 def test_the_rate_is_chosen_when_all_its_cells_are_there():
     found = {
         f"{name}-lora-{rate:g}": {"fidelity": 0.5, "alignment": 0.1 * place}
@@ -105,9 +103,54 @@ def test_the_rate_is_chosen_when_all_its_cells_are_there():
         for name in run.TUNED
     }
     assert run.best_rate(found, "lora") == run.RATES[-1]
+    found |= {name.replace("lora", "atoms"): values for name, values in found.items()}
+    assert run.best_rate(found, "atoms.02") == run.RATES[-1]  # the rate of ρ = .04
     found.pop(f"{run.TUNED[0]}-lora-{run.RATES[0]:g}")
     assert run.best_rate(found, "lora") is None
     assert not {*run.TUNED} & {*run.SCORED} and len(run.SCORED) == 27
+
+
+def test_methods_share_all_but_the_adapter():
+    """And a learning rate is chosen on fewer images, without other prompts."""
+    own = {"method", "rank", "target_modules", "num_atoms", "density", "mix_first", "floor"}
+    options = [run.options_of(method, kind, 0.003) for method in run.METHODS for kind in run.KINDS]
+    shared = {
+        kind: [{k: v for k, v in one.items() if k not in own} for one in options[n::2]] for n, kind in enumerate("ab")
+    }
+    assert all(one == every[0] for every in shared.values() for one in every)
+    grid = run.grid()
+    tuned = {name: config for name, config in grid.items() if config.tuning}
+    assert len(tuned) == 63 and {config.name for config in tuned.values()} == {*run.TUNED}
+    strips = [config.strip for config in grid.values() if config.strip]
+    assert [*grid] == [*run.grid()] and strips == [f"{name}-base.png" for name in run.SCORED if name in run.SHOWN]
+
+
+def write_strips(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in run.SHOWN[:5]:
+        for place, method in enumerate(run.GRID):
+            row = run.beside([Image.new("RGB", (64, 64), (50 * place, 50 * image, 90)) for image in range(5)])
+            save_png(row, folder / f"{name}-{method}.png", {"prompts": [f"a sks {name} on a red background"] * 4})
+
+
+def test_the_grids_are_drawn_of_the_subjects_that_are_there(tmp_path):
+    write_strips(tmp_path / "images")
+    plot.plot(tmp_path / "customization", tmp_path / "docs", tmp_path / "images")
+    figures = tmp_path / "docs" / "results" / "figures"
+    assert [file.name for file in sorted(figures.iterdir())] == [*run.SHEETS[:2]]
+    assert not (tmp_path / "docs" / "front.png").exists()  # waits for the frontier
+
+
+def test_the_front_page_has_the_frontier_and_a_grid(tmp_path):
+    scores = dict.fromkeys(("fidelity", "alignment", "diversity", "pixels"), 0.5)
+    curve = {"steps": {str(step): {key: value + step / 1e4 for key, value in scores.items()} for step in drift.STEPS}}
+    ways = [f"{name}-{'-'.join(way)}-curve" for name in subjects.SUBJECTS for way in FRONTIER]
+    lines = [json.dumps({"name": way, "settings": {}, "cpu_seconds": 1, "values": curve}) for way in sorted(ways)]
+    (tmp_path / "drift").mkdir()
+    (tmp_path / "drift" / "results.jsonl").write_text("\n".join(lines) + "\n")
+    write_strips(tmp_path / "images")
+    plot.plot(tmp_path / "customization", tmp_path / "docs", tmp_path / "images")
+    assert (tmp_path / "docs" / "front.png").stat().st_size > 10_000
 
 
 def test_at_the_papers_scale_it_is_the_same_code(base, dreambooth, tmp_path, monkeypatch, capsys):

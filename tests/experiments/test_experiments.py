@@ -128,3 +128,13 @@ def test_the_committed_results_are_those_of_the_settings(name):
     assert {cell: record["settings"] for cell, record in stored.items()} == {
         cell: settings_of(config) for cell, config in grid.items()
     }
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="the drawings come from npm, which is not here")
+def test_both_styles_draw_what_is_learnt_and_what_is_merged():
+    pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
+    from experiments.common.styles import STYLES
+    from experiments.merge.run import SUBJECTS
+
+    for style in STYLES.values():
+        assert len(style.learnt) == 10 and all(map(style.drawing, [*style.learnt, *SUBJECTS]))

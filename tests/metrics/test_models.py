@@ -1,5 +1,7 @@
 """CLIP-T, CLIP-I and DINO against their formulas, on small random models of the real classes: never on real weights."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -85,5 +87,16 @@ def test_what_is_missing_is_one_sentence(clip, dino, tmp_path):
         clip.alignment(images(2), ["a"])
     with pytest.raises(UserError, match="could not be loaded as a CLIPModel"):
         load_clip(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="environment of its own"):
+
+
+def test_image_reward_says_why_it_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ImageReward", None)  # as if it was not installed
+    with pytest.raises(UserError, match=r"not installed: try pip install 'atomtune\[image-reward\]'"):
+        load_image_reward()
+    monkeypatch.delitem(sys.modules, "ImageReward")
+    (tmp_path / "ImageReward.py").write_text("from transformers.modeling_utils import prune_linear_layer_of_old\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"does not go with the others \(cannot import name 'prune_linear_layer_of_old'"
+    ):
         load_image_reward()

@@ -117,13 +117,19 @@ def load_dino(name: str = DINO, device: str | torch.device = "cpu") -> Dino:
 
 
 def load_image_reward(name: str = IMAGE_REWARD, device: str | torch.device = "cpu") -> ImageReward:
-    """ImageReward, of the package `image-reward`. Raises `UserError` if it is not installed."""
+    """ImageReward, of the package `image-reward`. Raises `UserError` if it is not installed, or cannot be imported
+    beside the other packages."""
     try:
         import ImageReward as package  # pyright: ignore[reportMissingImports]
     except ImportError as error:
+        if error.name == "ImageReward":
+            raise UserError(
+                "image_reward needs the package image-reward, which is not installed: try pip install "
+                "'atomtune[image-reward]', in an environment of its own, because it pins old versions of others."
+            ) from error
         raise UserError(
-            "image_reward needs the package image-reward, which pins old versions of others: install it in an "
-            f"environment of its own ({error})."
+            f"the package image-reward is installed, but does not go with the others ({error}): leave image_reward "
+            "out, and score the images that compare wrote in an environment of its own."
         ) from error
     return ImageReward(package.load(name, device=str(device)))
 
