@@ -62,8 +62,8 @@ def smollm2() -> nn.Module:
     """Four layers of SmolLM2-135M, with a small vocabulary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes: dict[str, Any] = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_hidden_layers=4, **sizes))
+    sizes: dict[str, Any] = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 1024, "num_hidden_layers": 4}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=9, num_key_value_heads=3, **sizes))
 
 
 def smollm2_inputs() -> dict[str, Any]:
