@@ -74,16 +74,17 @@ class Tokens:
     levels: int = 1
     """Resolutions at which layers work, each half of the one before."""
 
-    def seen(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Sight:
-        """What a run of the denoiser with these arguments shows."""
-        height, width = self.size(config, arguments)
+    def seen(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Sight | None:
+        """What a run of the denoiser with these arguments shows; None if it cannot be told."""
+        if (size := self.size(config, arguments)) is None:
+            return None
         grids = {}
         for level in range(self.levels):
-            rows, columns = (-(-side // 2**level) for side in (height, width))
+            rows, columns = (-(-side // 2**level) for side in size)
             grids.setdefault(rows * columns, (rows, columns))
         return Sight(self, grids, self.before(arguments))
 
-    def size(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def size(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int] | None:
         """Rows and columns of the image's tokens."""
         sample, patch = next(iter(arguments.values())), config.get("patch_size") or 1
         return sample.shape[-2] // patch, sample.shape[-1] // patch
@@ -124,8 +125,10 @@ class ByMask(Tokens):
 class ImageFirst(Tokens):
     """The images are listed; each one, made longer to a multiple of 32 tokens, comes before its text."""
 
-    def size(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def size(self, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[int, int] | None:
         image, (patch,) = arguments["x"][0], config["all_patch_size"]
+        if isinstance(image, list):  # several images in one sequence, in another order
+            return None
         return image.shape[-2] // patch, image.shape[-1] // patch
 
     def before(self, arguments: Mapping[str, Any]) -> int:

@@ -80,7 +80,7 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
     try:
         draw: Any = pipe
         with until_reached(pipe, resolution):
-            draw(prompt, **options)
+            draw(prompt=prompt, **options)
     finally:
         handle.remove()
     sample_name, *others = arguments
@@ -107,9 +107,7 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> dict
     """
     for part in ("encode_prompt", "scheduler", "vae"):
         if getattr(pipe, part, None) is None:
-            raise UserError(
-                f"{type(pipe).__name__} has no {part}, which training needs: {nearest(pipe)}."
-            )
+            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: {nearest(pipe)}.")
     original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
     answers = {}
 
@@ -151,8 +149,10 @@ def collate(conditionings: list[Conditioning], family: Family) -> Conditioning:
     """Join conditionings of one caption each to a batch."""
     conditionings = _padded(conditionings, family)
     first = conditionings[0]
-    return {name: first[name] if name in family.shared else _joined([each[name] for each in conditionings])
-            for name in first}
+    return {
+        name: first[name] if name in family.shared else _joined([each[name] for each in conditionings])
+        for name in first
+    }
 
 
 def _joined(values: list[Any]) -> Any:
@@ -177,7 +177,9 @@ def _padded(conditionings: list[Conditioning], family: Family) -> list[Condition
         longest = max(text.shape[1] for text in texts)
         if all(own is None and text.shape[1] == longest for own, text in zip(masks, texts)):
             continue
-        masks = [text.new_ones(text.shape[:2], dtype=torch.long) if own is None else own for own, text in zip(masks, texts)]
+        masks = [
+            text.new_ones(text.shape[:2], dtype=torch.long) if own is None else own for own, text in zip(masks, texts)
+        ]
         conditionings = [
             each | {name: pad(text, (0, 0, 0, longest - text.shape[1])), mask: pad(own, (0, longest - own.shape[1]))}
             for each, text, own in zip(conditionings, texts, masks)

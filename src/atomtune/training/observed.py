@@ -8,8 +8,8 @@ outputs. So if drawing and training agree, the oracle's second input, unpacked, 
 
     x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep of this call,
 
-and the autoencoder's input at the end is the sampler's last latents with the scaling of `encode_images` undone. As x_0 is
-random, a wrong order of patches or tokens would show in both.
+and the autoencoder's input at the end is the sampler's last latents with the scaling of `encode_images` undone. As x_0
+is random, a wrong order of patches or tokens would show in both.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Oracle:
             replaced(vae, "decode", decode),
             until_reached(pipe, resolution),
         ):
-            pipe(prompt, generator=torch.Generator().manual_seed(0), **options)
+            pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **options)
         autoencoding = self.family.autoencoding
         if not decoded or not _close(autoencoding.normalized(vae, decoded[0]), self.latents.float().cpu()):
             statistics = autoencoding.statistics_are
