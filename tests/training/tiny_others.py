@@ -299,7 +299,7 @@ def z_image() -> ZImagePipeline:
         axes_lens=[600, 16, 16],
     )
     words, scheduler = tokenizer(), FlowMatchEulerDiscreteScheduler(shift=3.0)
-    words.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    words.chat_template = "{% for m in messages %}of {{ m['content'] }} {% endfor %}"
     return ZImagePipeline(
         scheduler,
         AutoencoderKL(**AUTOENCODER, shift_factor=0.1),
@@ -320,7 +320,7 @@ def pixart_alpha() -> PixArtAlphaPipeline:
         num_layers=2,
         cross_attention_dim=24,
         caption_channels=16,
-        sample_size=8,
+        sample_size=128,  # the only size for which the pipeline tells it resolution and aspect ratio
         patch_size=2,
         attention_bias=True,
         use_additional_conditions=True,
@@ -381,7 +381,7 @@ def flux_2() -> Flux2Pipeline:
 def flux_2_klein() -> Flux2KleinPipeline:
     """klein: Flux.2 with another language model, without guidance as an input, and with two runs in a guided step."""
     words = tokenizer()
-    words.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    words.chat_template = "{% for m in messages %}of {{ m['content'] }} {% endfor %}"
     return Flux2KleinPipeline(
         FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         flux_2_autoencoder(),

@@ -83,8 +83,9 @@ class Family:
     guided_apart: bool = False
     """Guidance, where there is any, runs the denoiser twice in each step, first with the prompt, then without."""
 
-    def predict(self, model: Any, noisy: Latents, timesteps: Tensor, conditioning: Mapping[str, Any]) -> Latents:
-        """What the denoiser, called as its pipeline calls it, says of noisy latents; of the target's sign."""
+    def predict(self, model: Any, noisy: Latents, timesteps: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        """What the denoiser, called as its pipeline calls it, says of noisy latents, as plain
+        latents and with the target's sign."""
         times = {self.time: self.clock.times(timesteps)}
         output = model(self.layout.pack(noisy), **times, **conditioning, return_dict=False)[0]
         return self.signed(self.layout.unpack(output, (noisy.shape[2], noisy.shape[3])))

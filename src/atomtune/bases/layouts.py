@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-Latents = Float[Tensor, "batch channels height width"]
+Latents = Float[Tensor, "batch channels rows columns"]
+Images = Float[Tensor, "batch 3 height width"]
 
 
 class Autoencoding:
@@ -42,23 +43,27 @@ class Autoencoding:
         """`arranged` undone."""
         return latents
 
-    def pixels(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+    def pixels(self, images: Images) -> Tensor:
         """Images as the autoencoder takes them."""
         return images
 
-    def encode(self, vae: Any, images: Float[Tensor, "batch 3 height width"]) -> tuple[Latents, Latents]:
+    def encode(self, vae: Any, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the latents, on the CPU; 0 where the autoencoder is not variational."""
         encoded = vae.encode(self.pixels(images))
         gaussian = getattr(encoded, "latent_dist", None)
-        mean = encoded.latents if gaussian is None else gaussian.mean
+        mean = encoded[0] if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
         return self.normalized(vae, mean.cpu()), self.arranged(std.cpu()) * self.statistics(vae)[1]
 
-    def decode(self, vae: Any, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
+    def decode(self, vae: Any, latents: Latents) -> Images:
         """The images of these latents."""
         shift, scale = self.statistics(vae)
         raw = self.rearranged((latents.cpu() / scale + shift).to(latents.device))
-        return vae.decode(raw, return_dict=False)[0]
+        return self.one_image(vae.decode(raw, return_dict=False)[0])
+
+    def one_image(self, decoded: Tensor) -> Images:
+        """The images in what the autoencoder gives."""
+        return decoded
 
     def normalized(self, vae: Any, raw: Tensor) -> Latents:
         """Plain latents from the autoencoder's own, which are on the CPU."""
@@ -78,8 +83,8 @@ class OneFrame(Autoencoding):
     def pixels(self, images: Tensor) -> Tensor:
         return images[:, :, None]
 
-    def decode(self, vae: Any, latents: Latents) -> Tensor:
-        return super().decode(vae, latents)[:, :, 0]
+    def one_image(self, decoded: Tensor) -> Images:
+        return decoded[:, :, 0]
 
 
 class BatchNormed(Autoencoding):

@@ -75,7 +75,7 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
         raise Reached
 
     model = bare_model(denoiser(pipe))  # PEFT's wrapper hides the names of the arguments
-    options |= call_options(pipe, resolution) | {"num_inference_steps": 1}
+    options |= call_options(pipe, resolution) | {"num_inference_steps": 2}  # some samplers cannot do with one
     handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         draw: Any = pipe
