@@ -102,7 +102,7 @@ class KeptCodes:
         small = codes.numel() < 2**31
         return cls(timestep, first_sample, tuple(codes.shape), indices.int() if small else indices, values, image)
 
-    def of_image(self, dense: Float[Tensor, "samples tokens atoms"]) -> Float[Tensor, "samples tokens atoms"]:
+    def of_image(self, dense: Float[Tensor, "samples tokens atoms"]) -> Float[Tensor, "samples image_tokens atoms"]:
         """Dense codes at the tokens of the image; at all, where these are not known."""
         return dense if self.image is None else self.image.of(dense)
 

@@ -206,13 +206,14 @@ class Trace:
         images = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor | list)), None)
         samples = len(images) if isinstance(images, Tensor | list) else 1
         run = ModelRun(times, "guided", before.first_sample + before.samples, samples)
-        if times is not None and _two_halves(times, images):
+        apart = family is not None and family.guided_apart
+        if times is not None and not apart and _two_halves(times, images):
             run.halves = "both, guided first" if family and family.prompt_first else "both"
             run.samples = samples // 2
         if times is not None and before.timesteps is not None and run.samples == before.samples:
             if float(times[0]) < float(before.timesteps[0]):
                 run.first_sample = before.first_sample
-            elif family and family.guided_apart and before.halves == "guided" and _equal(images, self._images):
+            elif apart and before.halves == "guided" and _equal(images, self._images):
                 run.halves, run.first_sample = "unguided", before.first_sample
         if family:
             arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
