@@ -10,6 +10,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -328,6 +330,25 @@ def pixart_alpha() -> PixArtAlphaPipeline:
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
     scheduler: Any = DPMSolverMultistepScheduler()
     return PixArtAlphaPipeline(tokenizer, text_encoder, AutoencoderKL(**AUTOENCODER), transformer, scheduler)
+
+
+def chroma() -> ChromaPipeline:
+    """Chroma: packs its latents as Flux.1 does, and is of no family that is trained."""
+    tokenizer, text_encoder = tiny_t5(32)
+    transformer = ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=8,
+        approximator_hidden_dim=8,
+        approximator_layers=1,
+    )
+    vae, scheduler = AutoencoderKL(**AUTOENCODER, shift_factor=0.1), FlowMatchEulerDiscreteScheduler()
+    return ChromaPipeline(scheduler, vae, text_encoder, tokenizer, transformer)  # pyright: ignore
 
 
 def flux_2_denoiser(width: int, guidance: bool) -> Flux2Transformer2DModel:
