@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import atomtune
 from atomtune import bases, load_adapter, trace
@@ -52,8 +53,9 @@ def test_a_life(base, images, tmp_path, capsys):
     pipe.save_pretrained(tmp_path / "base")
     options = OPTIONS | {"base": str(tmp_path / "base"), "images": str(images)}
     whole, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    summary = atomtune.customize(**options, out=str(whole))
-    assert summary["held_loss"] != summary["held_loss_before"]
+    atomtune.customize(**options, out=str(whole))
+    tensors = load_file(whole / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "decoder" in name)
     assert run_and_die.customize("step:3", **options, out=str(run)) == -signal.SIGKILL
     assert not (run / "adapter").exists() and list((run / "checkpoints").iterdir())
     atomtune.customize(**options, out=str(run))
