@@ -24,14 +24,14 @@ def page() -> str:
         "",
         "<!-- written by tests/bases/bases_page.py: make bases -->",
         "",
-        "What `atomtune customize` trains on, and what every command then works with. Each row is tested with a pipeline"
-        " of the real classes, small and random, at 64 pixels. **None of them was run on real weights**: what is learnt"
-        " on a real base, how well and how fast, is not known.",
+        "What `atomtune customize` trains on, and what every command then works with. Each row is tested with a"
+        " pipeline of the real classes, small and random, at 64 pixels. **None of them was run on real weights**: what"
+        " is learnt on a real base, how well and how fast, is not known.",
         "",
         f"{TESTED_WITH}{versions}.",
         "",
-        "| base | pipeline, and weights people use | latents | autoencoder | denoiser's time | sign | guidance in training"
-        " | timesteps in training | image tokens | run on real weights |",
+        "| base | pipeline, and weights people use | latents | autoencoder | denoiser's time | sign"
+        " | guidance in training | timesteps in training | image tokens | run on real weights |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(row(base) for base in BASES),
         "",
@@ -39,27 +39,28 @@ def page() -> str:
         "",
         "| | |",
         "|---|---|",
-        "| training gives what drawing gives | noise and image in the denoiser's input at two timesteps of a drawing, and"
-        " every argument of its call, to 1e-6 (Sana's sampler rounds timesteps to whole ones: 1e-3); this is also"
-        " checked before every run |",
+        "| training gives what drawing gives | noise and image in the denoiser's input at two timesteps of a drawing,"
+        " and every argument of its call, to 1e-6 (Sana's sampler rounds timesteps to whole ones: 1e-3); the noise and"
+        " the image are also checked before every run |",
         "| training moves drawing | the denoiser learns one image until the loss on fixed noise has halved; what the"
         " pipeline then draws from fixed noise is nearer to the image |",
         "| captions of different lengths | in one batch each is answered as alone |",
-        "| a whole life | `customize`, killed and resumed to the bit; `generate`, `trace`, heatmaps, influence, `prune`,"
-        " `merge`, `inspect` |",
+        "| a whole life | `customize`, killed and resumed to the bit; `generate`, `trace`, heatmaps, influence,"
+        " `prune`, `merge`, `inspect` |",
         "| options | class images, `--preserve` with a floor, `--caption-dropout`, LoRA, bfloat16, gradient"
         " checkpointing |",
         "| maps of the image alone | where layers see text and image in one sequence, heatmaps have the image's tokens;"
         " layers that see the text alone have none |",
         "",
         "*Guidance in training* is the number that a denoiser which was distilled for guidance gets: that of diffusers'"
-        " DreamBooth scripts. *Timesteps* are drawn as those scripts draw them; the sampler's shift by resolution does"
-        " not act on them, a constant shift does. The timesteps of a trace and of a schedule are the sampler's, 1000 for"
-        " noise and 0 for the image, on every base.",
+        " DreamBooth scripts. *Timesteps* are drawn as those scripts draw them (AuraFlow has none: as for Stable"
+        " Diffusion 3); the sampler's shift by resolution does not act on them, a constant shift does. The timesteps of"
+        " a trace and of a schedule are the sampler's, 1000 for noise and 0 for the image, on every base.",
         "",
         "A pipeline of a subclass counts as its base. Another pipeline works if it gives its denoiser latents [batch,"
-        " channels, height, width] and the sampler's timesteps, which is checked before the run; else it is refused with"
-        " a sentence that names the nearest base of this table. What atoms adapt on each is in [Models](models.md).",
+        " channels, height, width] and the sampler's timesteps, which is checked before the run; else it is refused"
+        " with a sentence that names the nearest base of this table. What atoms adapt on each is in"
+        " [Models](models.md).",
         "",
     ]
     return "\n".join(lines)

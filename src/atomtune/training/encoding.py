@@ -111,7 +111,7 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> dict
     original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
     answers = {}
 
-    def record(prompt: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def record(prompt: Any, *args: Any, **kwargs: Any) -> Any:
         answers[_text(prompt)] = answer = original(prompt, *args, **kwargs)
         return answer
 
@@ -129,7 +129,7 @@ def _text(prompt: str | list[str]) -> str:
 def replayed(pipe: DiffusionPipeline, answers: dict[str, Any]) -> Iterator[None]:
     """Inside the block the pipeline draws the prompt of `answers`, a result of `encode_prompt`, without its text
     encoder."""
-    with replaced(pipe, "encode_prompt", lambda prompt=None, *args, **kwargs: answers[_text(prompt)]):
+    with replaced(pipe, "encode_prompt", lambda prompt, *args, **kwargs: answers[_text(prompt)]):
         yield
 
 

@@ -134,7 +134,7 @@ class _Oracle:
         # Pipelines read the signatures of these functions, so the originals' are kept.
         answer = functools.wraps(self.model.forward)(functools.partial(self.answer))
         step = functools.wraps(scheduler.step)(functools.partial(self.step, scheduler.step))
-        options = call_options(pipe, resolution) | {"num_inference_steps": steps} | self.family.unguided
+        options = call_options(pipe, resolution) | {"num_inference_steps": steps, **self.family.unguided}
         with (
             replaced(self.model, "forward", answer),
             replaced(scheduler, "step", step),
