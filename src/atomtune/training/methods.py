@@ -117,15 +117,21 @@ def share_out(total: int, model: torch.nn.Module, config: AtomConfig) -> dict[st
     return {name: max(1, end - start) for name, start, end in zip(names, ends, ends[1:])}
 
 
-def linear_layers(model: torch.nn.Module, targets: Sequence[str]) -> list[str]:
-    """The linear layers at or inside the targets, by the end of their names: "attn1" gives "attn1.to_q", ..."""
-    found = set()
+def linear_layers(model: torch.nn.Module, inside: Sequence[str]) -> list[str]:
+    """The linear layers at or inside these modules, by the end of their names: "attn1" gives "attn1.to_q", ...; by their
+    whole names where others that are not linear end so too."""
+    found, modules = set(), dict(model.named_modules())
     for name, module in model.named_modules():
-        for target in targets:
+        for target in inside:
             if name == target or name.endswith("." + target):
                 for inner, layer in module.named_modules():
                     if isinstance(layer, torch.nn.Linear):
                         found.add(f"{target}.{inner}" if inner else target)
     if not found:
-        raise UserError(f"this base has no linear layer in {', '.join(targets)}: see the names in its denoiser.")
-    return sorted(found)
+        raise UserError(f"this base has no linear layer in {', '.join(inside)}: see the names in its denoiser.")
+    targets = []
+    for end in found:
+        names = [name for name in modules if f".{name}".endswith(f".{end}")]
+        linear = [name for name in names if isinstance(modules[name], torch.nn.Linear)]
+        targets += [end] if linear == names else linear
+    return sorted(targets)
