@@ -174,5 +174,4 @@ def test_what_is_learnt_is_what_the_pipeline_draws(base):
     before = (drawn(pipe, **short) - latents.mean).square().mean()
     learn(pipe, latents, conditioning, **base.learning)
     after = (drawn(pipe, **short) - latents.mean).square().mean()
-    print(base.name, float(before), float(after))
     assert after < before

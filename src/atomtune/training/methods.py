@@ -118,8 +118,8 @@ def share_out(total: int, model: torch.nn.Module, config: AtomConfig) -> dict[st
 
 
 def linear_layers(model: torch.nn.Module, inside: Sequence[str]) -> list[str]:
-    """The linear layers at or inside these modules, by the end of their names: "attn1" gives "attn1.to_q", ...; by their
-    whole names where others that are not linear end so too."""
+    """The linear layers at or inside these modules, by the end of their names: "attn1" gives "attn1.to_q", ...; by
+    their whole names where others that are not linear end so too."""
     found, modules = set(), dict(model.named_modules())
     for name, module in model.named_modules():
         for target in inside:
