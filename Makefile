@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-latest lint docs readme models experiments experiments-quick
+.PHONY: help demo test test-latest lint docs readme models bases experiments experiments-quick
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid into
 
 models: .venv/installed  ## write docs/reference/models.md from the families that the tests run through
 	$(BIN)/python -m tests.adapters.models_page
+
+bases: .venv/installed  ## write docs/reference/bases.md from the bases that the tests run through
+	$(BIN)/python -m tests.bases.bases_page
 
 experiments: .venv/installed  ## run what is missing of the paper's small experiments, then make all figures and pages
 	$(BIN)/python -m experiments

@@ -64,7 +64,7 @@ def measure(config: Config) -> dict[str, Any]:
 def atoms_of(it: Opened, examples: Examples) -> list[tuple[Tensor, Tensor]]:
     """Codes [tokens, fired] and directions [fired, out] of the atoms that fire on the examples, layer by layer."""
     with trace(it.board.model, codes=True) as seen:
-        Examples(it.pipe, examples.noised, examples.conditioning).outputs()
+        Examples(it.pipe, examples.noised, examples.conditionings).outputs()
     found = []
     for layer in seen.layers:
         fired = layer.fired > 0

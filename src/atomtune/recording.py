@@ -1,19 +1,21 @@
 """The contents of a trace: running sums and kept codes of each layer, and the numbers and maps made from them.
 
 `tracing.trace` records them. Codes are stored sparse and returned dense: by `codes`, at every token of each sample at
-one timestep, or of a text; by `maps`, the mean of these over timesteps; and by `every_token`, one row for each token of
-each run.
+one timestep, or of a text; by `means`, the mean of these over timesteps; by `maps`, the same at the tokens of the image
+alone; and by `every_token`, one row for each token of each run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atomtune.bases.tokens import ImageTokens, Sight
 from atomtune.errors import UserError
 from atomtune.method.dictionary import SparseDictionary
 
@@ -22,12 +24,25 @@ UNGUIDED, GUIDED = 0, 1
 
 @dataclass
 class ModelRun:
-    """One run of the model: the timesteps of its rows, whether the batch has two halves, and its samples."""
+    """One run of the model: the timesteps of its rows, the rows that have the prompt, and its samples."""
 
     timesteps: Tensor | None = None
-    guided: bool = False
+    halves: Literal["guided", "both", "both, guided first", "unguided"] = "guided"
+    """Whether its rows have the prompt, do not have it (the other half of guidance), or one half of the batch each."""
     first_sample: int = 0
     samples: int = 0
+    sight: Sight | None = None
+    """What it shows to its layers, of a known family of image models."""
+
+    def rows(self, batch: int) -> tuple[range, range]:
+        """The unguided rows of a layer's batch, and the guided ones."""
+        half = batch // 2
+        return {
+            "guided": (range(0), range(batch)),
+            "both": (range(half), range(half, batch)),
+            "both, guided first": (range(half, batch), range(half)),
+            "unguided": (range(batch), range(batch, batch)),
+        }[self.halves]
 
     def timesteps_of(self, batch: int) -> list[float | None]:
         """The timestep of each row of a layer's batch; None if it is not known."""
@@ -72,13 +87,24 @@ class KeptCodes:
     shape: tuple[int, ...]
     indices: Int[Tensor, " nonzero"]
     values: Float[Tensor, " nonzero"]
+    image: ImageTokens | None = None
 
     @classmethod
-    def of(cls, codes: Float[Tensor, "samples tokens atoms"], timestep: float | None, first_sample: int) -> KeptCodes:
+    def of(
+        cls,
+        codes: Float[Tensor, "samples tokens atoms"],
+        timestep: float | None,
+        first_sample: int,
+        image: ImageTokens | None = None,
+    ) -> KeptCodes:
         indices = codes.flatten().nonzero().flatten()
         values = codes.flatten()[indices].half()
         small = codes.numel() < 2**31
-        return cls(timestep, first_sample, tuple(codes.shape), indices.int() if small else indices, values)
+        return cls(timestep, first_sample, tuple(codes.shape), indices.int() if small else indices, values, image)
+
+    def of_image(self, dense: Float[Tensor, "samples tokens atoms"]) -> Float[Tensor, "samples image_tokens atoms"]:
+        """Dense codes at the tokens of the image; at all, where these are not known."""
+        return dense if self.image is None else self.image.of(dense)
 
     def add_to(self, dense: Float[Tensor, "samples tokens atoms"], row: int | None, magnitude: bool = False) -> None:
         """Add s, or |s|, to dense float32 codes on the CPU: of all atoms, or of the one in `row` to [.., .., 1]."""
@@ -108,6 +134,10 @@ class LayerTrace:
     """For each sample, the sums of its guided half over all its timesteps."""
     kept_codes: list[KeptCodes] = field(default_factory=list)
     """Codes of the guided half, if the trace was made with `codes=True`: see `codes`."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the image's tokens in the last run; None where they are not known."""
+    sees_image: bool = True
+    """False for a layer of a known family of image models that sees the text alone."""
     number: int = field(init=False)
     """Number of the layer, as in its address."""
     ids: Int[Tensor, " atoms"] = field(init=False)
@@ -141,28 +171,30 @@ class LayerTrace:
         magnitudes, firing, tokens = codes.abs(), codes != 0, codes.shape[1]
         fired, magnitude = firing.sum(1), magnitudes.sum(1, dtype=torch.float32)  # [batch, atoms]
         peak, silent = magnitudes.amax(1).float(), tokens - firing.any(2).sum(1)
-        first = len(codes) // 2 if run.guided else 0
+        unguided_rows, guided_rows = run.rows(len(codes))
         times = run.timesteps_of(len(codes))
+        image = run.sight.image(self.name, tokens) if run.sight else None
+        self.sees_image, self.grid = not run.sight or image is not None, image and (image.rows, image.columns)
         for t in dict.fromkeys(times):
             if t not in self.by_timestep:
                 unguided, guided = (TokenSums.zero(len(self), codes.device) for _ in (UNGUIDED, GUIDED))
                 self.by_timestep[t] = (unguided, guided)
-            for half, rows in ((UNGUIDED, range(first)), (GUIDED, range(first, len(codes)))):
+            for half, rows in ((UNGUIDED, unguided_rows), (GUIDED, guided_rows)):
                 if part := [row for row in rows if times[row] == t]:
                     at = slice(rows.start, rows.stop) if len(part) == len(rows) else part  # a slice copies nothing
                     sums = (fired[at].sum(0), magnitude[at].sum(0), peak[at].amax(0), silent[at].sum())
                     total = TokenSums(*sums, tokens * len(part))
                     self.by_timestep[t][half].add(total)
-        for row in range(first, len(codes)):
-            sample = run.first_sample + row - first
+        for sample, row in enumerate(guided_rows, run.first_sample):
             while len(self.samples) <= sample:  # more than one, if runs before this one left the layer's atoms out
                 self.samples.append(TokenSums.zero(len(self), codes.device))
             self.samples[sample].add(TokenSums(fired[row], magnitude[row], peak[row], silent[row], tokens))
-        if self.keep_codes:
-            guided, times = codes[first:], times[first:]
-            together = len(set(times)) == 1
-            for row, part in enumerate([guided] if together else guided.split(1)):
-                self.kept_codes.append(KeptCodes.of(part, times[row], run.first_sample + row))
+        if self.keep_codes and guided_rows:
+            together = len({times[row] for row in guided_rows}) == 1
+            for row in guided_rows[:1] if together else guided_rows:
+                part = slice(row, guided_rows.stop if together else row + 1)
+                sample, own = run.first_sample + row - guided_rows.start, image.samples(part) if image else None
+                self.kept_codes.append(KeptCodes.of(codes[part], times[row], sample, own))
 
     def close(self, whole: bool) -> None:
         """Store the norms of the present atoms, which the energies need; and, if the `whole` block was run, the usage
@@ -281,27 +313,51 @@ class LayerTrace:
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
     ) -> Float[Tensor, "samples tokens atoms"]:
-        """s_m at every token of each sample, or |s_m| with `magnitude`, for all atoms: the mean over the timesteps.
+        """s_m at every token of the image in each sample, or |s_m| with `magnitude`, for all atoms: the mean over the
+        timesteps. Of a model that is of no family in `bases.families`, at all its tokens.
 
         `timestep` is one timestep, or several; by default all count. The map of a sample that was not run at any of
-        these is NaN. Raises `UserError` when the trace kept no codes of them, or for samples of different sizes.
+        these is NaN. Raises `UserError` when the trace kept no codes of them, for samples of different sizes, and for
+        a layer that sees no image.
         """
         return self._maps(timestep, magnitude)
+
+    def means(
+        self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
+    ) -> Float[Tensor, "samples tokens atoms"]:
+        """As `maps`, but at all tokens, also those of the text."""
+        return self._means(timestep, magnitude, None, lambda codes, dense: dense)
 
     def _maps(
         self, timestep: int | float | Collection[int | float] | None, magnitude: bool, row: int | None = None
     ) -> Float[Tensor, "samples tokens atoms"]:
         """`maps`, or for one atom its map alone, [samples, tokens, 1]."""
-        chosen, first, samples = self._chosen(timestep)
-        if len(sizes := sorted({codes.shape[1] for codes in self.kept_codes})) > 1:
+        if not self.sees_image:
             raise UserError(
-                f"samples of {sizes[0]} and of {sizes[-1]} tokens have no common map: trace them separately."
+                f"{self.address} ({self.name}) sees the words of the prompt and not the image, so it has no maps: its "
+                "codes are in codes() and means()."
             )
-        summed = torch.zeros(samples, sizes[0], len(self) if row is None else 1)
-        count = torch.zeros(samples, 1, 1)
+        return self._means(timestep, magnitude, row, KeptCodes.of_image)
+
+    def _means(
+        self,
+        timestep: int | float | Collection[int | float] | None,
+        magnitude: bool,
+        row: int | None,
+        chosen_tokens: Callable[[KeptCodes, Tensor], Tensor],
+    ) -> Float[Tensor, "samples tokens atoms"]:
+        chosen, first, samples = self._chosen(timestep)
+        sizes = {chosen_tokens(codes, torch.empty(*codes.shape[:2], 0)).shape[1] for codes in self.kept_codes}
+        if len(sizes) > 1:
+            raise UserError(
+                f"samples of {min(sizes)} and of {max(sizes)} tokens have no common map: trace them separately."
+            )
+        atoms = len(self) if row is None else 1
+        summed, count = torch.zeros(samples, *sizes, atoms), torch.zeros(samples, 1, 1)
         for codes in chosen:
+            codes.add_to(part := torch.zeros(*codes.shape[:2], atoms), row, magnitude)
             rows = slice(codes.first_sample - first, codes.first_sample - first + codes.shape[0])
-            codes.add_to(summed[rows], row, magnitude)
+            summed[rows] += chosen_tokens(codes, part)
             count[rows] += 1
         return summed / count
 
@@ -383,7 +439,7 @@ class AtomTrace:
     def maps(
         self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
     ) -> Float[Tensor, "samples tokens"]:
-        """s_m over the tokens of each sample, as `LayerTrace.maps` for all atoms. Raises `UserError`."""
+        """s_m over the tokens of the image in each sample, as `LayerTrace.maps` for all atoms. Raises `UserError`."""
         return self.layer._maps(timestep, magnitude, self.index)[..., 0]
 
     def top_tokens(self, count: int = 10) -> list[tuple[int, int, float]]:

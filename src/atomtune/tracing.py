@@ -17,7 +17,10 @@ in memory, so that `board.keep(40)` can rank atoms that were trained in a loop w
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
 one batch, first without the prompt and then with it. They are recognised because both have the same noisy image, and
-their statistics are separate: GUIDED is the half with the prompt, or everything if there is no guidance.
+their statistics are separate: GUIDED is the half with the prompt, or everything if there is no guidance. Families in
+which the prompt comes first, or which run the two halves one after the other, are in `bases.families`.
+
+Timesteps are those of the sampler, from 1000 (noise) to 0, also where the denoiser counts from 0 to 1 or backwards.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 
 from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
+from atomtune.bases.families import family_of_denoiser
 from atomtune.errors import UserError
 from atomtune.recording import AtomTrace, LayerTrace, ModelRun
 
@@ -45,9 +49,14 @@ def bare_model(model: Any) -> Any:
 
 
 def timesteps(model: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
-    """The `timestep` a denoiser was called with, as float [1] or [batch] on the CPU; None where there is none."""
-    given = _argument(model, args, kwargs, "timestep")
-    return None if given is None else torch.as_tensor(given).detach().float().cpu().reshape(-1)
+    """The sampler's timestep in a call of a denoiser, from 1000 (noise) to 0 whatever the denoiser's own clock is, as
+    float [1] or [batch] on the CPU; None where there is none."""
+    family = family_of_denoiser(model)
+    given = _argument(model, args, kwargs, family.time if family else "timestep")
+    if given is None:
+        return None
+    times = torch.as_tensor(given).detach().float().cpu().reshape(-1)
+    return family.clock.timesteps(times) if family else times
 
 
 def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
@@ -55,6 +64,20 @@ def _argument(model: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
         return kwargs.get(name)
     names = list(inspect.signature(model.forward).parameters)
     return args[names.index(name)] if name in names[: len(args)] else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two batches of images, tensors or lists of tensors, are the same."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(map(_equal, a, b))
+
+
+def _two_halves(times: Tensor, images: Any) -> bool:
+    """Whether a batch is the same images twice, at one timestep."""
+    if not isinstance(images, Tensor | list) or len(images) % 2 or not bool((times == times[0]).all()):
+        return False
+    return _equal(images[: len(images) // 2], images[len(images) // 2 :])
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,7 @@ class Trace:
         self.input_ids: list[Int[Tensor, " tokens"]] = []
         """The tokens of each sample, for a text model with `codes=True`."""
         self._masks: list[Tensor | None] = []
+        self._images: Any = None
 
     def __enter__(self) -> Trace:
         if self._hooks:
@@ -126,7 +150,7 @@ class Trace:
     def __exit__(self, exception: object, *_more: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._images = [], None
         whole = exception is None and any(layer.tokens for layer in self.layers)
         for layer in self.layers:
             layer.close(whole)
@@ -177,18 +201,24 @@ class Trace:
         return found
 
     def _before_run(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Find out whether this run is the next step of the same samples, or a run of new samples."""
-        times = timesteps(model, args, kwargs)
-        states = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-        batch = len(states) if isinstance(states, Tensor) else 1
-        guided = (
-            times is not None and batch % 2 == 0 and isinstance(states, Tensor)
-            and bool((times == times[0]).all()) and torch.equal(states[: batch // 2], states[batch // 2 :])
-        )  # fmt: skip
-        before, samples = self._before, batch // 2 if guided else batch
-        later = before.timesteps is not None and times is not None and float(times[0]) < float(before.timesteps[0])
-        goes_on = later and samples == before.samples
-        self._run = ModelRun(times, guided, before.first_sample + (0 if goes_on else before.samples), samples)
+        """Find out whether this run is the next step of the same samples, their other half, or one of new samples."""
+        family, before, times = family_of_denoiser(model), self._before, timesteps(model, args, kwargs)
+        images = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor | list)), None)
+        samples = len(images) if isinstance(images, Tensor | list) else 1
+        run = ModelRun(times, "guided", before.first_sample + before.samples, samples)
+        apart = family is not None and family.guided_apart
+        if times is not None and not apart and _two_halves(times, images):
+            run.halves = "both, guided first" if family and family.prompt_first else "both"
+            run.samples = samples // 2
+        if times is not None and before.timesteps is not None and run.samples == before.samples:
+            if float(times[0]) < float(before.timesteps[0]):
+                run.first_sample = before.first_sample
+            elif apart and before.halves == "guided" and _equal(images, self._images):
+                run.halves, run.first_sample = "unguided", before.first_sample
+        if family:
+            arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+            run.sight = family.tokens.seen(model.config, arguments)  # pyright: ignore[reportArgumentType]
+        self._run, self._images = run, images
 
     def _after_run(self, model: nn.Module, args: tuple, kwargs: dict, _answer: object) -> None:
         """A run counts only when it has ended: `training.encoding` stops runs early, to read their arguments."""
@@ -200,10 +230,9 @@ class Trace:
             self.input_ids += [ids.new_empty(0).cpu()] * missing + [*ids.detach().cpu().unbind()]
             self._masks += [None] * missing + [*(mask.detach().cpu().unbind() if masked else [None] * len(ids))]
 
-    @property
-    def guided(self) -> bool:
-        """Whether the present run has two halves in its batch, first without the prompt and then with it."""
-        return self._run.guided
+    def guided_rows(self, batch: int) -> range:
+        """The rows of a layer's batch that have the prompt in the present run; the others are guidance's other half."""
+        return self._run.rows(batch)[1]
 
     @property
     def active_per_token(self) -> float:

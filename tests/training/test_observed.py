@@ -1,18 +1,20 @@
 """Training gives every supported denoiser what its own pipeline gives it, and refuses bases where it would not."""
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, FluxKontextPipeline, FluxPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch.testing import assert_close
 
 import atomtune
 from atomtune import moji
 from atomtune.analysis.examples import training_examples
-from atomtune.bases import call_options, denoiser
+from atomtune.bases import call_options, denoiser, families, layouts
+from atomtune.bases.families import Clock, family_of
 from atomtune.errors import UserError
 from atomtune.training import encoding, observed
 from atomtune.training.objectives import objective_for
@@ -157,16 +159,67 @@ def test_conditioning_that_changes_while_drawing_is_noticed():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (tiny_others.lumina_2, "Lumina2Pipeline calls its denoiser with the timestep 0 where its sampler's is 1000"),
-        (tiny_others.aura_flow, "AuraFlowPipeline calls its denoiser with the timestep 1 where its sampler's is 1000"),
         (lambda: tiny_pixart(prediction_type="flow_prediction"), "PixArtSigmaPipeline gives its denoiser"),
-        (tiny_others.flux, r"FluxPipeline gives its denoiser \(1, 16, 16\)"),
-        (tiny_others.z_image, "ZImagePipeline gives its denoiser a list"),
     ],
 )
 def test_bases_that_draw_otherwise_are_refused_by_name(make, sentence):
     with pytest.raises(UserError, match=sentence):
         check(make())
+
+
+class OwnFlux(FluxPipeline):
+    """A class of a user's own."""
+
+
+def test_a_subclass_of_a_familys_pipeline_is_of_the_family():
+    check(OwnFlux(**tiny_others.flux().components))
+
+
+def kontext() -> Any:
+    """Flux.1's denoiser, in a pipeline that draws from another image."""
+    parts = tiny_others.flux().components
+    return FluxKontextPipeline(**{name: part for name, part in parts.items() if part is not None})
+
+
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # diffusers' own, in Chroma's denoiser
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (kontext, r"Flux.1 \(FluxPipeline\), which has the same denoiser, FluxTransformer2DModel"),
+        (tiny_others.chroma, r"Flux.1 \(FluxPipeline\), whose denoiser takes \[batch, tokens, channels\]"),
+    ],
+)
+def test_another_base_is_refused_with_the_nearest_one(make, sentence):
+    with pytest.raises(UserError, match=f"gives its denoiser .* is not supported: the nearest base .* is {sentence}"):
+        check(make())
+
+
+class Transposed(layouts.Packed):
+    """Takes columns for rows."""
+
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().pack(latents.mT)
+
+    def unpack(self, packed: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return super().unpack(packed, size).mT if packed.ndim == 3 else packed
+
+
+WRONG = {
+    "sign": {"sign": -1},
+    "clock": {"clock": Clock()},
+    "clock backwards": {"clock": Clock(1, backwards=True)},
+    "layout": {"layout": Transposed(2)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("make", [tiny_others.flux, tiny_others.qwen_image], ids=["Flux.1", "Qwen-Image"])
+def test_a_family_that_is_written_wrongly_is_noticed(make, what, monkeypatch):
+    pipe = make()
+    wrong = replace(family_of(pipe), **WRONG[what])
+    monkeypatch.setattr(families, "FAMILIES", (wrong,))
+    with pytest.raises(UserError, match=f"{type(pipe).__name__} "):
+        check(pipe)
 
 
 @pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
@@ -220,11 +273,11 @@ def test_nothing_runs_and_nothing_stays():
 
 
 def test_a_run_and_the_examples_of_an_analysis_are_refused_alike(images, tmp_path):
-    pipe = tiny_others.aura_flow()
+    pipe = tiny_pixart(prediction_type="flow_prediction")
     pipe.save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="AuraFlowPipeline calls its denoiser"):
+    with pytest.raises(UserError, match="PixArtSigmaPipeline gives its denoiser"):
         atomtune.customize(images, class_name="dog", out=tmp_path / "run", base=str(tmp_path / "base"), steps=1)
-    with pytest.raises(UserError, match="AuraFlowPipeline calls its denoiser"):
+    with pytest.raises(UserError, match="PixArtSigmaPipeline gives its denoiser"):
         training_examples(pipe, images, "a sks dog", resolution=64)
 
 

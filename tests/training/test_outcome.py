@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import atomtune
 from atomtune import manifest, metrics
 from atomtune.bases import denoiser, load_base
+from atomtune.bases.families import UNFAMILIAR
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
 from atomtune.prompts import subject_prompts
@@ -36,7 +37,7 @@ def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, bas
 
     def plain() -> float:
         with torch.no_grad():
-            batch = encoding.collate([conditioning] * 24)
+            batch = encoding.collate([conditioning] * 24, UNFAMILIAR)
             output = denoiser(pipe)(noised.noisy, timestep=noised.timesteps, **batch, return_dict=False)[0]
         return float((output[:, :4].double() - noised.target.double()).square().mean())
 

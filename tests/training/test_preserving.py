@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import atomtune
 from atomtune.bases import denoiser
+from atomtune.bases.families import UNFAMILIAR
 from atomtune.errors import UserError
 from atomtune.metrics import other_prompts as measured_prompts
 from atomtune.training import configure, encoding, preserving
@@ -104,7 +105,7 @@ def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, pr
     def distance(out: str) -> float:
         pipe = atomtune.load_base(base)
         model = atomtune.load_adapter(pipe, tmp_path / out)
-        conditioning = encoding.collate([conditioning for conditioning in others.conditionings for _ in range(DRAWS)])
+        conditioning = encoding.collate([each for each in others.conditionings for _ in range(DRAWS)], UNFAMILIAR)
         with torch.no_grad():
             answer = model(others.examples.noisy, timestep=others.examples.timesteps, **conditioning).sample
         return float((answer[:, :4] - others.examples.target).square().mean())
@@ -185,7 +186,7 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
     pipe = atomtune.load_base(base)
     model = atomtune.load_adapter(pipe, tmp_path / "kept")
-    conditioning = encoding.collate([conditioning for conditioning in others.conditionings for _ in range(DRAWS)])
+    conditioning = encoding.collate([each for each in others.conditionings for _ in range(DRAWS)], UNFAMILIAR)
     call = {"timestep": others.examples.timesteps, **conditioning}
     with torch.no_grad():
         answer = model(others.examples.noisy, **call).sample

@@ -30,6 +30,7 @@ TARGETS: dict[str, list[str] | str] = {
     # Text and image tokens in one stream, or in two that attend to each other.
     "Lumina2Transformer2DModel": ["to_v"],
     "ZImageTransformer2DModel": ["to_v"],
+    "AuraFlowTransformer2DModel": ["to_v", "add_v_proj"],
     "FluxTransformer2DModel": ["to_v", "add_v_proj"],
     "QwenImageTransformer2DModel": ["to_v", "add_v_proj"],
     "SD3Transformer2DModel": ["to_v", "add_v_proj"],

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atomtune import bases
+from atomtune.bases.families import family_of
 from atomtune.errors import check_seed
 from atomtune.training import data, encoding
-from atomtune.training.objectives import Noised, objective_for, prediction_loss
+from atomtune.training.objectives import Noised, prediction_loss
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,13 +34,13 @@ class Examples:
 
     pipe: DiffusionPipeline
     noised: Noised
-    conditioning: dict[str, Any]
+    conditionings: list[dict[str, Any]]
+    """One for each example."""
 
     def outputs(self) -> Float[Tensor, "examples channels height width"]:
-        """The output of the denoiser."""
+        """The output of the denoiser, as plain latents."""
         denoiser = bases.denoiser(self.pipe)
-        noisy = self.noised.noisy.to(denoiser.dtype)
-        return denoiser(noisy, timestep=self.noised.timesteps, **self.conditioning, return_dict=False)[0]
+        return encoding.predict(denoiser, self.noised, self.conditionings, denoiser.dtype, family_of(self.pipe))
 
     def losses(self) -> Float[Tensor, " examples"]:
         """The training loss of each example."""
@@ -49,7 +50,7 @@ class Examples:
         """The same examples in batches of one, for models whose gradients do not fit into memory otherwise."""
         for row in range(len(self.noised.timesteps)):
             one = slice(row, row + 1)
-            yield Examples(self.pipe, self.noised.rows(one), encoding.rows(self.conditioning, one))
+            yield Examples(self.pipe, self.noised.rows(one), self.conditionings[one])
 
 
 @torch.no_grad()
@@ -72,12 +73,11 @@ def training_examples(
     found = data.find_examples(Path(images), caption)
     size = bases.resolution_for(pipe, resolution)
     words = next(iter(found.values()))
-    answer, objective = encoding.encode_prompt(pipe, words, size), objective_for(pipe.scheduler)
+    answer, objective = encoding.encode_prompt(pipe, words, size), encoding.objective_of(pipe)
     encoding.check(pipe, objective, words, answer, size)
     latents = encoding.encode_images(pipe, [data.square(data.read_image(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective.add_noise(drawn, generator)
     denoiser = bases.denoiser(pipe)
-    conditioning = encoding.cast(encoding.collate([known[words] for words in found.values()] * draws), denoiser.dtype)
-    return Examples(pipe, noised.to(denoiser.device), conditioning)
+    return Examples(pipe, noised.to(denoiser.device), [known[words] for words in found.values()] * draws)

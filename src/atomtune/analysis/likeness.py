@@ -108,11 +108,11 @@ def _loss(
     pipe: DiffusionPipeline, images: Path, caption: str, resolution: int | None
 ) -> Callable[[DiffusionPipeline], float]:
     examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution)
-    noised, conditioning = examples.noised, examples.conditioning  # without the pipeline, which may be closed
+    noised, conditionings = examples.noised, examples.conditionings  # without the pipeline, which may be closed
 
     @torch.no_grad()
     def quality(pipe: DiffusionPipeline) -> float:
-        each = [one.losses() for one in Examples(pipe, noised, conditioning).one_by_one()]
+        each = [one.losses() for one in Examples(pipe, noised, conditionings).one_by_one()]
         return -float(torch.cat(each).mean())
 
     return quality

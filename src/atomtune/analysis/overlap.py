@@ -186,7 +186,7 @@ class _Products:
     def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """A forward hook of both dictionaries; of the two, the first comes first."""
         output = output.detach().float()
-        self.outputs.append(output[len(output) // 2 :] if self.trace.guided else output)
+        self.outputs.append(output[self.trace.guided_rows(len(output))])
         if len(self.outputs) == 2:
             a, b = self.outputs
             self.runs.append(torch.stack([(x * y).sum(-1).flatten() for x, y in ((a, a), (b, b), (a, b))]).cpu())

@@ -41,7 +41,7 @@ class LayerActivity:
 
     @property
     def by_phase(self) -> Float[Tensor, "samples phases atoms"]:
-        """Mean of |s_m| over the tokens and the timesteps of a phase."""
+        """Mean of |s_m| over the timesteps of a phase and the tokens, those of the image if there are any."""
         return torch.cat(self._phase)
 
     @property
@@ -100,19 +100,27 @@ def watch(
     return Watched(drawings, layers, names, watched)
 
 
+def _grid(layer: LayerTrace, tokens: int, aspect: float) -> tuple[int, int] | None:
+    """Rows and columns of the image's tokens in a layer, None if it has none. Of an unfamiliar base all tokens are
+    those of the image if they could be."""
+    if layer.grid or not layer.sees_image:
+        return layer.grid
+    try:
+        return token_grid(tokens, aspect)
+    except UserError:
+        return None
+
+
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
     """Turn the codes of one batch into activity, and delete them."""
     kept = layer.trace.kept_codes
     times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0
-    tokens = kept[0].shape[1]
-    try:
-        layer.grid = token_grid(tokens, aspect)
-    except UserError:
-        layer.grid = None
+    layer.grid = _grid(layer.trace, kept[0].shape[1], aspect)
+    magnitudes_of = layer.trace.maps if layer.grid else layer.trace.means
     maps = []
     for steps in times.values():
-        magnitude = layer.trace.maps(steps, magnitude=True)
+        magnitude = magnitudes_of(steps, magnitude=True)
         magnitudes.append(magnitude.mean(1))
         total = total + magnitude * len(steps)
         if layer.grid:

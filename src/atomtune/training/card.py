@@ -9,12 +9,12 @@ from atomtune.storage.cards import adapter_card
 from atomtune.training.config import CustomizeConfig
 
 
-def model_card(config: CustomizeConfig, numbers: dict[str, Any], prompt: str) -> str:
-    """The card of the adapter, with a table of `numbers`, and `prompt` as an example to draw."""
+def model_card(config: CustomizeConfig, modules: str, numbers: dict[str, Any], prompt: str) -> str:
+    """The card of the adapter on `modules`, with a table of `numbers`, and `prompt` as an example to draw."""
     rows = "\n".join(f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in numbers.items())
     text = f"""\
 {config.token!r} is one particular {config.class_name}, learnt from {counted(numbers["images"], "image")} by
-[atomtune](https://arxiv.org/abs/2507.10855) ({config.method} on {", ".join(config.target_modules)}).
+[atomtune](https://arxiv.org/abs/2507.10855) ({config.method} on {modules}).
 
 | | |
 |---|---|

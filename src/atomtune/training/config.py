@@ -64,7 +64,8 @@ class CustomizeConfig:
     """Kind of adapter. LoRA, DoRA and OFT are PEFT's; everything else in the run stays the same."""
     target_modules: tuple[str, ...] = ("attn1",)
     """Modules that are adapted, by the end of their names. Atoms sit on an attention module as a whole or on a linear
-    layer; the other methods take the linear layers inside."""
+    layer; the other methods take the linear layers inside. On a base without attn1, or whose attn1 cannot carry atoms,
+    attn1 stands for what suits it: the value projections, and for the other methods the attention."""
     layers_to_transform: tuple[int, ...] | None = None
     """Numbers of the blocks that are adapted, counted from 0 (all by default)."""
     num_atoms: int = 256

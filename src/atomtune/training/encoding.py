@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from atomtune import bases, manifest, sampling
 from atomtune.bases import call_options, denoiser
+from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import clear_backgrounds
 from atomtune.tracing import bare_model
@@ -26,7 +28,7 @@ from atomtune.training import fitting, observed
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import read_image, square, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
-from atomtune.training.observed import Reached, latent_statistics, replaced, until_reached
+from atomtune.training.observed import Reached, replaced, until_reached
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,21 +54,15 @@ class Latents:
 
 @torch.no_grad()
 def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents:
-    """Latents of the images, shifted and scaled as the denoiser expects them, in float32 on the CPU.
+    """Plain latents of the images, normalized as the denoiser expects them, in float32 on the CPU.
 
     The autoencoder runs in float32: some overflow in half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
     device = getattr(pipe, "_execution_device", vae.device)  # with offloading, the autoencoder is moved there
-    shift, scale = latent_statistics(vae)
-    means, stds = [], []
-    for image in images:
-        encoded = vae.encode(to_tensor(image)[None].to(device))
-        gaussian = getattr(encoded, "latent_dist", None)
-        mean = encoded.latents if gaussian is None else gaussian.mean
-        std = torch.zeros_like(mean) if gaussian is None else gaussian.std
-        means.append((mean.cpu() - shift) * scale)
-        stds.append(std.cpu() * scale)
+    autoencoding = family_of(pipe).autoencoding
+    encoded = [autoencoding.encode(vae, to_tensor(image)[None].to(device)) for image in images]
+    means, stds = zip(*encoded, strict=True)
     return Latents(torch.cat(means), torch.cat(stds))
 
 
@@ -79,56 +75,67 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
         raise Reached
 
     model = bare_model(denoiser(pipe))  # PEFT's wrapper hides the names of the arguments
-    options |= call_options(pipe, resolution) | {"num_inference_steps": 1}
+    options |= call_options(pipe, resolution) | {"num_inference_steps": 2}  # some samplers cannot do with one
     handle = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         draw: Any = pipe
         with until_reached(pipe, resolution):
-            draw(prompt, **options)
+            draw(prompt=prompt, **options)
     finally:
         handle.remove()
     sample_name, *others = arguments
-    sample = arguments[sample_name]
-    shape = tuple(sample.shape) if isinstance(sample, Tensor) else f"a {type(sample).__name__}"
-    if len(shape) != 4 or shape[1] != model.config.get("in_channels"):
+    sample, family = arguments[sample_name], family_of(pipe)
+    if not family.layout.fits(sample, model.config):
+        shape = tuple(sample.shape) if isinstance(sample, Tensor) else f"a {type(sample).__name__}"
         raise UserError(
-            f"{type(pipe).__name__} gives its denoiser {shape} and not latents [batch, channels, height, width]: bases "
-            "that pack or list their latents cannot be trained on; choose another base."
+            f"{type(pipe).__name__} gives its denoiser {shape} and not latents {family.layout.form}, so training on "
+            f"this base is not supported: {nearest(pipe, sample)}."
         )
-    return {name: arguments[name] for name in others if name not in ("timestep", "return_dict")}
+    return {name: arguments[name] for name in others if name not in (family.time, "return_dict")}
 
 
 def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Conditioning:
     """The conditioning of one caption, without guidance."""
-    return condition(pipe, caption, resolution, guidance_scale=1.0)
+    return condition(pipe, caption, resolution, **family_of(pipe).unguided)
 
 
-def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> Any:
-    """What `pipe.encode_prompt` returns for a prompt when the pipeline draws it with its default guidance.
+def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> dict[str, Any]:
+    """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt with its default
+    guidance.
 
     Raises `UserError` for a pipeline without this function, a sampler or an autoencoder: it cannot be trained on.
     """
     for part in ("encode_prompt", "scheduler", "vae"):
         if getattr(pipe, part, None) is None:
-            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: choose another base.")
+            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: {nearest(pipe)}.")
     original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
-    answers = []
+    answers = {}
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        answers.append(original(*args, **kwargs))
-        return answers[-1]
+    def record(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        answers[_text(prompt)] = answer = original(prompt, *args, **kwargs)
+        return answer
 
     with replaced(pipe, "encode_prompt", record):
         condition(pipe, prompt, resolution)
-    return answers[-1]
+    return answers
+
+
+def _text(prompt: str | list[str]) -> str:
+    """The one text that a pipeline asks for, by itself or in a list."""
+    return prompt if isinstance(prompt, str) else prompt[0]
 
 
 @contextlib.contextmanager
-def replayed(pipe: DiffusionPipeline, answer: Any) -> Iterator[None]:
-    """Inside the block the pipeline draws the prompt of `answer`, a result of `encode_prompt`, without its text
+def replayed(pipe: DiffusionPipeline, answers: dict[str, Any]) -> Iterator[None]:
+    """Inside the block the pipeline draws the prompt of `answers`, a result of `encode_prompt`, without its text
     encoder."""
-    with replaced(pipe, "encode_prompt", lambda *args, **kwargs: answer):
+    with replaced(pipe, "encode_prompt", lambda prompt, *args, **kwargs: answers[_text(prompt)]):
         yield
+
+
+def objective_of(pipe: DiffusionPipeline, snr_gamma: float | None = None) -> Objective:
+    """The objective that fits the pipeline's sampler and family. Raises `UserError` if there is none."""
+    return objective_for(pipe.scheduler, snr_gamma, family_of(pipe).density)
 
 
 def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: int) -> None:
@@ -138,23 +145,46 @@ def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: An
         observed.check(pipe, objective, prompt, resolution)
 
 
-def collate(conditionings: list[Any]) -> Any:
+def collate(conditionings: list[Conditioning], family: Family) -> Conditioning:
     """Join conditionings of one caption each to a batch."""
+    conditionings = _padded(conditionings, family)
     first = conditionings[0]
+    return {
+        name: first[name] if name in family.shared else _joined([each[name] for each in conditionings])
+        for name in first
+    }
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
     if isinstance(first, Tensor):
-        return torch.cat(conditionings)
+        if len({tuple(value.shape[1:]) for value in values}) > 1:
+            raise UserError(
+                "this base encodes captions to different lengths, which are not joined: set batch_size to 1, and "
+                "preserve, prior_preservation and caption_dropout to none."
+            )
+        return torch.cat(values)
     if isinstance(first, dict):
-        return {name: collate([conditioning[name] for conditioning in conditionings]) for name in first}
-    return first
+        return {name: _joined([value[name] for value in values]) for name in first}
+    return [one for value in values for one in value] if isinstance(first, list) else first
 
 
-def rows(conditioning: Any, chosen: slice) -> Any:
-    """Some rows of a batch of conditionings: `collate` undone."""
-    if isinstance(conditioning, Tensor):
-        return conditioning[chosen]
-    if isinstance(conditioning, dict):
-        return {name: rows(value, chosen) for name, value in conditioning.items()}
-    return conditioning
+def _padded(conditionings: list[Conditioning], family: Family) -> list[Conditioning]:
+    """The same with texts of one length, zeros after the shorter ones, and masks that say so."""
+    for name, mask in family.masks.items():
+        texts = [each[name] for each in conditionings]
+        masks = [each.get(mask) for each in conditionings]
+        longest = max(text.shape[1] for text in texts)
+        if all(own is None and text.shape[1] == longest for own, text in zip(masks, texts)):
+            continue
+        masks = [
+            text.new_ones(text.shape[:2], dtype=torch.long) if own is None else own for own, text in zip(masks, texts)
+        ]
+        conditionings = [
+            each | {name: pad(text, (0, 0, 0, longest - text.shape[1])), mask: pad(own, (0, longest - own.shape[1]))}
+            for each, text, own in zip(conditionings, texts, masks)
+        ]
+    return conditionings
 
 
 def cast(conditioning: Any, dtype: torch.dtype) -> Any:
@@ -169,11 +199,11 @@ def cast(conditioning: Any, dtype: torch.dtype) -> Any:
 
 
 def predict(
-    model: Any, examples: Noised, conditionings: list[Conditioning], dtype: torch.dtype
+    model: Any, examples: Noised, conditionings: list[Conditioning], dtype: torch.dtype, family: Family
 ) -> Float[Tensor, "batch out_channels height width"]:
-    """The model's output for noised examples, each with its conditioning, computed in `dtype`."""
-    conditioning = cast(collate(conditionings), dtype)
-    return model(examples.noisy.to(dtype), timestep=examples.timesteps, **conditioning, return_dict=False)[0]
+    """The model's output for noised examples, each with its conditioning, computed in `dtype`, as plain latents."""
+    conditioning = cast(collate(conditionings, family), dtype)
+    return family.predict(model, examples.noisy.to(dtype), examples.timesteps, conditioning)
 
 
 def release(pipe: DiffusionPipeline) -> None:
@@ -187,6 +217,7 @@ def release(pipe: DiffusionPipeline) -> None:
 class Cache:
     """All outputs of the text encoder and the autoencoder that a run needs."""
 
+    family: Family
     latents: Latents
     conditionings: list[Conditioning]
     empty: Conditioning
@@ -218,7 +249,7 @@ def encode(
     backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
     prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
-    check(pipe, objective_for(pipe.scheduler, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
+    check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
     class_prompt = config.class_prompt or f"a {config.class_name}"
     all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
     known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
@@ -226,7 +257,7 @@ def encode(
     latents = encode_images(pipe, images)
     misfits = fitting.misfits(pipe, config.base, sides, images, latents.mean)
     conditionings = [known[caption] for caption in captions]
-    cache = Cache(latents, conditionings, known[""], samples, images, backgrounds, misfits)
+    cache = Cache(family_of(pipe), latents, conditionings, known[""], samples, images, backgrounds, misfits)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
         drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)

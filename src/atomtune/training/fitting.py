@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 from atomtune import bases
+from atomtune.bases.families import family_of
 from atomtune.training.data import to_tensor
-from atomtune.training.observed import latent_statistics
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -55,12 +55,11 @@ def evenness(image: Image.Image) -> float:
 @torch.no_grad()
 def lost(pipe: Any, images: Sequence[Image.Image], latents: Float[Tensor, "n channels height width"]) -> float:
     """Share of the images' variance that the base's autoencoder does not give back, of the first `LOOKED_AT` images."""
-    vae, shares = pipe.vae, []
-    shift, scale = latent_statistics(vae)
+    vae, shares, autoencoding = pipe.vae, [], family_of(pipe).autoencoding
     device = getattr(pipe, "_execution_device", vae.device)
     for image, latent in zip(images[:LOOKED_AT], latents):
-        raw = (latent[None] / scale + shift).to(device)
-        pixels, back = to_tensor(image), vae.decode(raw, return_dict=False)[0][0].float().cpu().clamp(-1, 1)
+        pixels = to_tensor(image)
+        back = autoencoding.decode(vae, latent[None].to(device))[0].float().cpu().clamp(-1, 1)
         shares.append(float((back - pixels).square().mean() / pixels.var(dim=(1, 2)).mean().clamp(min=FAINT)))
     return statistics.mean(shares)
 

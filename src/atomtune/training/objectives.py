@@ -84,10 +84,16 @@ class Diffusion:
 
 
 class FlowMatching:
-    """ε - x_0 prediction; timesteps logit-normal as in Stable Diffusion 3."""
+    """ε - x_0 prediction; timesteps logit-normal as in Stable Diffusion 3, or as `density` says.
 
-    def __init__(self, sampler_config: Any):
+    A constant shift of the sampler shifts these timesteps too. One that depends on the resolution does not, as in
+    diffusers' DreamBooth scripts.
+    """
+
+    def __init__(self, sampler_config: Any, density: str = "logit_normal"):
         from diffusers import FlowMatchEulerDiscreteScheduler
+
+        self.density = density
 
         # DPM-Solver and similar samplers call "flow_shift" what the flow-matching scheduler calls "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
@@ -99,7 +105,7 @@ class FlowMatching:
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
         noise = torch.randn(latents.shape, generator=generator)
-        u = compute_density_for_timestep_sampling("logit_normal", len(latents), 0.0, 1.0, generator=generator)
+        u = compute_density_for_timestep_sampling(self.density, len(latents), 0.0, 1.0, generator=generator)
         steps = (u * self.scheduler.config["num_train_timesteps"]).long()
         timesteps = self.scheduler.timesteps[steps]
         alpha, sigma = self.coefficients(timesteps)
@@ -119,15 +125,17 @@ class FlowMatching:
 Objective = Diffusion | FlowMatching
 
 
-def objective_for(sampler: Any, snr_gamma: float | None = None) -> Objective:
-    """The objective that fits a pipeline's sampler. Raises `UserError` if there is none."""
+def objective_for(sampler: Any, snr_gamma: float | None = None, density: str = "logit_normal") -> Objective:
+    """The objective that fits a pipeline's sampler. Raises `UserError` if there is none.
+
+    `density` is how flow matching draws its timesteps, a `weighting_scheme` of diffusers' scripts."""
     kind = sampler.config.get("prediction_type", "flow_prediction" if "FlowMatch" in type(sampler).__name__ else None)
     if kind == "flow_prediction":
         if snr_gamma is not None:
             raise UserError(
                 "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it, this base uses flow matching."
             )
-        return FlowMatching(sampler.config)
+        return FlowMatching(sampler.config, density)
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"{type(sampler).__name__} predicts {kind!r}: expected epsilon, v_prediction, sample or flow_prediction."

@@ -1,13 +1,15 @@
 """Check that training gives the denoiser the same inputs as its pipeline does while drawing.
 
-Model families differ in their timesteps (0 to 1000, 0 to 1, reversed), in the sign of the output, in the scale of the
-input and in what is done to the autoencoder's latents. So before a run the pipeline draws twice, in few steps, with an
-oracle in place of its denoiser: it knows the latents x_0 that are to be drawn and returns the target of training. The
-first step of a solver is exact for such outputs. So if drawing and training agree, the oracle's second input is
+Model families differ in their times (0 to 1000, 0 to 1, reversed), in the sign of the output, in the scale and the
+layout of the input and in what is done to the autoencoder's latents (`bases.families`). So before a run the pipeline
+draws twice, in few steps, with an oracle in place of its denoiser: it knows the latents x_0 that are to be drawn and
+returns the target of training, with the family's sign and in its layout. The first step of a solver is exact for such
+outputs. So if drawing and training agree, the oracle's second input, unpacked, is
 
     x_t = α_t x_0 + σ_t ε        with training's α and σ at the timestep of this call,
 
-and the autoencoder's input at the end is the sampler's last latents with the scaling of `encode_images` undone.
+and the autoencoder's input at the end is the sampler's last latents with the scaling of `encode_images` undone. As x_0
+is random, a wrong order of patches or tokens would show in both.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from atomtune.bases import call_options, denoiser
+from atomtune.bases.families import family_of, nearest
 from atomtune.errors import UserError
 from atomtune.tracing import bare_model
 
@@ -70,21 +73,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-def latent_statistics(vae: Any) -> tuple[float | Tensor, float | Tensor]:
-    """Shift and scale of an autoencoder's latents: the denoiser gets (raw - shift) · scale. Numbers, or CPU tensors."""
-    config = vae.config
-    scale = config.get("scaling_factor") or 1.0
-    if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return config.get("shift_factor") or 0.0, scale
-    mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
-    return mean, scale / std
-
-
 @dataclass(frozen=True)
 class Input:
     """One input of the denoiser while drawing, as image · x_0 + noise · ε + something of size `rest` (rms)."""
 
-    timestep: float
+    timestep: float  # of the sampler
     image: float
     noise: float
     rest: float
@@ -106,7 +99,7 @@ def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, resolution
 
     Neither the denoiser nor the autoencoder is run. The scheduler is left as after any drawing.
     """
-    return [_Oracle(pipe, objective).draw(pipe, prompt, resolution, steps) for steps in STEPS]
+    return [_Oracle(pipe, objective, resolution).draw(pipe, prompt, steps) for steps in STEPS]
 
 
 class _Oracle:
@@ -114,13 +107,15 @@ class _Oracle:
 
     x_0: Tensor
     noise: Tensor
-    timestep: float  # the timestep of the last call
-    target: Tensor  # the output of the last call
+    timestep: float  # the timestep of the last call, as the sampler counts
+    target: Tensor  # the target of the last call
     others: dict[str, Any]  # the first call's other arguments
     latents: Tensor  # what the sampler's last step gave
 
-    def __init__(self, pipe: DiffusionPipeline, objective: Objective):
-        self.name, self.objective = type(pipe).__name__, objective
+    def __init__(self, pipe: DiffusionPipeline, objective: Objective, resolution: int):
+        self.name, self.objective, self.resolution = type(pipe).__name__, objective, resolution
+        self.family, self.nearest = family_of(pipe), nearest(pipe)
+        self.size = self.family.size(pipe, resolution, resolution)
         self.model: Any = bare_model(denoiser(pipe))
         self.signature = inspect.signature(self.model.forward)
         self.calls = 0
@@ -128,9 +123,9 @@ class _Oracle:
         self.stochastic = False
         self.cause: str | None = None
 
-    def draw(self, pipe: Any, prompt: str, resolution: int, steps: int) -> Input:
+    def draw(self, pipe: Any, prompt: str, steps: int) -> Input:
         """The oracle's second input in one drawing, which stops at the autoencoder. Raises `UserError`."""
-        scheduler, vae, decoded = pipe.scheduler, pipe.vae, []
+        scheduler, vae, decoded, resolution = pipe.scheduler, pipe.vae, [], self.resolution
 
         def decode(latents: Tensor, *args: Any, **kwargs: Any) -> None:
             decoded.append(latents.float().cpu())
@@ -139,18 +134,18 @@ class _Oracle:
         # Pipelines read the signatures of these functions, so the originals' are kept.
         answer = functools.wraps(self.model.forward)(functools.partial(self.answer))
         step = functools.wraps(scheduler.step)(functools.partial(self.step, scheduler.step))
-        options = call_options(pipe, resolution) | {"num_inference_steps": steps, "guidance_scale": 1.0}
+        options = call_options(pipe, resolution) | {"num_inference_steps": steps, **self.family.unguided}
         with (
             replaced(self.model, "forward", answer),
             replaced(scheduler, "step", step),
             replaced(vae, "decode", decode),
             until_reached(pipe, resolution),
         ):
-            pipe(prompt, generator=torch.Generator().manual_seed(0), **options)
-        shift, scale = latent_statistics(vae)
-        if not decoded or not _close((decoded[0] - shift) * scale, self.latents.float().cpu()):
-            names = "scaling_factor, shift_factor, latents_mean and latents_std"
-            raise self.refusal(f"does not undo the scaling of its latents by its autoencoder's {names}")
+            pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **options)
+        autoencoding = self.family.autoencoding
+        if not decoded or not _close(autoencoding.normalized(vae, decoded[0]), self.latents.float().cpu()):
+            statistics = autoencoding.statistics_are
+            raise self.refusal(f"does not undo the scaling of its latents by its autoencoder's {statistics}")
         if self.second is None:
             raise self.refusal(f"calls its denoiser less than twice in {steps} steps")
         return self.second
@@ -160,10 +155,11 @@ class _Oracle:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         arguments = dict(self.signature.bind(*args, **kwargs).arguments)
-        sample = arguments.pop(next(iter(arguments)))
-        self.timestep = float(torch.as_tensor(arguments.pop("timestep")).flatten()[0])
-        noisy = sample[:1].cpu().double()
-        time = torch.tensor([self.timestep], dtype=torch.float64)
+        sample, family = arguments.pop(next(iter(arguments))), self.family
+        given = torch.as_tensor(arguments.pop(family.time)).flatten()[:1].cpu().double()
+        time = family.clock.timesteps(given)
+        self.timestep = float(time)
+        noisy = self.plain(sample)
         alpha, sigma = (value.double() for value in self.objective.coefficients(time))
         self.calls += 1
         if self.calls == 1:
@@ -178,20 +174,27 @@ class _Oracle:
             if not _same(value, arguments.get(name)):
                 raise self.refusal(f"gives its denoiser another {name} from step to step")
         self.target = self.objective.target(self.x_0, noise, alpha, sigma)
-        target = self.target.expand(sample.shape)
-        if self.model.config.get("out_channels") == 2 * sample.shape[1]:  # learned variance
-            target = torch.cat([target, torch.zeros_like(target)], dim=1)
-        return Transformer2DModelOutput(sample=target.to(sample))  # pyright: ignore[reportArgumentType]
+        output = family.signed(self.target)
+        if self.model.config.get("out_channels") == 2 * output.shape[1]:  # learned variance
+            output = torch.cat([output, torch.zeros_like(output)], dim=1)
+        packed = family.layout.pack(output)
+        if isinstance(sample, Tensor):
+            return Transformer2DModelOutput(sample=packed.expand(len(sample), *packed.shape[1:]).to(sample))
+        return Transformer2DModelOutput(sample=[packed[0].to(one) for one in sample])  # pyright: ignore
+
+    def plain(self, given: Any) -> Tensor:
+        """The first of a batch of latents, of the denoiser or the sampler, as plain ones."""
+        return self.family.layout.unpack(given, self.size)[:1].cpu().double()
 
     def step(self, original: Any, model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """In place of the scheduler's `step`: without fresh noise, and with a check of its arguments."""
         with _WithoutNoise() as mode:
             result = original(model_output, timestep, *args, **kwargs)
         self.stochastic |= mode.asked
-        self.latents = result[0]
+        self.latents = self.plain(result[0])
         # If the next input is not what training would give, one of these is the reason.
         target = self.target.flatten()
-        handed = model_output[:1, : self.target.shape[1]].cpu().double().flatten()
+        handed = self.plain(model_output)[:, : self.target.shape[1]].flatten()
         factor = float(handed @ target / (target @ target))
         if abs(self.timestep - float(timestep)) > 1:
             self.cause = f"calls its denoiser with the timestep {self.timestep:g} "
@@ -216,7 +219,7 @@ class _Oracle:
         """The sentence that names the pipeline and what differs."""
         return UserError(
             f"{self.name} {what}: training would give the denoiser other inputs than drawing does, so training on this "
-            "base is not supported; choose another base."
+            f"base is not supported; {self.nearest}."
         )
 
 
@@ -241,6 +244,8 @@ def _same(a: Any, b: Any) -> bool:
         return torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
     return not isinstance(a, bool | int | float | str) or a == b
 
 

@@ -47,7 +47,7 @@ def held_losses(
         losses = []
         for batch in batches:
             part = noised.rows(batch).to(device)
-            output = predict(model, part, [cache.conditionings[i] for i in index[batch]], dtype)
+            output = predict(model, part, [cache.conditionings[i] for i in index[batch]], dtype, cache.family)
             losses.append(prediction_loss(output, part))
         return round(float(torch.cat(losses).mean()), 6)
 

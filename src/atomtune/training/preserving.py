@@ -22,12 +22,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from atomtune import bases, sampling
+from atomtune.bases.families import Family, family_of
 from atomtune.files import atomic_file, cache_folder, read_prompts
 from atomtune.metrics.drift import most_like_first
 from atomtune.moji.scenes import BACKGROUNDS, with_article
 from atomtune.prompts import CONTEXTS, EVERYDAY, background
 from atomtune.training import encoding
-from atomtune.training.objectives import Noised, objective_for, predicted
+from atomtune.training.objectives import Noised, predicted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,12 +102,14 @@ def answered(
 
 
 @torch.no_grad()
-def answer_others(model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+def answer_others(
+    model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype, family: Family
+) -> None:
     """Run the model on the examples of other prompts, of very many on `MEASURED` of them, while a floor is measured."""
     count = DRAWS * len(others.conditionings)
     for chosen in torch.linspace(0, count - 1, min(count, MEASURED)).long().split(batch_size):
         examples, captions = others.rows(chosen)
-        encoding.predict(model, examples.to(device), captions, dtype)
+        encoding.predict(model, examples.to(device), captions, dtype, family)
 
 
 def _key(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: int) -> str:
@@ -134,14 +137,14 @@ def _answers(
     latents = encoding.encode_images(pipe, [drawing.image for drawing in drawings])
     pipe.remove_all_hooks()
 
-    base, objective, answers = bases.denoiser(pipe).to(device), objective_for(pipe.scheduler), []
+    base, objective, answers = bases.denoiser(pipe).to(device), encoding.objective_of(pipe), []
     for place, (prompt, conditioning) in enumerate(zip(prompts, conditionings)):
         # Noise that depends on the prompt alone, and not on which others are drawn with it.
         generator = torch.Generator().manual_seed(int(hashlib.sha256(prompt.encode()).hexdigest()[:15], 16))
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
         part = examples.to(device)
         with accelerator.autocast():
-            answer = encoding.predict(base, part, [conditioning] * DRAWS, base.dtype)
+            answer = encoding.predict(base, part, [conditioning] * DRAWS, base.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
         answers.append({"examples": asdict(examples), "conditioning": conditioning})
     return answers

@@ -24,7 +24,7 @@ from atomtune.storage import folders
 from atomtune.training import encoding, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
-from atomtune.training.objectives import objective_for, prediction_loss
+from atomtune.training.objectives import prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.preserving import Others, answer_others
@@ -66,7 +66,7 @@ class Steps:
         start: Path | None,
     ):
         self.config, self.accelerator, self.pipe, self.cache, self.others = config, accelerator, pipe, cache, others
-        self.objective = objective_for(pipe.scheduler, config.snr_gamma)
+        self.objective = encoding.objective_of(pipe, config.snr_gamma)
         self.dtype = PRECISIONS[config.mixed_precision]
         base = bases.denoiser(pipe)
         if config.gradient_checkpointing:
@@ -142,7 +142,7 @@ class Steps:
             noised, conditionings = noised.joined(examples), conditionings + captions
         noised = noised.to(self.accelerator.device)
         with self.penalties.watched():
-            prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype)
+            prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype, cache.family)
         losses = prediction_loss(prediction, noised)
         own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
         loss = own.mean() + self.penalties.total()
@@ -195,7 +195,9 @@ class Steps:
             return
         model = self.model.eval()
         with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            answer_others(model, self.others, self.config.batch_size, self.accelerator.device, self.dtype)
+            answer_others(
+                model, self.others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family
+            )
         model.train()
         self.floored = bool(self.config.floor)
 

@@ -204,6 +204,8 @@ class Trainer(Steps):
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
         (prompt,) = config.prompts(self.cache.backgrounds, 1)
+        targets = self.model.peft_config["default"].target_modules
+        modules = targets if isinstance(targets, str) else ", ".join(sorted(targets))
         folders.save_adapter(
             self.model,
             folder,
@@ -212,7 +214,7 @@ class Trainer(Steps):
             class_name=config.class_name,
             backgrounds=self.cache.backgrounds,
             license=config.license,
-            card=model_card(config, self._numbers(), prompt),
+            card=model_card(config, modules, self._numbers(), prompt),
         )
 
     def _save_checkpoint(self) -> None:

@@ -1,0 +1,177 @@
+"""Every family: training gives the denoiser what drawing gives it, and what is learnt is what is drawn."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from atomtune.bases import call_options, denoiser
+from atomtune.bases.families import FAMILIES, family_of, family_of_denoiser
+from atomtune.errors import UserError
+from atomtune.training import encoding, observed
+from atomtune.training.data import to_tensor
+from atomtune.training.objectives import Noised, prediction_loss
+from tests.bases.families import BASES, SIZE
+from tests.training import tiny_others
+from tests.training.test_observed import check
+
+every_base = pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+
+
+def picture() -> Image.Image:
+    """Dark on the left, red at the bottom."""
+    return Image.merge(
+        "RGB",
+        [
+            Image.linear_gradient("L").resize((SIZE, SIZE)),
+            *[Image.linear_gradient("L").rotate(90).resize((SIZE, SIZE))] * 2,
+        ],
+    )
+
+
+def calls(pipe: Any) -> list[dict[str, Any]]:
+    """The arguments of every call of the denoiser inside the pipeline, filled while it draws."""
+    seen, model = [], denoiser(pipe)
+
+    def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    return seen
+
+
+def test_every_family_is_in_the_table():
+    assert {family_of(base.pipe()).name for base in BASES} == {family.name for family in FAMILIES}
+    for base in BASES:
+        pipe = base.pipe()
+        assert type(pipe).__name__ in family_of(pipe).pipelines
+        assert family_of_denoiser(denoiser(pipe)).denoiser == family_of(pipe).denoiser
+
+
+@every_base
+def test_training_gives_what_the_pipeline_gives(base):
+    """α, σ, layout and autoencoder, at two timesteps of a drawing."""
+    inputs = check(base.pipe())
+    assert len({round(seen.timestep, 3) for seen in inputs}) == 2
+    for seen in inputs:
+        assert seen.image == pytest.approx(seen.alpha, abs=base.rounds)
+        assert seen.noise == pytest.approx(seen.sigma, abs=base.rounds)
+        assert seen.rest < 1e-6
+
+
+@every_base
+def test_a_call_in_training_has_the_arguments_of_a_call_in_drawing(base):
+    pipe = base.pipe()
+    family, model = family_of(pipe), denoiser(pipe)
+    conditioning = encoding.encode_caption(pipe, "a sks dog", SIZE)
+    seen = calls(pipe)
+    options = call_options(pipe, SIZE) | {"num_inference_steps": 2, "output_type": "latent"} | family.unguided
+    pipe(prompt="a sks dog", generator=torch.Generator().manual_seed(0), **options)
+    drawn, size = seen[-2:], family.size(pipe, SIZE, SIZE)
+    for timestep, arguments in zip(pipe.scheduler.timesteps, drawn, strict=False):
+        sample = next(iter(arguments))
+        plain = family.layout.unpack(arguments[sample], size)
+        assert plain.shape[2:] == size
+        noised = Noised(plain, timestep[None], torch.zeros_like(plain), torch.ones(1))
+        with torch.no_grad():
+            encoding.predict(model, noised, [conditioning], plain.dtype, family)
+        trained = seen[-1]
+        assert trained.keys() == arguments.keys()
+        for name in trained.keys() - {family.time}:
+            assert_close(trained[name], arguments[name], atol=1e-6, rtol=0)
+        times = [torch.as_tensor(each[family.time]).flatten().double() for each in (trained, arguments)]
+        assert_close(*times, atol=1e-6, rtol=0)
+
+
+@every_base
+def test_captions_of_different_lengths_in_one_batch_are_each_answered_as_alone(base):
+    pipe = base.pipe()
+    family, model = family_of(pipe), denoiser(pipe)
+    captions = [encoding.encode_caption(pipe, text, SIZE) for text in ("a dog", "", "a photo of a sks dog in the snow")]
+    latents = encoding.encode_images(pipe, [picture()])
+    noised = encoding.objective_of(pipe).add_noise(latents.draw([0] * 3, generator := torch.Generator()), generator)
+    with torch.no_grad():
+        together = encoding.predict(model, noised, captions, torch.float32, family)
+        for row, caption in enumerate(captions):
+            alone = encoding.predict(model, noised.rows(slice(row, row + 1)), [caption], torch.float32, family)
+            assert_close(together[row : row + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_captions_whose_lengths_differ_without_a_mask_are_refused():
+    family = family_of(tiny_others.stable_diffusion_3())
+    with pytest.raises(UserError, match="encodes captions to different lengths"):
+        encoding.collate([{"text": torch.ones(1, length, 2)} for length in (3, 4)], family)
+
+
+@every_base
+def test_an_image_is_drawn_as_it_was_encoded(base):
+    """The autoencoder, as an autoencoder: encoded, normalized, and back, it gives what it gives by itself."""
+    pipe = base.pipe()
+    family, pixels = family_of(pipe), to_tensor(picture())[None]
+    with torch.no_grad():
+        latents = encoding.encode_images(pipe, [picture()])
+        raw = pipe.vae.encode(family.autoencoding.pixels(pixels))
+        mean = raw.latent_dist.mean if hasattr(raw, "latent_dist") else raw[0]
+        whole = pipe.vae.decode(mean, return_dict=False)[0].reshape(1, 3, SIZE, SIZE)
+        assert_close(family.autoencoding.decode(pipe.vae, latents.mean), whole, atol=1e-4, rtol=1e-4)
+    assert latents.mean.shape[2:] == family.size(pipe, SIZE, SIZE)
+    assert latents.mean.shape == latents.std.shape
+
+
+def learn(pipe: Any, latents: encoding.Latents, conditioning: Any, rate: float = 1e-2, steps: int = 300) -> None:
+    """Train the whole denoiser on one image until the loss on fixed noise is half of what it was."""
+    family, model, objective = family_of(pipe), denoiser(pipe).train(), encoding.objective_of(pipe)
+    fixed = objective.add_noise(latents.draw([0] * 16, torch.Generator()), torch.Generator().manual_seed(1))
+
+    def losses(noised: Noised) -> torch.Tensor:
+        conditionings = [conditioning] * len(noised.noisy)
+        return prediction_loss(encoding.predict(model, noised, conditionings, torch.float32, family), noised)
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(losses(fixed).mean())
+
+    optimizer, before, generator = torch.optim.Adam(model.parameters(), rate), loss(), torch.Generator().manual_seed(2)
+    for step in range(steps):
+        losses(objective.add_noise(latents.draw([0] * 8, generator), generator)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9 and loss() < before / 2:
+            model.eval()
+            return
+    raise AssertionError(f"the loss only fell from {before:.3g} to {loss():.3g}")
+
+
+def drawn(pipe: Any, **options: Any) -> torch.Tensor:
+    """What the pipeline draws from fixed noise and gives to its autoencoder, as plain latents."""
+    family, given = family_of(pipe), []
+
+    def decode(raw: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        given.append(raw.float())
+        raise observed.Reached
+
+    options |= call_options(pipe, SIZE) | {"num_inference_steps": 8} | family.unguided
+    with observed.replaced(pipe.vae, "decode", decode), observed.until_reached(pipe, SIZE):
+        pipe(prompt="a sks dog", generator=torch.Generator().manual_seed(0), **options)
+    return family.autoencoding.normalized(pipe.vae, given[0])
+
+
+@every_base
+def test_what_is_learnt_is_what_the_pipeline_draws(base):
+    """Which a falling loss does not show: with a wrong sign or clock it falls as well."""
+    pipe = base.pipe()
+    short = {"max_sequence_length": 16} if "max_sequence_length" in inspect.signature(pipe.__call__).parameters else {}
+    if pipe.vae.config.get("scaling_factor"):  # as a trained autoencoder has it, the latents have the size of the noise
+        raw = encoding.encode_images(pipe, [picture()]).mean
+        pipe.vae.register_to_config(scaling_factor=pipe.vae.config.scaling_factor / float(raw.std()))
+    latents = encoding.encode_images(pipe, [picture()])
+    latents.std.zero_()  # an autoencoder that is random has much of its own noise
+    conditioning = encoding.condition(pipe, "a sks dog", SIZE, **short, **family_of(pipe).unguided)
+    before = (drawn(pipe, **short) - latents.mean).square().mean()
+    learn(pipe, latents, conditioning, **base.learning)
+    after = (drawn(pipe, **short) - latents.mean).square().mean()
+    assert after < before
