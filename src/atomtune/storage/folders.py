@@ -23,6 +23,7 @@ from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
 from atomtune.prompts import subject_prompts
+from atomtune.storage import foreign
 from atomtune.storage.cards import CARD, adapter_card, write_card
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
 
@@ -110,24 +111,28 @@ def adapter_info(path: str | Path) -> AdapterInfo:
     """Configuration and metadata of the adapter at `path` (see `adapter_folder`). Raises `UserError` if there is no
     adapter, or if its configuration or weights cannot be read."""
     from peft import PeftType
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
     folder = adapter_folder(path)
     file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
-    method = config.get("peft_type") if isinstance(config, dict) else None
+    config = foreign.read_config(file)
+    method = config.get("peft_type")
     if method not in [kind.value for kind in PeftType]:
-        raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r}): save the adapter again.")
+        raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r:.100}): save the adapter again.")
     try:
-        return AdapterInfo(str(path), folder, config, read_metadata(folder, config))
+        shapes, header = foreign.read_header(folder / WEIGHTS_FILE)
+        foreign.refuse_other_sizes(folder, config, shapes)
+        with safe_open(folder / WEIGHTS_FILE, "pt"):  # which compares the header with the length of the file
+            return AdapterInfo(str(path), folder, config, read_metadata(header, config))
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         if not (folder / WEIGHTS_FILE).is_file():
-            raise unreadable(folder, f"there is no {WEIGHTS_FILE}") from error
+            pickled = " and adapter_model.bin is a pickle, which may run any code when it is read"
+            more = pickled if (folder / "adapter_model.bin").is_file() else ""
+            raise unreadable(folder, f"there is no {WEIGHTS_FILE}{more}") from error
         raise unreadable(folder, error) from error
 
 
@@ -188,6 +193,7 @@ def load_adapter(
     info = adapter_info(path)
     folder, model = info.folder, denoiser(pipe)
     refusal = refuse_other_base(pipe, info)
+    foreign.refuse_bad_numbers(folder / WEIGHTS_FILE)
     if hotswap:
         _hotswap(model, folder, adapter_name)
         return model
@@ -204,12 +210,17 @@ def load_adapter(
                 model = beside(model, loaded, active)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=trainable)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit
         raise UserError(refusal) from error
     except SafetensorError as error:
         raise unreadable(folder, error) from error
+    except Exception as error:  # PEFT fails in many ways on options that it does not expect
+        raise UserError(
+            f"the adapter {info.path!r} cannot be opened, because its {CONFIG_FILE} does not fit "
+            f"({type(error).__name__}: {' '.join(str(error).split()):.200}): save the adapter again."
+        ) from error
     set_denoiser(pipe, model)
     return model
 
@@ -239,7 +250,11 @@ def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
 
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
-    config = type(model.peft_config[adapter_name]).from_pretrained(str(folder))
+    kind: Any = type(model.peft_config[adapter_name])
+    try:
+        config = kind.from_pretrained(str(folder))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{str(folder)!r} cannot be swapped in, its {CONFIG_FILE} does not fit ({error}).") from error
     tensors = current(load_file(folder / WEIGHTS_FILE))
     instead = "load it under another name instead."
     for field in _SHAPES:
