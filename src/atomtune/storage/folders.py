@@ -121,6 +121,8 @@ def adapter_info(path: str | Path) -> AdapterInfo:
     method = config.get("peft_type")
     if method not in [kind.value for kind in PeftType]:
         raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r:.100}): save the adapter again.")
+    if method in foreign.OTHER_METHODS:
+        raise UserError(f"{file} is of PEFT's method {method}, which does not adapt the layers of an image model.")
     try:
         shapes, header = foreign.read_header(folder / WEIGHTS_FILE)
         foreign.refuse_other_sizes(folder, config, shapes)

@@ -7,7 +7,6 @@ read or import is refused. Sizes are compared with the header of the weights, wh
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import re
 import sys
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from atomtune.errors import UserError
+from atomtune.parsing import parse_json
 
 HEADER_LIMIT, CONFIG_LIMIT = 100_000_000, 10_000_000
 """The largest headers, as safetensors has it, and configurations in bytes."""
-PICKLES = (b"PK", b"\x80")
-"""How files start that torch.save or pickle wrote."""
 OUTSIDE = (
     "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "layer_replication", "prompt_tuning_init_state_dict_path",
@@ -30,29 +28,14 @@ DEFAULTS = {"megatron_core": "megatron.core"}  # what PEFT writes, and does not 
 SIZES = ("r", "rank", "num_atoms", "num_virtual_tokens", "oft_block_size", "boft_block_size", "boft_block_num")
 SIZES_OF_LAYERS = ("rank_pattern", "num_atoms_pattern")
 PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+OTHER_METHODS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE",
+    "XLORA", "POLY",
+)  # fmt: skip
+"""PEFT's methods that change the inputs of language models, read further adapters, or ask for a task in every call."""
 REPEATS = 4
-"""Open repeats, such as `.*`, that one path through a regular expression may have: the time that a text takes grows with
-its length to this power."""
-
-
-class DuplicateKey(ValueError):
-    """Two equal keys in one object of JSON, of which each reader may take another."""
-
-
-def parse(text: str | bytes) -> Any:
-    """JSON without duplicate keys. Raises `ValueError`, also for JSON that is nested too deeply."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-            raise DuplicateKey(f"the key {twice!r:.100} is there twice")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+"""Open repeats, such as `.*`, that one path through a regular expression may have: the time that a text takes grows
+with its length to this power."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -60,7 +43,7 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > CONFIG_LIMIT:
             raise ValueError(f"it has more than {CONFIG_LIMIT:,} bytes")
-        config = parse(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
     if not isinstance(config, dict):
@@ -80,19 +63,27 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
+def is_pickle(file: Path) -> bool:
+    """Whether a file starts as those of torch.save and pickle do. Raises `OSError`."""
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    # The first eight bytes of safetensors are a number, so they may be the same by chance; then its header begins.
+    return start[8:] != b"{" and re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start) is not None
+
+
 def read_header(file: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """The shape of every tensor of a safetensors file, and its metadata, read without the weights.
 
     Raises `OSError` and `ValueError`; safetensors itself compares the header with the length of the file.
     """
+    if is_pickle(file):
+        raise ValueError("it is a pickle, which may run any code when it is read; save it as .safetensors")
     with file.open("rb") as opened:
         start = opened.read(8)
-        if start[:2] == PICKLES[0] or start[:1] == PICKLES[1]:
-            raise ValueError("it is a pickle, which may run any code when it is read; save it as .safetensors")
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(HEADER_LIMIT, file.stat().st_size - 8):
             raise ValueError("its header is longer than the file")
-        header = parse(opened.read(length))
+        header = parse_json(opened.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     metadata = header.pop("__metadata__", None) or {}

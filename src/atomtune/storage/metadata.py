@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomtune.bases import base_hash
-from atomtune.storage.foreign import parse
+from atomtune.parsing import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ LISTS = ("base_fingerprint", "backgrounds", "merged_from")  # as JSON: a header 
 
 
 def read_metadata(header: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
-    """atomtune's metadata of an adapter, of the header of its weights and `adapter_config.json`, without unknown values.
+    """atomtune's metadata of an adapter, from the header of its weights and its configuration, without unknown values.
 
     Adapters of earlier versions have them in the config, under PEFT's `auto_mapping`. Raises `ValueError` for values of
     another kind.
@@ -38,7 +38,7 @@ def read_metadata(header: dict[str, str], config: dict[str, Any]) -> dict[str, A
     earlier = config.get("auto_mapping")
     earlier = earlier if isinstance(earlier, dict) else {}
     found = {key: earlier.get(key) for key in (*TEXTS, *LISTS)} | {key: header[key] for key in TEXTS if key in header}
-    found |= {key: parse(header[key]) for key in LISTS if key in header}
+    found |= {key: parse_json(header[key]) for key in LISTS if key in header}
     found = {key: value for key, value in found.items() if value is not None}
     for key, value in found.items():
         if not _is_of_its_kind(key, value):

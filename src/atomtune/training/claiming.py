@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from atomtune import bases, manifest
 from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers
+from atomtune.parsing import parse_yaml
 from atomtune.storage import folders
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.storage.runs import settings_of
@@ -71,7 +70,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
     record = _record(config.out)
     defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
     # written before some options existed
-    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))
+    there = defaults.to_dict() | settings_of(config.out)
     there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
     if unknown := sorted(there.keys() - here.keys()):
         raise UserError(
@@ -126,8 +125,8 @@ def _another_run(config: CustomizeConfig, changes: str) -> UserError:
 def _is_run(file: Path) -> bool:
     """Whether this is the config.yaml of a run."""
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        options = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from atomtune.errors import UserError
 from atomtune.files import expanded
+from atomtune.parsing import parse_yaml
 from atomtune.training.config import LENGTH, CustomizeConfig, convert
 
 RECIPES = resources.files("atomtune.training") / "recipes"
@@ -48,14 +47,14 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     shipped = str(name_or_path) in recipe_names()
     file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        options = parse_yaml(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "
             f"one of the recipes {', '.join(recipe_names())}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
+    except ValueError as error:
+        raise UserError(f"{name_or_path} is not valid YAML ({error}).") from error
     if not isinstance(options, dict):
         raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
     if "command" in options:  # see `storage.runs`
