@@ -96,12 +96,10 @@ def other_weights(draw: st.DrawFn, right: bytes) -> bytes:
     length = struct.unpack("<Q", right[:8])[0]
     header, data = json.loads(right[8 : 8 + length]), bytearray(right[8 + length :])
     names = [name for name in header if name != "__metadata__"]
-    for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=3)):
-        entry = header.get(name)
-        if entry is None:
-            continue
+    for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
+        entry = header[name]
         kind = draw(st.sampled_from(["shape", "dtype", "offsets", "remove", "rename", "numbers", "numbers", "entry"]))
-        start, end = entry["data_offsets"] if isinstance(entry, dict) and "data_offsets" in entry else (0, 0)
+        start, end = entry["data_offsets"]
         if kind == "shape":
             header[name] = entry | {"shape": draw(st.lists(SCALARS | st.integers(0, 10**13), max_size=4))}
         elif kind == "dtype":
@@ -113,8 +111,7 @@ def other_weights(draw: st.DrawFn, right: bytes) -> bytes:
         elif kind == "rename":
             header[draw(st.text(max_size=8)) + name] = header.pop(name)
         elif kind == "entry":
-            header[name] = draw(JSON.filter(lambda value: not isinstance(value, dict)))
-            break  # the entry is no mapping any more
+            header[name] = draw(JSON)
         else:  # NaN, infinity, huge and negative numbers
             number = draw(st.sampled_from([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff" * 4, b"\x00\x00\x00\x7f"]))
             data[start:end] = (number * ((end - start) // 4 + 1))[: end - start]

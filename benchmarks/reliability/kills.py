@@ -2,8 +2,8 @@
 
 A run is a real `atomtune customize` in a process of its own. Each start is stopped after a random share of the time
 that a whole run takes, so a signal may come at any moment: while the base is opened, images are drawn, a step is
-computed, or a checkpoint is written. After each one every complete checkpoint must open; at the end weights, optimizer state and
-images must be those of a run that was left alone, to the bit.
+computed, or a checkpoint is written. After each one every complete checkpoint must open; at the end weights, optimizer
+state and images must be those of a run that was left alone, to the bit.
 """
 
 from __future__ import annotations

@@ -138,7 +138,6 @@ class AtomConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("ATOMS")
-        self._refuse_other_kinds()
         for num_atoms in (self.num_atoms, *self.num_atoms_pattern.values()):
             if num_atoms < 1:
                 raise UserError(f"num_atoms must be at least 1, got {num_atoms}.")
@@ -158,22 +157,6 @@ class AtomConfig(PeftConfig):
         elif self.layers_pattern is None:
             # PEFT's default expects a name before that of the list, so it never matches "transformer_blocks.0.attn1".
             self.layers_pattern = r"[^.]+"
-
-    def _refuse_other_kinds(self) -> None:
-        """Raise `UserError` for an option of another kind, such as those of a broken file."""
-        densities = self.density if isinstance(self.density, list | tuple) else [self.density]
-        patterns = self.num_atoms_pattern if isinstance(self.num_atoms_pattern, dict) else {"": None}
-        for name, value, kind, expected in [
-            ("num_atoms", self.num_atoms, int, "a whole number"),
-            *(("num_atoms_pattern", each, int, "whole numbers by name") for each in patterns.values()),
-            *(("density", each, int | float | None, "a number, or several") for each in densities),
-            ("threshold", self.threshold, int | float, "a number"),
-            ("floor", self.floor, int | float, "a number"),
-            ("activation", self.activation, str, "a name"),
-            ("threshold_units", self.threshold_units, str, "a name"),
-        ]:
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise UserError(f"{name} must be {expected}, got {value!r:.100}.")
 
     def _set_density(self) -> None:
         """Of `density` and `k`, one is given; a saved configuration has both, which then say the same."""

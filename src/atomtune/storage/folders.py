@@ -101,6 +101,25 @@ class AdapterInfo:
                 found += subject_prompts(base, subject, part.get("backgrounds") or (), num)
         return found
 
+    def peft_config(self) -> Any:
+        """The configuration as PEFT's object. Raises `UserError` if PEFT cannot make one."""
+        from peft import PeftConfig
+
+        try:
+            return PeftConfig.from_pretrained(str(self.folder))
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, for an option of another type than PEFT expects
+            raise self.misfit(error) from error
+
+    def misfit(self, error: Exception) -> UserError:
+        """The error for a configuration that PEFT cannot use."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return UserError(
+            f"the adapter {self.path!r} cannot be opened, because its {CONFIG_FILE} does not fit ({reason}): save the "
+            "adapter again."
+        )
+
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
         if self.kind != kind:
@@ -197,7 +216,7 @@ def load_adapter(
     refusal = refuse_other_base(pipe, info)
     foreign.refuse_bad_numbers(folder / WEIGHTS_FILE)
     if hotswap:
-        _hotswap(model, folder, adapter_name)
+        _hotswap(model, info, adapter_name)
         return model
     refuse_taken_name(model, adapter_name, info.kind)
     try:
@@ -219,10 +238,7 @@ def load_adapter(
     except SafetensorError as error:
         raise unreadable(folder, error) from error
     except Exception as error:  # PEFT fails in many ways on options that it does not expect
-        raise UserError(
-            f"the adapter {info.path!r} cannot be opened, because its {CONFIG_FILE} does not fit "
-            f"({type(error).__name__}: {' '.join(str(error).split()):.200}): save the adapter again."
-        ) from error
+        raise info.misfit(error) from error
     set_denoiser(pipe, model)
     return model
 
@@ -243,20 +259,17 @@ _SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units
 """Fields of a configuration that are compiled into the model, as are the shapes of the tensors."""
 
 
-def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
+def _hotswap(model: torch.nn.Module, info: AdapterInfo, adapter_name: str) -> None:
     from peft import PeftModel, get_peft_model_state_dict
 
     from atomtune.adapters import adapted_layers
     from atomtune.adapters.formats import current
     from atomtune.steering import board
 
+    folder = info.folder
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
-    kind: Any = type(model.peft_config[adapter_name])
-    try:
-        config = kind.from_pretrained(str(folder))
-    except (TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{str(folder)!r} cannot be swapped in, its {CONFIG_FILE} does not fit ({error}).") from error
+    config = info.peft_config()
     tensors = current(load_file(folder / WEIGHTS_FILE))
     instead = "load it under another name instead."
     for field in _SHAPES:

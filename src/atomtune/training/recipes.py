@@ -55,7 +55,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"{name_or_path} is not valid YAML ({error}).") from error
-    if not isinstance(options, dict):
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
     if "command" in options:  # see `storage.runs`
         raise UserError(
