@@ -23,13 +23,30 @@ def kills(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return measure(folder, options.kills)
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {"kills": kills}
+def fuzzing(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.reliability.fuzzing import measure
+
+    return measure(folder, options.inputs)
+
+
+def precision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.reliability.precision import measure
+
+    return measure(folder)
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+    "kills": kills,
+    "fuzzing": fuzzing,
+    "precision": precision,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[*PARTS], choices=[*PARTS], help="these parts alone")
     parser.add_argument("--kills", type=int, default=50, help="kills by each signal (50)")
+    parser.add_argument("--inputs", type=int, default=3500, help="spoiled files of each kind (3,500)")
     options = parser.parse_args()
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:

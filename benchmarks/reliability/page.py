@@ -36,10 +36,10 @@ KILLS = """\
 
 `atomtune customize` on a small PixArt-Σ of random weights: sixty steps, a checkpoint every fourth, samples, class
 images, preserved prompts and a floor. Every start is stopped after a random share of the time that a whole run takes
-(fixed seed) and started again, until the run is done. After every kill each complete checkpoint opened, no start printed
-a traceback, and every run ended with the weights, the optimizer's state and the images of a run that was left alone, to
-the bit. (Not listed in `atomtune-files.txt`, and so never removed, may be a log file of the tracker from a start that
-was killed while it opened it: trackers choose the names themselves.)
+(fixed seed) and started again, until the run is done. After every kill each complete checkpoint opened, no start
+printed a traceback, and every run ended with the weights, the optimizer's state and the images of a run that was left
+alone, to the bit. (Not listed in `atomtune-files.txt`, and so never removed, may be a log file of the tracker from a
+start that was killed while it opened it: trackers choose the names themselves.)
 
 | signal | kills | runs | before the first checkpoint | something half-written was left | exit codes |
 |---|---|---|---|---|---|"""

@@ -113,7 +113,7 @@ def test_a_header_that_claims_a_terabyte_takes_no_memory(saved):
     for entry in ({"shape": [2**38]}, {"shape": [2**38], "data_offsets": [0, 2**40]}, {"shape": "x"}):
         text = json.dumps(header | {name: header[name] | entry}).encode()
         file.write_bytes(struct.pack("<Q", len(text)) + text + right[8 + length :])
-        with pytest.raises(UserError, match="the weights in .* cannot be read"):
+        with pytest.raises(UserError, match=r"the weights in .* cannot be read"):
             adapter_info(saved["lora"])
     file.write_bytes(struct.pack("<Q", 2**40) + right[8:])
     with pytest.raises(UserError, match="its header is longer than the file"):

@@ -27,14 +27,19 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
     which wins over atomtune's recipe for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
-    values = recipe_for(given.get("base", CustomizeConfig.base), given) | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
-    if unknown := sorted(values.keys() - set(known)):
+    if unknown := sorted(given.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
+    given = _converted(given)
+    values = _converted(recipe_for(given.get("base", CustomizeConfig.base), given)) | given
     if missing := [name for name in ("images", "class_name", "out") if name not in values]:
         raise UserError(f"{', '.join(missing)} missing: a run needs images, class_name and out.")
+    return CustomizeConfig(**values)
+
+
+def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typing.get_type_hints(CustomizeConfig)
-    return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
+    return {name: convert(name, kinds[name], value) for name, value in options.items()}
 
 
 def recipe_names() -> list[str]:
