@@ -21,7 +21,7 @@ from atomtune import bases
 from atomtune.adapters import adapted_layers
 from atomtune.method.dictionary import measuring_floors
 from atomtune.storage import folders
-from atomtune.training import encoding, outcome
+from atomtune.training import diverging, encoding, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import objective_for, prediction_loss
@@ -93,35 +93,56 @@ class Steps:
         return folders.load_adapter(self.pipe, start, trainable=True)
 
     def _advance(self) -> None:
-        """One optimizer step. Raises `FloatingPointError` if the loss is not a number."""
+        """One optimizer step. Raises `FloatingPointError`, which names the layer, if the loss or its gradient is not a
+        number; the weights are then those of before."""
         if self.config.density_start is not None:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
                 dictionary.sigma.set_density(density)
         # a base's own dropout draws from the global generators
         torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
-        losses = []
+        losses, loss = [], math.nan
         for micro in range(self.config.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.wrapped):
-                loss = self._loss(micro)
-                losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                self.accelerator.backward(loss)
+                own = self._loss(micro)
+                losses.append(self.accelerator.gather(own.detach()).mean())  # pyright: ignore
+                self.accelerator.backward(own)
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
                         dictionary.sigma.average_observations(self._mean)
                     self._keep_codes()
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                    norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                    loss = self._finite(losses, norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
         if self.accelerator.optimizer_step_was_skipped:  # because numbers overflowed in fp16
             for dictionary in self.dictionaries:
                 dictionary.sigma.discard_observations()
-        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
-        if not math.isfinite(loss):
-            raise FloatingPointError("the loss is not a number")
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         self.step += 1
+
+    def _finite(self, losses: list[Tensor], norm: Any) -> float:
+        """The loss of the step. Raises `FloatingPointError` if it, or the norm of its gradient, is not finite."""
+        read = [torch.stack(losses).mean()]
+        if self.accelerator.scaler is None:  # which skips steps whose gradients overflow in fp16
+            read.append(torch.as_tensor(norm).to(read[0]))
+        loss, *others = torch.stack(read).tolist()  # the one time in a step that the CPU waits for the GPU
+        if math.isfinite(loss) and all(map(math.isfinite, others)):
+            return loss
+        if math.isfinite(loss):
+            what, place = "gradient", (diverging.first_gradient(self.model), -1)
+        else:
+            what, place = "loss", self._first_output()
+        found: Any = self.accelerator.gather(torch.tensor([place], device=self.accelerator.device))
+        place = max(found.tolist())  # each process has seen other images
+        where = f", {diverging.described(self.model, *place)}" if place[0] >= 0 else ""
+        raise FloatingPointError(f"the {what} is not a number any more{where}")
+
+    def _first_output(self) -> tuple[int, int]:
+        passes = range(self.config.gradient_accumulation_steps)
+        places = (diverging.first_output(self.model, lambda micro=micro: self._loss(micro)) for micro in passes)
+        return next((place for place in places if place[0] >= 0), (-1, -1))
 
     def _loss(self, micro: int) -> Tensor:
         config, cache = self.config, self.cache
