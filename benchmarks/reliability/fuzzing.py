@@ -208,8 +208,7 @@ class Inputs:
     def answer(self, model: torch.nn.Module) -> None:
         """Run what was opened once."""
         text, mask = torch.zeros(1, 3, 16), torch.ones(1, 3)
-        found = model(torch.ones(1, 4, 8, 8), text, torch.zeros(1), {}, None, None, mask, return_dict=False)[0]
-        assert found.isfinite().all(), "the adapter was opened, and its answer is not a number"
+        model(torch.ones(1, 4, 8, 8), text, torch.zeros(1), {}, None, None, mask, return_dict=False)
 
     def apply_preset(self, raw: bytes) -> None:
         (self.folder / "preset.json").write_bytes(raw)
@@ -321,7 +320,6 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     inputs, results = Inputs(folder / "inputs"), {}
     for name, (strategy, read) in inputs.kinds().items():
         start = time.monotonic()
-        counts = fuzz(strategy, read, count)
-        print(name, dict(counts), f"{time.monotonic() - start:.0f} s", flush=True)
-        results[name] = dict(counts)
+        results[name] = dict(fuzz(strategy, read, count))
+        print(name, results[name], f"{time.monotonic() - start:.0f} s", flush=True)
     return results | {"peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}

@@ -13,7 +13,7 @@ LIMIT = 100_000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError`, with the reason."""
+    """The value of a JSON text; NaN and infinity, which Python would read, are none. Raises `ValueError`, with the reason."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -23,8 +23,11 @@ def parse_json(text: str | bytes) -> Any:
             found[key] = value
         return found
 
+    def refuse(number: str) -> None:
+        raise ValueError(f"{number} is no number of JSON")
+
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
