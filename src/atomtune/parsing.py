@@ -13,7 +13,7 @@ LIMIT = 100_000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; NaN and infinity, which Python would read, are none. Raises `ValueError`, with the reason."""
+    """The value of a JSON text, without NaN, which Python alone writes. Raises `ValueError`, with the reason."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

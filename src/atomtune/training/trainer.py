@@ -183,6 +183,7 @@ class Trainer(Steps):
         """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
         if not self.accelerator.is_main_process:
             return []
+        self._refuse_removed_folder()
         self.model.eval()
         vae = bases.load_autoencoder(self.config.base, self.autoencoder)
         _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
@@ -229,11 +230,21 @@ class Trainer(Steps):
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
+            self._refuse_removed_folder()
             keep, spare = self.config.checkpoints_total_limit, self._finished_checkpoint()
             target = checkpoints.checkpoint_folder(self.folder, self.step)
             manifest.record(self.config.out, *(target / name for name in checkpoints.FILES))
             checkpoints.save_checkpoint(self.folder, self.step, state, self._write_adapter, keep, spare)
         self.accelerator.wait_for_everyone()
+
+    def _refuse_removed_folder(self) -> None:
+        """Raise `UserError` if the folder of the run is no longer there: a part of a run in a new one could not be told
+        from a whole one."""
+        if not (self.config.out / "config.yaml").is_file():
+            raise UserError(
+                f"{self.config.out} was removed or moved while the run was writing into it, so it stopped at step "
+                f"{self.step}: move it back and start again, which goes on from its last checkpoint."
+            )
 
     def _trained(self) -> list[tuple[str, torch.Tensor]]:
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
