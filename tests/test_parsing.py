@@ -43,9 +43,6 @@ def test_yaml_that_is_refused(text, reason):
 
 def test_what_is_right_is_read():
     assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
-    assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}\n") == {
-        "a": {"b": 1},
-        "c": {"b": 1},
-        "d": {"b": 1, "e": 2},
-    }
+    text = "a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}\n"
+    assert parse_yaml(text) == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
     assert parse_yaml("") is None
