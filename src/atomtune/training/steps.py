@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from atomtune.storage import folders
 from atomtune.training import diverging, encoding, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
-from atomtune.training.objectives import objective_for, prediction_loss
+from atomtune.training.objectives import Noised, objective_for, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.preserving import Others, answer_others
@@ -145,8 +146,10 @@ class Steps:
         return next((place for place in places if place[0] >= 0), (-1, -1))
 
     def _loss(self, micro: int) -> Tensor:
+        """Every process draws the examples of all processes and computes its own, so that two processes do together
+        what one does with twice the batch."""
         config, cache = self.config, self.cache
-        generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
+        generator = _generator(config.seed, NOISE, self.step, micro, 0)
         index = self._images(micro)
         dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
         conditionings = [
@@ -158,23 +161,38 @@ class Steps:
             latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
             conditionings += [cache.class_conditioning] * len(index)
         noised = self.objective.add_noise(latents, generator)
+        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), len(latents))]
         if self.others is not None:
             examples, captions = self.others.draw(self._others_due(micro), generator)
-            noised, conditionings = noised.joined(examples), conditionings + captions
-        noised = noised.to(self.accelerator.device)
+            groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
+        noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
+        conditionings = [conditioning for _, some in groups for conditioning in some]
+        counts = [len(some) for _, some in groups]
         with self.penalties.watched():
             prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype)
         losses = prediction_loss(prediction, noised)
-        own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
+        own, *more = losses.split(counts)
         loss = own.mean() + self.penalties.total()
-        if len(prior):
-            loss = loss + config.prior_loss_weight * prior.mean()
+        if cache.class_latents is not None:
+            loss = loss + config.prior_loss_weight * more[0].mean()
+        if self.others is None:
+            return loss
         # The sum, over its mean number: some passes have none.
-        return loss + config.preserve_weight * other.sum() / (config.preserve_share * config.batch_size)
+        return loss + config.preserve_weight * more[-1].sum() / (config.preserve_share * config.batch_size)
+
+    def _parts(self, *ends: int) -> list[slice]:
+        """This process's share of each group of rows, which end at `ends`."""
+        place, processes = self.accelerator.process_index, self.accelerator.num_processes
+        starts = (0, *ends[:-1])
+        shares = [(start, end - start) for start, end in zip(starts, ends) if end > start or start == 0]
+        return [
+            slice(start + rows * place // processes, start + rows * (place + 1) // processes) for start, rows in shares
+        ]
 
     def _others_due(self, micro: int) -> int:
-        """The number of examples of other prompts in this forward pass."""
-        each, done = self.config.preserve_share * self.config.batch_size, self._passes(micro)
+        """The number of examples of other prompts in this forward pass, of all processes."""
+        batch = self.config.batch_size * self.accelerator.num_processes
+        each, done = self.config.preserve_share * batch, self._passes(micro)
         return math.floor((done + 1) * each) - math.floor(done * each)
 
     def _passes(self, micro: int) -> int:
@@ -229,12 +247,12 @@ class Steps:
         return found
 
     def _images(self, micro: int) -> list[int]:
-        """Indices of this process's images in this step: every image once in an epoch, in another order in each
+        """Indices of the images of all processes in this step: every image once in an epoch, in another order in each
         epoch."""
         config, count = self.config, len(self.cache.conditionings)
-        batch = self._passes(micro) * self.accelerator.num_processes
-        first = (batch + self.accelerator.process_index) * config.batch_size
-        places = [divmod(place, count) for place in range(first, first + config.batch_size)]
+        batch = config.batch_size * self.accelerator.num_processes
+        first = self._passes(micro) * batch
+        places = [divmod(place, count) for place in range(first, first + batch)]
         orders = {
             epoch: torch.randperm(count, generator=_generator(config.seed, SHUFFLE, epoch)).tolist()
             for epoch in {epoch for epoch, _ in places}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
+
+_LOST = re.compile("connection (closed|reset)|peer|socket|gloo|nccl|timed out", re.IGNORECASE)
+"""What the backends of torch.distributed say when another process no longer answers."""
 
 
 class Trainer(Steps):
@@ -64,6 +68,13 @@ class Trainer(Steps):
             raise KeyboardInterrupt(self._how_to_continue()) from None
         except FloatingPointError as error:
             raise self._diverged(str(error)) from None
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or not _LOST.search(str(error)):
+                raise
+            raise UserError(
+                f"another process of this run has ended, so this one cannot go on at step {self.step + 1}: "
+                f"{self._continuing()}."
+            ) from error
 
     def _diverged(self, what: str) -> UserError:
         last = next(reversed(checkpoints.checkpoints(self.folder)), None)
@@ -148,11 +159,14 @@ class Trainer(Steps):
     def _how_to_continue(self) -> str:
         if not self.accelerator.is_main_process:
             return ""
+        return f"stopped at step {self.step} of {self.steps}: {self._continuing()}."
+
+    def _continuing(self) -> str:
         processes, last = self.accelerator.num_processes, checkpoints.newest_checkpoint(self.folder)
         command = command_line("customize", "--config", self.config.out / "config.yaml")
         together = f", in {processes} processes as before," if processes > 1 else ""
         goes_on = f"goes on from step {checkpoints.step_of(last)}" if last else "starts again"
-        return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
+        return f"`{command}`{together} {goes_on}"
 
     def _numbers(self) -> dict[str, Any]:
         config = self.config
@@ -227,6 +241,7 @@ class Trainer(Steps):
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            "processes": self.accelerator.num_processes,
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
@@ -258,7 +273,10 @@ class Trainer(Steps):
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        # The schedule of accelerate moves once for each process in every step.
+        now = self.accelerator.num_processes
+        moved = state["schedule"]["last_epoch"] * now // state.get("processes", now)
+        self.schedule.load_state_dict(state["schedule"] | {"last_epoch": moved})
         self._follow_schedule()
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
