@@ -31,7 +31,7 @@ main(["generate", "runs/teapot", "--prompt", "a sks teapot", "--steps", "2", "--
 
 @pytest.mark.slow
 def test_the_demos_steps_need_no_network(tmp_path):
-    """In a network namespace that has not even a loopback device. Without HF_HUB_OFFLINE, which would hide a request."""
+    """In a network namespace of its own, without HF_HUB_OFFLINE, which would hide a request."""
     alone = ["unshare", "--net"]
     if os.geteuid() != 0 or subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
         pytest.skip("only root can make a network namespace, and not in every container")

@@ -13,8 +13,8 @@ STEPS = 80
 
 
 def measure(folder: Path, steps: int = STEPS) -> dict[str, Any]:
-    """The loss on held noise after so many steps, and the mean over the last of them, by precision; and whether a second
-    run in float32 had the same bytes."""
+    """The loss on held noise after so many steps, and the mean over the last of them, by precision; and whether a
+    second run in float32 had the same bytes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results: dict[str, Any] = {"steps": steps, "device": device}
     weights = []
