@@ -275,7 +275,10 @@ def _as_diffusers(weights: bytes) -> bytes:
 def limited() -> Iterator[None]:
     """At most `SECONDS`, and `MEMORY` more bytes than there are now."""
 
+    overdue = []
+
     def late(number: int, frame: Any) -> None:
+        overdue.append(number)
         raise TimeoutError(f"more than {SECONDS} s")
 
     # Of the processor, because other programs may have it; and of the clock, for what waits.
@@ -293,6 +296,8 @@ def limited() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    if overdue:  # and the error was raised where Python passes over errors, as in a callback of its garbage collector
+        raise TimeoutError(f"more than {SECONDS} s")
 
 
 def fuzz(strategy: st.SearchStrategy, read: Callable[[Any], None], count: int, number: int = 0) -> Counter[str]:

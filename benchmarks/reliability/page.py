@@ -44,4 +44,50 @@ start that was killed while it opened it: trackers choose the names themselves.)
 | signal | kills | runs | before the first checkpoint | something half-written was left | exit codes |
 |---|---|---|---|---|---|"""
 
-SECTIONS = {"kills": _kills}
+
+def _fuzzing(found: dict[str, Any]) -> str:
+    kinds = {name: counts for name, counts in found.items() if isinstance(counts, dict)}
+    rows = [f"| {name} | {counts.get('read', 0):,} | {counts.get('refused', 0):,} |" for name, counts in kinds.items()]
+    total = sum(sum(counts.values()) for counts in kinds.values())
+    return "\n".join([FUZZING.format(total=total, peak=found["peak_gib"]), *rows, ""])
+
+
+FUZZING = """\
+## Files of strangers
+
+`python -m benchmarks.reliability --only fuzzing`
+
+{total:,} files that are right but for a few spoiled parts (values, shapes, types and numbers of weights, lines, bytes),
+made by hypothesis with a fixed seed. Each was read, or refused with a `UserError`: no other exception, none that took
+longer than 5 s of the processor, none that asked for 1 GiB more than there was; the whole process peaked at {peak} GiB,
+with torch and the base in it. What was opened of adapters and LoRAs was also run once.
+
+| kind | read | refused |
+|---|---|---|"""
+
+
+def _precision(found: dict[str, Any]) -> str:
+    names = [name for name in ("no", "bf16", "fp16") if name in found]
+    whole = found["no"]["held_loss"]
+    rows = [
+        f"| {found[name]['dtype']} | {found[name]['held_loss']:.5f} | {found[name]['held_loss'] / whole - 1:+.1%} |"
+        for name in names
+    ]
+    same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
+    return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
+        before=found["no"]["held_loss_before"]), *rows, ""])  # fmt: skip
+
+
+PRECISION = """\
+## Precisions
+
+`python -m benchmarks.reliability --only precision`
+
+moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. The loss is
+that on noise that was not trained on ({before:.5f} without the adapter). Two runs in float32 ended with {same}. On a
+CPU, fp16 has neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16.
+
+| base | loss | beside float32 |
+|---|---|---|"""
+
+SECTIONS = {"kills": _kills, "fuzzing": _fuzzing, "precision": _precision}
