@@ -7,7 +7,7 @@ docs/results/reliability.md is made from that file. All of it takes about an hou
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,25 @@ from benchmarks.reliability import page
 HERE = Path(__file__).parent
 
 
-def kills(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def kills(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from benchmarks.reliability.kills import measure
 
     return measure(folder, options.kills)
 
 
-def fuzzing(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def fuzzing(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from benchmarks.reliability.fuzzing import measure
 
-    return measure(folder, options.inputs)
+    yield measure(folder, options.inputs)
 
 
-def precision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def precision(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from benchmarks.reliability.precision import measure
 
-    return measure(folder)
+    yield measure(folder)
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "kills": kills,
     "fuzzing": fuzzing,
     "precision": precision,
@@ -50,11 +50,11 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
-            found = PARTS[name](Path(folder), options)
-        file = HERE / "results.json"
-        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        write_text(file, json.dumps(results | {name: found}, indent=1, sort_keys=True) + "\n")
-        page.write(results | {name: found})
+            for found in PARTS[name](Path(folder), options):
+                file = HERE / "results.json"
+                results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+                write_text(file, json.dumps(results | {name: found}, indent=1, sort_keys=True) + "\n")
+                page.write(results | {name: found})
 
 
 if __name__ == "__main__":

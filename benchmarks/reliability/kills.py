@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,12 @@ class Counts:
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def measure(folder: Path, kills: int) -> dict[str, Any]:
-    """The numbers of so many kills by each signal."""
-    killed = Killed(folder / "killed", str(save_tiny_pixart(folder / "base")))
-    return {number.name: asdict(killed.kill(number, kills)) for number in SIGNALS}
+def measure(folder: Path, kills: int) -> Iterator[dict[str, Any]]:
+    """The numbers of so many kills by each signal, as far as they are known, after each signal."""
+    killed, found = Killed(folder / "killed", str(save_tiny_pixart(folder / "base"))), {}
+    for number in SIGNALS:
+        found[number.name] = asdict(killed.kill(number, kills))
+        yield found
 
 
 class Killed:

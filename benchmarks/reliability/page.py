@@ -68,10 +68,14 @@ with torch and the base in it. What was opened of adapters and LoRAs was also ru
 
 def _precision(found: dict[str, Any]) -> str:
     names = [name for name in ("no", "bf16", "fp16") if name in found]
-    whole = found["no"]["held_loss"]
+    losses = [
+        (each["dtype"], each[kind], each[kind] / found["no"][kind] - 1)
+        for each in (found[name] for name in names)
+        for kind in ("loss", "held_loss")
+    ]
     rows = [
-        f"| {found[name]['dtype']} | {found[name]['held_loss']:.5f} | {found[name]['held_loss'] / whole - 1:+.1%} |"
-        for name in names
+        f"| {dtype} | {loss:.5f} | {more:+.1%} | {held:.5f} | {held_more:+.1%} |"
+        for (dtype, loss, more), (_, held, held_more) in zip(losses[::2], losses[1::2])
     ]
     same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
     return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
@@ -83,11 +87,12 @@ PRECISION = """\
 
 `python -m benchmarks.reliability --only precision`
 
-moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. The loss is
-that on noise that was not trained on ({before:.5f} without the adapter). Two runs in float32 ended with {same}. On a
-CPU, fp16 has neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16.
+moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. Its losses:
+the running mean of training, and that on a few draws of noise that was not trained on ({before:.5f} without the
+adapter). Two runs in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen
+base is stored and computed in fp16.
 
-| base | loss | beside float32 |
-|---|---|---|"""
+| base | training loss | beside float32 | held loss | beside float32 |
+|---|---|---|---|---|"""
 
 SECTIONS = {"kills": _kills, "fuzzing": _fuzzing, "precision": _precision}
