@@ -17,7 +17,7 @@ MODULES = {
 # A piece may import pieces of lower layers and of its own; those of the basement may be imported anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"comparing", "editing", "lora"},
+    {"comparing", "editing", "lora", "sweeping"},
     {"training", "analysis"},
     {"storage", "metrics", "sampling", "prompts"},
     {"atoms", "bases", "moji", "recording", "steering", "tracing"},
