@@ -1,5 +1,6 @@
 # Every target makes .venv first when it is missing or older than what it is made from. pip would try every version of the
-# lock again, so it installs the lock as it stands, and then only what torch needs beside it.
+# lock again, so it installs the lock as it stands, with the hash of every file, and then only torch and what torch needs:
+# its wheel may be a local one (2.13.0+cpu), whose hash is not that of PyPI's.
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
@@ -8,12 +9,12 @@ BIN := .venv/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt hashes.txt
 	$(PYTHON) -m venv .venv
 	if command -v uv > /dev/null; then \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirement hashes.txt && \
 	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,eval]'; \
-	else grep -vE '^(cuda|nvidia|triton)' constraints.txt > .venv/pinned.txt && \
-	  $(BIN)/pip install --quiet --no-compile --no-deps --requirement .venv/pinned.txt && \
+	else $(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement hashes.txt && \
 	  $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,eval]'; \
 	fi
 	touch $@
@@ -35,6 +36,9 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	@if $(PYTHON) -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2> /dev/null; then \
+	  $(BIN)/pip-audit --requirement hashes.txt --require-hashes --disable-pip --progress-spinner off; \
+	else echo "pip-audit is skipped: it asks pypi.org for known vulnerabilities, and there is no network here"; fi
 
 docs: .venv/installed  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

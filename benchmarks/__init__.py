@@ -1,1 +1,1 @@
-"""Speed, memory and reliability, measured: `python -m benchmarks`."""
+"""Speed, memory and reliability, measured: `python -m benchmarks` and `python -m benchmarks.reliability`."""

@@ -17,7 +17,7 @@ MODULES = {
 # A piece may import pieces of lower layers and of its own; those of the basement may be imported anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"comparing", "editing", "lora"},
+    {"comparing", "editing", "lora", "sweeping"},
     {"training", "analysis", "planning"},
     {"storage", "metrics", "sampling", "prompts"},
     {"atoms", "bases", "moji", "recording", "steering", "tracing"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"method"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
-BASEMENT = {"addresses", "devices", "errors", "files", "manifest", "shell", "shipped"}
+BASEMENT = {"addresses", "devices", "errors", "files", "manifest", "parsing", "shell", "shipped"}
 
 
 def imports(module: str) -> set[str]:

@@ -39,6 +39,7 @@ from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.method.dictionary import SparseDictionary, measuring_floors
 from atomtune.method.floor import set_share
+from atomtune.parsing import parse_json
 from atomtune.tracing import bare_model, timesteps
 
 
@@ -364,8 +365,8 @@ def _written(dictionary: SparseDictionary, mask: Bool[Tensor, " atoms"]) -> str:
 
 def _read_preset(file: Path) -> dict[str, Any]:
     try:
-        preset = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        preset = parse_json(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"the preset {file} could not be read ({error}): expected JSON of `save_preset`.") from error
     if not isinstance(preset, dict):
         raise UserError(f"the preset {file} is not a JSON object: expected what `save_preset` writes.")

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from atomtune import sampling
 from atomtune.cli import main
 from atomtune.shell import command_line
 from atomtune.training import encoding, interruption
@@ -81,6 +82,26 @@ def test_a_second_ctrl_c_stops_at_once(run, at_step, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match=r"stopped at step 3 of 4: .* goes on from step 2\."):
         run()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_samples_of_which_some_are_missing_are_drawn_again(run, tmp_path, monkeypatch):
+    options = {"steps": 4, "sample_every": 2, "sample_prompts": ["a sks dog", "a dog", "the snow"]}
+    run("whole", **options)
+    save, left = sampling.save_png, [2]
+
+    def saving(*args):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setattr(sampling, "save_png", saving)
+    with pytest.raises(KeyboardInterrupt):
+        run(**options)
+    assert [file.name for file in (tmp_path / "run" / "samples").iterdir()] == ["step-000002-0.png"]
+    monkeypatch.undo()
+    run(**options)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
 def test_before_training_ctrl_c_just_stops(run, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 
 def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
@@ -70,3 +73,51 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_
     train(2, *arguments[:-1], "0")
     weights = [(out / "adapter" / "adapter_model.safetensors").read_bytes() for out in (whole, stopped)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_twice_the_batch(base, images, tmp_path, monkeypatch):
+    """And a run may go on in another number of them, if a step takes as many images."""
+    monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "others.txt").write_text("a red cat\nthe snow\n")
+    options = [
+        "--class-name", "dog", "--base", base, "--num-atoms", "8", "--sample-every", "0", "--caption-dropout", "0.3",
+        "--lr-scheduler", "cosine", "--preserve", "--preserve-prompts", str(tmp_path / "others.txt"), "--floor", "1",
+        "--preserve-share", "0.5", "--checkpoint-every", "3", "--report-to", "none",
+    ]  # fmt: skip
+    numbers, weights = {}, {}
+    for name, starts in {"one": [(1, 4, 6)], "two": [(2, 2, 6)], "changed": [(2, 2, 3), (1, 4, 6)]}.items():
+        for processes, batch, steps in starts:
+            size = ["--batch-size", str(batch), "--steps", str(steps)]
+            train(processes, str(images), "--out", str(tmp_path / name), *options, *size)
+        numbers[name] = json.loads((tmp_path / name / "summary.json").read_text())
+        weights[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+    for loss in ("loss", "held_loss"):
+        assert numbers["two"][loss] == pytest.approx(numbers["one"][loss], rel=1e-5)
+    for key, tensor in weights["two"].items():
+        assert_close(tensor, weights["one"][key], atol=1e-5, rtol=1e-5, msg=key)
+    levels = [tensor for key, tensor in weights["two"].items() if key.endswith("floor.levels")]
+    assert levels and all((level >= 0).all() for level in levels)  # measured, and the same in both processes
+    assert (numbers["changed"]["steps"], numbers["changed"]["processes"]) == (6, 1)
+    with pytest.raises(AssertionError, match="a step takes 4 images there and 2 now"):
+        train(1, str(images), "--out", str(tmp_path / "two"), *options, "--batch-size", "2", "--steps", "7")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_with_a_sentence_and_they_go_on(base, images, tmp_path):
+    out = tmp_path / "run"
+    options = ["--class-name", "dog", "--base", base, "--num-atoms", "8", "--report-to", "none", "--sample-every", "0"]
+    process = start(2, str(images), "--out", str(out), *options, "--steps", "4000", "--checkpoint-every", "2")
+    while process.poll() is None and not list(out.glob("checkpoints/step-*")):
+        time.sleep(0.05)
+    (second,) = processes_of(1, out)
+    os.kill(second, signal.SIGKILL)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode != 0
+    sentence = re.search(
+        r"atomtune: (another process of this run has ended|stopped at step).* goes on from step \d+", said
+    )
+    assert sentence, said[-3000:]
+    last = int(sorted(path.name for path in (out / "checkpoints").iterdir())[-1][5:])
+    train(2, str(images), "--out", str(out), *options, "--steps", str(last + 2), "--checkpoint-every", "2")
+    assert json.loads((out / "summary.json").read_text())["steps"] == last + 2

@@ -147,7 +147,8 @@ def test_class_images_are_drawn_once(run, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(run, tmp_path):
     with pytest.raises(
-        atomtune.UserError, match=r"not a number any more at step \d+; the last good checkpoint is .*step-"
+        atomtune.UserError,
+        match=r"not a number any more, first in .*L\d+ \(.*attn.\), at step \d+; the last good checkpoint is .*step-",
     ):
         run(learning_rate=1e18, steps=50, checkpoint_every=1)
     out = tmp_path / "run"
@@ -159,7 +160,9 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ru
 
 def test_nan_before_any_checkpoint(run, monkeypatch):
     monkeypatch.setattr(steps, "prediction_loss", lambda prediction, noised: prediction.sum((1, 2, 3)) * math.nan)
-    with pytest.raises(atomtune.UserError, match="at step 1; there was no checkpoint yet"):
+    with pytest.raises(
+        atomtune.UserError, match="the loss is not a number any more, at step 1; there was no checkpoint yet"
+    ):
         run()
 
 

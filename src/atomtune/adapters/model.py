@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import get_pattern_key
+from psutil import virtual_memory
 from torch import Tensor, nn
 
 from atomtune.adapters.attention import AttentionAtoms
@@ -59,6 +60,31 @@ class AtomModel(BaseTuner):
                 continue
             if (reason := why_not(model, name)) is not None:
                 raise UserError(f"{name} cannot carry atoms: {reason}.")
+        self._refuse_too_many(cast(AtomConfig, peft_config), model)
+
+    def _refuse_too_many(self, config: AtomConfig, model: nn.Module) -> None:
+        """Raise `UserError` if the atoms do not fit into memory, before any of it is taken."""
+        numbers = 0
+        for name, module in model.named_modules():
+            if self._check_target_module_exists(config, name) and (width := _widths(module)):
+                numbers += width * self._num_atoms(config, name)
+        parameter = next(model.parameters(), None)
+        device = torch.device("meta") if parameter is None else parameter.device
+        if device.type == "cpu":
+            free = virtual_memory().available
+        elif device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        else:
+            return
+        if 4 * numbers > free:
+            raise UserError(
+                f"num_atoms = {config.num_atoms:,} would need {4 * numbers / 2**30:,.0f} GiB, and {free / 2**30:,.0f} "
+                "GiB of memory are free: give fewer atoms."
+            )
+
+    def _num_atoms(self, config: AtomConfig, name: str) -> int:
+        key = get_pattern_key(list(config.num_atoms_pattern), name)
+        return config.num_atoms_pattern.get(key, config.num_atoms)
 
     def _create_and_replace(
         self,
@@ -80,8 +106,7 @@ class AtomModel(BaseTuner):
                 parent, target_name, target = target, "base_layer", target.base_layer  # pyright: ignore[reportAttributeAccessIssue]
             layer = target if isinstance(target, LinearAtoms) else LinearAtoms(target)
             setattr(parent, target_name, layer)
-        key = get_pattern_key(list(peft_config.num_atoms_pattern), current_key)
-        layer.update_layer(adapter_name, peft_config, peft_config.num_atoms_pattern.get(key, peft_config.num_atoms))
+        layer.update_layer(adapter_name, peft_config, self._num_atoms(peft_config, current_key))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add the atoms, and number the layers: the L17 of L17[137]. Atoms that are loaded later bring their own
@@ -201,6 +226,17 @@ class AtomModel(BaseTuner):
             what = f"lacks {min(missing)}" if missing else f"has {min(left_over)}, which this model has no place for"
             raise UserError(f"the saved adapter {what}: it was made for another model or another target_modules.")
         return entries
+
+
+def _widths(module: nn.Module) -> int:
+    """C_i + C_o of a layer that can carry atoms."""
+    if isinstance(module, Attention):
+        return module.query_dim + module.out_dim
+    sides = [(getattr(module, f"{kind}_features", None), getattr(module, old, None)) for kind, old in _SIDES]
+    return sum(new or old or 0 for new, old in sides)
+
+
+_SIDES = (("in", "nx"), ("out", "nf"))  # of an `nn.Linear`, and of GPT-2's `Conv1D`
 
 
 def refuse_taken_name(model: nn.Module, adapter_name: str, kind: str) -> None:

@@ -37,6 +37,8 @@ def load_base(
     the default of every command of atomtune. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
     bfloat16 on an accelerator, float16 on one that has no bfloat16.
 
+    Weights are read from safetensors alone, and no code that a base brings along is run.
+
     Raises `UserError` if there is no such base, device or precision.
     """
     name = os.path.expanduser(str(name_or_path))
@@ -75,7 +77,8 @@ def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
     if not is_hub_name(name) and not (Path(name) / "model_index.json").is_file():
         raise UserError(f"there is no base model {name!r}: {expected}.")
     try:
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype)
+        # Weights as pickle are refused: reading one may run any code.
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {expected}.") from error
@@ -90,7 +93,7 @@ def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
     """The base's autoencoder alone, of the class `kind`, in float32."""
     if str(name_or_path) == MOJI:
         return load_base(MOJI).vae
-    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae")
+    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae", use_safetensors=True)
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:

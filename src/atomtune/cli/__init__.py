@@ -30,6 +30,7 @@ app.command(
 )
 app.command("atomtune.cli.merge:merge", help="Merge several adapters into one, or measure how far two overlap.")
 app.command("atomtune.cli.compare:compare", help="Score adapters side by side: same prompts, same noise.")
+app.command("atomtune.cli.sweep:sweep", help="Train many adapters: folders, methods, options and seeds in one table.")
 app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
 app.command("atomtune.cli.plan:plan", help="Say whether training and drawing fit a card, before anything is loaded.")
 app.command("atomtune.cli.recipes:recipes", help="List the settings that ship with atomtune, by base.")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atomtune.bases import denoiser
 from atomtune.errors import UserError
+from atomtune.storage import foreign
 from atomtune.tracing import bare_model
 
 if TYPE_CHECKING:
@@ -34,15 +35,19 @@ def read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        with file.open("rb") as opened:
-            start = opened.read(2)
-        state = {} if start in (b"PK", b"\x80\x02") else load_file(file)
-    except (OSError, SafetensorError) as error:
+        if foreign.is_pickle(file):
+            raise UserError(
+                f"{str(file)!r} is a pickle, which may run any code when it is read: save it as .safetensors."
+            )
+        foreign.read_header(file)
+        foreign.refuse_bad_numbers(file)
+        state = load_file(file)
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the LoRA {str(file)!r} could not be read ({error}): expected a folder or a .safetensors file."
         ) from error
-    if not state and start:
-        raise UserError(f"{str(file)!r} is a pickle, which may run any code when it is read: save it as .safetensors.")
     if (file.parent / "adapter_config.json").is_file():
         raise UserError(
             f"{str(file)!r} is only a part of an adapter: give its folder, which also has adapter_config.json."

@@ -271,11 +271,25 @@ class SparseDictionary(Dials):
         self.seating.seat(self.head.tolist(), self.head.device)
         self.sigma.set_group_sizes(self._group_sizes())
 
+    def _refuse_impossible(self, saved: dict[str, Any], prefix: str) -> None:
+        """Raise `UserError` for saved numbers of atoms that no layer has: what is laid out by them would not fit."""
+        limits = {"head": self.seating.heads, "group": len(self.sigma.k), "id": 2**31, "layer": 2**31}
+        for name, limit in limits.items():
+            numbers = saved.get(prefix + name)
+            if isinstance(numbers, Tensor) and not numbers.is_meta and numbers.numel():
+                low, high = int(numbers.min()), int(numbers.max())
+                if low < 0 or high >= limit:
+                    raise UserError(f"{prefix}{name} must be from 0 to {limit - 1}, got {low} to {high}.")
+        k = saved.get(f"{prefix}sigma.k")
+        if isinstance(k, Tensor) and not k.is_meta and bool((k < 0).any()):
+            raise UserError(f"{prefix}sigma.k must be 0 or more, got {int(k.min())}.")
+
     def _group_sizes(self) -> list[int]:
         return torch.bincount(self.group, minlength=len(self.sigma.k)).tolist()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._refuse_impossible(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.set_traced_usage(None)  # other atoms
         if not self.head.is_meta:
             self.update_layout()

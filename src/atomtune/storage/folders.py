@@ -23,6 +23,7 @@ from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
 from atomtune.prompts import subject_prompts
+from atomtune.storage import foreign
 from atomtune.storage.cards import CARD, adapter_card, write_card
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
 
@@ -100,6 +101,25 @@ class AdapterInfo:
                 found += subject_prompts(base, subject, part.get("backgrounds") or (), num)
         return found
 
+    def peft_config(self) -> Any:
+        """The configuration as PEFT's object. Raises `UserError` if PEFT cannot make one."""
+        from peft import PeftConfig
+
+        try:
+            return PeftConfig.from_pretrained(str(self.folder))
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, for an option of another type than PEFT expects
+            raise self.misfit(error) from error
+
+    def misfit(self, error: Exception) -> UserError:
+        """The error for a configuration that PEFT cannot use."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return UserError(
+            f"the adapter {self.path!r} cannot be opened, because its {CONFIG_FILE} does not fit ({reason}): save the "
+            "adapter again."
+        )
+
     def refuse_other_than(self, kind: str, why: str) -> None:
         """Raise `UserError` unless the adapter was made by this method."""
         if self.kind != kind:
@@ -110,24 +130,30 @@ def adapter_info(path: str | Path) -> AdapterInfo:
     """Configuration and metadata of the adapter at `path` (see `adapter_folder`). Raises `UserError` if there is no
     adapter, or if its configuration or weights cannot be read."""
     from peft import PeftType
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     import atomtune.adapters  # noqa: F401  registers the atoms with PEFT
 
     folder = adapter_folder(path)
     file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): save the adapter again.") from error
-    method = config.get("peft_type") if isinstance(config, dict) else None
+    config = foreign.read_config(file)
+    method = config.get("peft_type")
     if method not in [kind.value for kind in PeftType]:
-        raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r}): save the adapter again.")
+        raise UserError(f"{file} names no method that PEFT knows (peft_type {method!r:.100}): save the adapter again.")
+    if method in foreign.OTHER_METHODS:
+        raise UserError(f"{file} is of PEFT's method {method}, which does not adapt the layers of an image model.")
     try:
-        return AdapterInfo(str(path), folder, config, read_metadata(folder, config))
+        shapes, header = foreign.read_header(folder / WEIGHTS_FILE)
+        foreign.refuse_other_sizes(folder, config, shapes)
+        with safe_open(folder / WEIGHTS_FILE, "pt"):  # which compares the header with the length of the file
+            return AdapterInfo(str(path), folder, config, read_metadata(header, config))
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         if not (folder / WEIGHTS_FILE).is_file():
-            raise unreadable(folder, f"there is no {WEIGHTS_FILE}") from error
+            pickled = " and adapter_model.bin is a pickle, which may run any code when it is read"
+            more = pickled if (folder / "adapter_model.bin").is_file() else ""
+            raise unreadable(folder, f"there is no {WEIGHTS_FILE}{more}") from error
         raise unreadable(folder, error) from error
 
 
@@ -188,8 +214,9 @@ def load_adapter(
     info = adapter_info(path)
     folder, model = info.folder, denoiser(pipe)
     refusal = refuse_other_base(pipe, info)
+    foreign.refuse_bad_numbers(folder / WEIGHTS_FILE)
     if hotswap:
-        _hotswap(model, folder, adapter_name)
+        _hotswap(model, info, adapter_name)
         return model
     refuse_taken_name(model, adapter_name, info.kind)
     try:
@@ -204,12 +231,14 @@ def load_adapter(
                 model = beside(model, loaded, active)
             else:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=trainable)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except (RuntimeError, ValueError, UserWarning) as error:  # shapes, modules and weights that do not fit
         raise UserError(refusal) from error
     except SafetensorError as error:
         raise unreadable(folder, error) from error
+    except Exception as error:  # PEFT fails in many ways on options that it does not expect
+        raise info.misfit(error) from error
     set_denoiser(pipe, model)
     return model
 
@@ -230,16 +259,17 @@ _SHAPES = ("peft_type", "activation", "mix_first", "threshold", "threshold_units
 """Fields of a configuration that are compiled into the model, as are the shapes of the tensors."""
 
 
-def _hotswap(model: torch.nn.Module, folder: Path, adapter_name: str) -> None:
+def _hotswap(model: torch.nn.Module, info: AdapterInfo, adapter_name: str) -> None:
     from peft import PeftModel, get_peft_model_state_dict
 
     from atomtune.adapters import adapted_layers
     from atomtune.adapters.formats import current
     from atomtune.steering import board
 
+    folder = info.folder
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         raise UserError(f"there is no adapter {adapter_name!r} to swap: load the first one without hotswap.")
-    config = type(model.peft_config[adapter_name]).from_pretrained(str(folder))
+    config = info.peft_config()
     tensors = current(load_file(folder / WEIGHTS_FILE))
     instead = "load it under another name instead."
     for field in _SHAPES:

@@ -116,7 +116,7 @@ def parts_of(path: str | Path) -> list[dict[str, Any]]:
 
 def _read(info: AdapterInfo, weight: float) -> Part:
     info.refuse_other_than("ATOMS", "merge it with PEFT's own add_weighted_adapter")
-    config: Any = AtomConfig.from_pretrained(str(info.folder))
+    config = info.peft_config()
     layers: Layers = {}
     try:
         for name, tensor in current(load_file(info.folder / WEIGHTS_FILE)).items():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomtune.bases import base_hash
+from atomtune.parsing import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,22 +27,34 @@ TEXTS = ("token", "class_name", "license", "combination_type")
 LISTS = ("base_fingerprint", "backgrounds", "merged_from")  # as JSON: a header holds text alone
 
 
-def read_metadata(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """atomtune's metadata of the adapter in `folder`, whose `adapter_config.json` is `config`, without unknown values.
+def read_metadata(header: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
+    """atomtune's metadata of an adapter, from the header of its weights and its configuration, without unknown values.
 
-    Adapters of earlier versions have them in the config, under PEFT's `auto_mapping`. Raises what safetensors and the
-    file system raise for weights that cannot be read: the header knows how long the file is.
+    Adapters of earlier versions have them in the config, under PEFT's `auto_mapping`. Raises `ValueError` for values of
+    another kind.
     """
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        header = file.metadata() or {}
     if header.get("library") != "atomtune":
         header = {}
-    earlier = config.get("auto_mapping") or {}
+    earlier = config.get("auto_mapping")
+    earlier = earlier if isinstance(earlier, dict) else {}
     found = {key: earlier.get(key) for key in (*TEXTS, *LISTS)} | {key: header[key] for key in TEXTS if key in header}
-    found |= {key: json.loads(header[key]) for key in LISTS if key in header}
-    return {key: value for key, value in found.items() if value is not None}
+    found |= {key: parse_json(header[key]) for key in LISTS if key in header}
+    found = {key: value for key, value in found.items() if value is not None}
+    for key, value in found.items():
+        if not _is_of_its_kind(key, value):
+            raise ValueError(f"{key} is {value!r:.100}")
+    return found
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    if key in TEXTS:
+        return isinstance(value, str)
+    inner = {"base_fingerprint": int | float, "backgrounds": str, "merged_from": dict}[key]
+    if not isinstance(value, list) or not all(isinstance(each, inner) for each in value):
+        return False
+    return key != "merged_from" or all(
+        _is_of_its_kind(name, each[name]) for each in value for name in (*TEXTS, "backgrounds") if each.get(name)
+    )
 
 
 def atoms_in(folder: Path) -> list[int]:

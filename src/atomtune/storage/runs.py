@@ -19,6 +19,7 @@ import yaml
 from atomtune import manifest
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.parsing import parse_yaml
 from atomtune.storage.folders import ADAPTER_FILES
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 
@@ -51,8 +52,8 @@ def settings_of(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = parse_yaml(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} could not be read ({' '.join(str(error).split())}): mend or remove it.") from error
     return settings if isinstance(settings, dict) else {}
 

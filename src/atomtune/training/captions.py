@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atomtune.errors import UserError
+from atomtune.parsing import parse_json
 from atomtune.training.config import refuse_angle_brackets
 
 SUFFIXES = (".txt", ".caption")
@@ -89,7 +89,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_read_text(file).split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError:
                 yield number, None
 

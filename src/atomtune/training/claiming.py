@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from atomtune import bases, manifest
 from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers
+from atomtune.parsing import parse_yaml
 from atomtune.storage import folders
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.storage.runs import settings_of
@@ -40,6 +40,14 @@ WATCHING = (
 )  # fmt: skip
 """Options that may change between the starts of a run, as may a longer `LENGTH`: they do not change what was
 trained."""
+
+
+TOGETHER = ("processes", "batch_size", "gradient_accumulation_steps")
+"""Options that may change together, if their product stays the same: the number of images in a step."""
+
+
+def _images_in_a_step(options: dict[str, Any]) -> int:
+    return math.prod(options[name] for name in TOGETHER)
 
 
 def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any] | None:
@@ -71,7 +79,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
     record = _record(config.out)
     defaults = CustomizeConfig(config.images, class_name=config.class_name, out=config.out)
     # written before some options existed
-    there = defaults.to_dict() | yaml.safe_load(written.read_text(encoding="utf-8"))
+    there = defaults.to_dict() | settings_of(config.out)
     there["processes"], here = record.get("processes", processes), config.to_dict() | {"processes": processes}
     if unknown := sorted(there.keys() - here.keys()):
         raise UserError(
@@ -81,9 +89,13 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
     free = {*STARTS, *LENGTH, *WATCHING} | ({"images", "base"} & record.keys())
     if "init_adapter" in record and record["init_adapter"] == _digest(config.init_adapter):
         free.add("init_adapter")
+    if _images_in_a_step(there) == _images_in_a_step(here):
+        free |= {*TOGETHER}
     changed = {name: f"{name} {there.get(name)!r} there and {here[name]!r} now" for name in here}
     changed = {name: text for name, text in changed.items() if here[name] != there.get(name)}
     if different := [text for name, text in changed.items() if name not in free]:
+        if TOGETHER[0] in changed:
+            different.append(f"a step takes {_images_in_a_step(there)} images there and {_images_in_a_step(here)} now")
         raise _another_run(config, ", ".join(different))
     finished = _finished(config, steps)
     if finished is None and unlisted:
@@ -126,8 +138,8 @@ def _another_run(config: CustomizeConfig, changes: str) -> UserError:
 def _is_run(file: Path) -> bool:
     """Whether this is the config.yaml of a run."""
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        options = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 

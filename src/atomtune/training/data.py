@@ -116,12 +116,16 @@ def _decoded(file: Path) -> tuple[Image.Image, int]:
             f"{file} needs pillow-heif to be read: install it with pip install 'atomtune[heif]', or save it as JPEG."
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as minor:  # such as EXIF data that cannot be read
+            warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # PSD's are its layers
                 _scale_transparent_colour(image)
-                return to_rgb(ImageOps.exif_transpose(image)), frames
+                decoded = to_rgb(ImageOps.exif_transpose(image))
+        for warning in minor:
+            logger.warning("%s: %s", file, warning.message)
+        return decoded, frames
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
             f"{file} is too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels): scale it down first."

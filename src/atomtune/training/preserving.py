@@ -94,8 +94,10 @@ def answered(
                 with atomic_file(files[prompt]) as temporary:
                     torch.save(answer, temporary)
     examples, conditionings = [], []
+    # Of several processes on a CPU each has the device "cpu:0", which `torch.load` does not know.
+    place = "cpu" if accelerator.device.type == "cpu" else accelerator.device
     for file in files.values():
-        stored = torch.load(file, map_location=accelerator.device, weights_only=True)
+        stored = torch.load(file, map_location=place, weights_only=True)
         examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
         conditionings.append(stored["conditioning"])
     return Others(reduce(Noised.joined, examples), conditionings)

@@ -13,10 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from atomtune.errors import UserError
 from atomtune.files import expanded
+from atomtune.parsing import parse_yaml
 from atomtune.training.config import LENGTH, CustomizeConfig, convert
 
 RECIPES = resources.files("atomtune.training") / "recipes"
@@ -28,14 +27,19 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
     """The resolved configuration: `options` win over the YAML `config` (a file, or the name of a shipped recipe),
     which wins over atomtune's recipe for the base, which wins over the defaults."""
     given = (load_recipe(config) if config is not None else {}) | options
-    values = recipe_for(given.get("base", CustomizeConfig.base), given) | given
     known = [field.name for field in dataclasses.fields(CustomizeConfig)]
-    if unknown := sorted(values.keys() - set(known)):
+    if unknown := sorted(given.keys() - set(known)):
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
+    given = _converted(given)
+    values = _converted(recipe_for(given.get("base", CustomizeConfig.base), given)) | given
     if missing := [name for name in ("images", "class_name", "out") if name not in values]:
         raise UserError(f"{', '.join(missing)} missing: a run needs images, class_name and out.")
+    return CustomizeConfig(**values)
+
+
+def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typing.get_type_hints(CustomizeConfig)
-    return CustomizeConfig(**{name: convert(name, kinds[name], value) for name, value in values.items()})
+    return {name: convert(name, kinds[name], value) for name, value in options.items()}
 
 
 def recipe_names() -> list[str]:
@@ -48,15 +52,15 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     shipped = str(name_or_path) in recipe_names()
     file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
     try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        options = parse_yaml(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"the configuration {str(name_or_path)!r} could not be read ({error.strerror}): expected a YAML file or "
             f"one of the recipes {', '.join(recipe_names())}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name_or_path} is not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(options, dict):
+    except ValueError as error:
+        raise UserError(f"{name_or_path} is not valid YAML ({error}).") from error
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise UserError(f"{name_or_path} holds no options: expected lines such as 'steps: 250'.")
     if "command" in options:  # see `storage.runs`
         raise UserError(

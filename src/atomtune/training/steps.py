@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from atomtune import bases
 from atomtune.adapters import adapted_layers
 from atomtune.method.dictionary import measuring_floors
 from atomtune.storage import folders
-from atomtune.training import encoding, outcome
+from atomtune.training import diverging, encoding, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
-from atomtune.training.objectives import prediction_loss
+from atomtune.training.objectives import Noised, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.preserving import Others, answer_others
@@ -93,39 +94,62 @@ class Steps:
         return folders.load_adapter(self.pipe, start, trainable=True)
 
     def _advance(self) -> None:
-        """One optimizer step. Raises `FloatingPointError` if the loss is not a number."""
+        """One optimizer step. Raises `FloatingPointError`, which names the layer, if the loss or its gradient is not a
+        number; the weights are then those of before."""
         if self.config.density_start is not None:
             density = annealed(self.config.density, self.config.density_start, self.step / self.steps)
             for dictionary in self.dictionaries:
                 dictionary.sigma.set_density(density)
         # a base's own dropout draws from the global generators
         torch.manual_seed(_seed(self.config.seed, DROPOUT, self.step, self.accelerator.process_index))
-        losses = []
+        losses, loss = [], math.nan
         for micro in range(self.config.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.wrapped):
-                loss = self._loss(micro)
-                losses.append(self.accelerator.gather(loss.detach()).mean())  # pyright: ignore
-                self.accelerator.backward(loss)
+                own = self._loss(micro)
+                losses.append(self.accelerator.gather(own.detach()).mean())  # pyright: ignore
+                self.accelerator.backward(own)
                 if self.accelerator.sync_gradients:
                     for dictionary in self.dictionaries:
                         dictionary.sigma.average_observations(self._mean)
                     self._keep_codes()
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                    norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                    loss = self._finite(losses, norm)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
         if self.accelerator.optimizer_step_was_skipped:  # because numbers overflowed in fp16
             for dictionary in self.dictionaries:
                 dictionary.sigma.discard_observations()
-        loss = torch.stack(losses).mean().item()  # the one time in a step that the CPU waits for the GPU
-        if not math.isfinite(loss):
-            raise FloatingPointError("the loss is not a number")
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         self.step += 1
 
+    def _finite(self, losses: list[Tensor], norm: Any) -> float:
+        """The loss of the step. Raises `FloatingPointError` if it, or the norm of its gradient, is not finite."""
+        read = [torch.stack(losses).mean()]
+        if self.accelerator.scaler is None:  # which skips steps whose gradients overflow in fp16
+            read.append(torch.as_tensor(norm).to(read[0]))
+        loss, *others = torch.stack(read).tolist()  # the one time in a step that the CPU waits for the GPU
+        if math.isfinite(loss) and all(map(math.isfinite, others)):
+            return loss
+        if math.isfinite(loss):
+            what, place = "gradient", (diverging.first_gradient(self.model), -1)
+        else:
+            what, place = "loss", self._first_output()
+        found: Any = self.accelerator.gather(torch.tensor([place], device=self.accelerator.device))
+        place = max(found.tolist())  # each process has seen other images
+        where = f", {diverging.described(self.model, *place)}" if place[0] >= 0 else ""
+        raise FloatingPointError(f"the {what} is not a number any more{where}")
+
+    def _first_output(self) -> tuple[int, int]:
+        passes = range(self.config.gradient_accumulation_steps)
+        places = (diverging.first_output(self.model, lambda micro=micro: self._loss(micro)) for micro in passes)
+        return next((place for place in places if place[0] >= 0), (-1, -1))
+
     def _loss(self, micro: int) -> Tensor:
+        """Every process draws the examples of all processes and computes its own, so that two processes do together
+        what one does with twice the batch."""
         config, cache = self.config, self.cache
-        generator = _generator(config.seed, NOISE, self.step, micro, self.accelerator.process_index)
+        generator = _generator(config.seed, NOISE, self.step, micro, 0)
         index = self._images(micro)
         dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
         conditionings = [
@@ -137,23 +161,38 @@ class Steps:
             latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
             conditionings += [cache.class_conditioning] * len(index)
         noised = self.objective.add_noise(latents, generator)
+        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), len(latents))]
         if self.others is not None:
             examples, captions = self.others.draw(self._others_due(micro), generator)
-            noised, conditionings = noised.joined(examples), conditionings + captions
-        noised = noised.to(self.accelerator.device)
+            groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
+        noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
+        conditionings = [conditioning for _, some in groups for conditioning in some]
+        counts = [len(some) for _, some in groups]
         with self.penalties.watched():
             prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype, cache.family)
         losses = prediction_loss(prediction, noised)
-        own, prior, other = losses.split([len(index), len(latents) - len(index), len(losses) - len(latents)])
+        own, *more = losses.split(counts)
         loss = own.mean() + self.penalties.total()
-        if len(prior):
-            loss = loss + config.prior_loss_weight * prior.mean()
+        if cache.class_latents is not None:
+            loss = loss + config.prior_loss_weight * more[0].mean()
+        if self.others is None:
+            return loss
         # The sum, over its mean number: some passes have none.
-        return loss + config.preserve_weight * other.sum() / (config.preserve_share * config.batch_size)
+        return loss + config.preserve_weight * more[-1].sum() / (config.preserve_share * config.batch_size)
+
+    def _parts(self, *ends: int) -> list[slice]:
+        """This process's share of each group of rows, which end at `ends`."""
+        place, processes = self.accelerator.process_index, self.accelerator.num_processes
+        starts = (0, *ends[:-1])
+        shares = [(start, end - start) for start, end in zip(starts, ends) if end > start or start == 0]
+        return [
+            slice(start + rows * place // processes, start + rows * (place + 1) // processes) for start, rows in shares
+        ]
 
     def _others_due(self, micro: int) -> int:
-        """The number of examples of other prompts in this forward pass."""
-        each, done = self.config.preserve_share * self.config.batch_size, self._passes(micro)
+        """The number of examples of other prompts in this forward pass, of all processes."""
+        batch = self.config.batch_size * self.accelerator.num_processes
+        each, done = self.config.preserve_share * batch, self._passes(micro)
         return math.floor((done + 1) * each) - math.floor(done * each)
 
     def _passes(self, micro: int) -> int:
@@ -210,12 +249,12 @@ class Steps:
         return found
 
     def _images(self, micro: int) -> list[int]:
-        """Indices of this process's images in this step: every image once in an epoch, in another order in each
+        """Indices of the images of all processes in this step: every image once in an epoch, in another order in each
         epoch."""
         config, count = self.config, len(self.cache.conditionings)
-        batch = self._passes(micro) * self.accelerator.num_processes
-        first = (batch + self.accelerator.process_index) * config.batch_size
-        places = [divmod(place, count) for place in range(first, first + config.batch_size)]
+        batch = config.batch_size * self.accelerator.num_processes
+        first = self._passes(micro) * batch
+        places = [divmod(place, count) for place in range(first, first + batch)]
         orders = {
             epoch: torch.randperm(count, generator=_generator(config.seed, SHUFFLE, epoch)).tolist()
             for epoch in {epoch for epoch, _ in places}

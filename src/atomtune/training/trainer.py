@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
 from atomtune.storage import folders
-from atomtune.training import checkpoints, encoding, outcome
+from atomtune.training import checkpoints, diverging, encoding, outcome
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
+
+_LOST = re.compile("connection (closed|reset)|peer|socket|gloo|nccl|timed out", re.IGNORECASE)
+"""What the backends of torch.distributed say when another process no longer answers."""
 
 
 class Trainer(Steps):
@@ -62,23 +66,30 @@ class Trainer(Steps):
             return self._finish()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._how_to_continue()) from None
-        except FloatingPointError:
-            raise self._diverged() from None
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or not _LOST.search(str(error)):
+                raise
+            raise UserError(
+                f"another process of this run has ended, so this one cannot go on at step {self.step + 1}: "
+                f"{self._continuing()}."
+            ) from error
 
-    def _diverged(self) -> UserError:
+    def _diverged(self, what: str) -> UserError:
         last = next(reversed(checkpoints.checkpoints(self.folder)), None)
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
         return UserError(
-            f"the loss is not a number any more at step {self.step + 1}; {kept}; start again with a learning rate "
-            f"below {self.config.learning_rate:g} in another folder."
+            f"{what}, at step {self.step + 1}; {kept}; start again with a learning rate below "
+            f"{self.config.learning_rate:g} in another folder."
         )
 
     def _finish(self) -> dict[str, Any]:
         config, accelerator = self.config, self.accelerator
         self._start_trackers()
         self.wrapped.train()
-        if self._sample_is_due() and not list((config.out / "samples").glob(f"step-{self.step:06d}-*")):
-            self._sample()  # the run was stopped between the checkpoint and its samples
+        if self._sample_is_due() and not all(file.is_file() for file in self._sample_files()):
+            self._sample()  # the run was stopped between the checkpoint and the last of its samples
         started, before = time.perf_counter(), self.seconds
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
         with bar, Interruption(bar.show_stopping) as interruption:
@@ -148,11 +159,14 @@ class Trainer(Steps):
     def _how_to_continue(self) -> str:
         if not self.accelerator.is_main_process:
             return ""
+        return f"stopped at step {self.step} of {self.steps}: {self._continuing()}."
+
+    def _continuing(self) -> str:
         processes, last = self.accelerator.num_processes, checkpoints.newest_checkpoint(self.folder)
         command = command_line("customize", "--config", self.config.out / "config.yaml")
         together = f", in {processes} processes as before," if processes > 1 else ""
         goes_on = f"goes on from step {checkpoints.step_of(last)}" if last else "starts again"
-        return f"stopped at step {self.step} of {self.steps}: `{command}`{together} {goes_on}."
+        return f"`{command}`{together} {goes_on}"
 
     def _numbers(self) -> dict[str, Any]:
         config = self.config
@@ -183,21 +197,24 @@ class Trainer(Steps):
         """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
         if not self.accelerator.is_main_process:
             return []
-        files = []
+        self._refuse_removed_folder()
         self.model.eval()
         vae = bases.load_autoencoder(self.config.base, self.autoencoder)
         _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
         self.pipe.vae = vae
-        for number, (prompt, answer) in enumerate(self.cache.samples.items()):
+        for file, (prompt, answer) in zip(self._sample_files(), self.cache.samples.items(), strict=True):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
             decoding.offload()
-            files.append(self.config.out / "samples" / f"step-{self.step:06d}-{number}.png")
-            manifest.record(self.config.out, files[-1])
-            sampling.save_png(drawing.image, files[-1], drawing.settings | {"step": self.step})
+            manifest.record(self.config.out, file)
+            sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
         self.pipe.vae = None
         self.model.train()
-        return [str(file) for file in files]
+        return [str(file) for file in self._sample_files()]
+
+    def _sample_files(self) -> list[Path]:
+        samples = self.config.out / "samples"
+        return [samples / f"step-{self.step:06d}-{number}.png" for number in range(len(self.cache.samples))]
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -218,21 +235,36 @@ class Trainer(Steps):
         )
 
     def _save_checkpoint(self) -> None:
-        if not all(torch.isfinite(parameter).all() for parameter in self.parameters):
-            raise self._diverged()
+        if broken := [name for name, parameter in self._trained() if not torch.isfinite(parameter).all()]:
+            place = list(dict(self.model.named_modules())).index(broken[0].rpartition(".")[0])
+            raise self._diverged(f"the weights are not numbers any more, {diverging.described(self.model, place)}")
         scaler = self.accelerator.scaler
         state = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            "processes": self.accelerator.num_processes,
             "numbers": {"seconds": self.seconds, "loss": self.loss, "measured": self.measured},
         }
         if self.accelerator.is_main_process:
+            self._refuse_removed_folder()
             keep, spare = self.config.checkpoints_total_limit, self._finished_checkpoint()
             target = checkpoints.checkpoint_folder(self.folder, self.step)
             manifest.record(self.config.out, *(target / name for name in checkpoints.FILES))
             checkpoints.save_checkpoint(self.folder, self.step, state, self._write_adapter, keep, spare)
         self.accelerator.wait_for_everyone()
+
+    def _refuse_removed_folder(self) -> None:
+        """Raise `UserError` if the folder of the run is no longer there: a part of a run in a new one could not be told
+        from a whole one."""
+        if not (self.config.out / "config.yaml").is_file():
+            raise UserError(
+                f"{self.config.out} was removed or moved while the run was writing into it, so it stopped at step "
+                f"{self.step}: move it back and start again, which goes on from its last checkpoint."
+            )
+
+    def _trained(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def _finished_checkpoint(self) -> str | None:
         """Name of the checkpoint that summary.json names, while a finished run goes on to more steps."""
@@ -243,7 +275,10 @@ class Trainer(Steps):
     def _load_state(self, checkpoint: Path) -> None:
         state = checkpoints.load_state(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        # The schedule of accelerate moves once for each process in every step.
+        now = self.accelerator.num_processes
+        moved = state["schedule"]["last_epoch"] * now // state.get("processes", now)
+        self.schedule.load_state_dict(state["schedule"] | {"last_epoch": moved})
         self._follow_schedule()
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

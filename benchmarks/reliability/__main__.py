@@ -1,0 +1,61 @@
+"""Count what a run and the files of strangers survive: `python -m benchmarks.reliability [--only kills]`.
+
+Every part writes what it counted into benchmarks/reliability/results.json as soon as it is done, and the page
+docs/results/reliability.md is made from that file. All of it takes about an hour on one core.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from atomtune.files import write_text
+from benchmarks.reliability import page
+
+HERE = Path(__file__).parent
+
+
+def kills(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from benchmarks.reliability.kills import measure
+
+    return measure(folder, options.kills)
+
+
+def fuzzing(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from benchmarks.reliability.fuzzing import measure
+
+    yield measure(folder, options.inputs)
+
+
+def precision(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from benchmarks.reliability.precision import measure
+
+    yield measure(folder)
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "kills": kills,
+    "fuzzing": fuzzing,
+    "precision": precision,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[*PARTS], choices=[*PARTS], help="these parts alone")
+    parser.add_argument("--kills", type=int, default=50, help="kills by each signal (50)")
+    parser.add_argument("--inputs", type=int, default=3500, help="spoiled files of each kind (3,500)")
+    options = parser.parse_args()
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            for found in PARTS[name](Path(folder), options):
+                file = HERE / "results.json"
+                results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+                write_text(file, json.dumps(results | {name: found}, indent=1, sort_keys=True) + "\n")
+                page.write(results | {name: found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""docs/results/reliability.md, from what was counted."""
+
+from pathlib import Path
+from typing import Any
+
+from atomtune.files import write_text
+
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "reliability.md"
+HEAD = """\
+# Nothing lost, no one let in
+
+Written by `python -m benchmarks.reliability`; shorter versions of every part are in `make test`.
+"""
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the page, with the parts that there are."""
+    parts = [section(results[name]) for name, section in SECTIONS.items() if name in results]
+    write_text(PAGE, "\n".join([HEAD, *parts]))
+
+
+def _kills(found: dict[str, Any]) -> str:
+    rows = [
+        f"| {name} | {each['kills']} | {each['runs']} | {each['before_training']} | {each['while_writing']} | "
+        + ", ".join(f"{code} ({count})" for code, count in each["exit_codes"].items())
+        + " |"
+        for name, each in found.items()
+    ]
+    return "\n".join([KILLS, *rows, ""])
+
+
+KILLS = """\
+## Stopped at random moments
+
+`python -m benchmarks.reliability --only kills`
+
+`atomtune customize` on a small PixArt-Σ of random weights: sixty steps, a checkpoint every fourth, samples, class
+images, preserved prompts and a floor. Every start is stopped after a random share of the time that a whole run takes
+(fixed seed) and started again, until the run is done. After every kill each complete checkpoint opened, no start
+printed a traceback, and every run ended with the weights, the optimizer's state and the images of a run that was left
+alone, to the bit. (Not listed in `atomtune-files.txt`, and so never removed, may be a log file of the tracker from a
+start that was killed while it opened it: trackers choose the names themselves.)
+
+| signal | kills | runs | before the first checkpoint | something half-written was left | exit codes |
+|---|---|---|---|---|---|"""
+
+
+def _fuzzing(found: dict[str, Any]) -> str:
+    kinds = {name: counts for name, counts in found.items() if isinstance(counts, dict)}
+    rows = [f"| {name} | {counts.get('read', 0):,} | {counts.get('refused', 0):,} |" for name, counts in kinds.items()]
+    total = sum(sum(counts.values()) for counts in kinds.values())
+    return "\n".join([FUZZING.format(total=total, peak=found["peak_gib"]), *rows, ""])
+
+
+FUZZING = """\
+## Files of strangers
+
+`python -m benchmarks.reliability --only fuzzing`
+
+{total:,} files that are right but for a few spoiled parts (values, shapes, types and numbers of weights, lines, bytes),
+made by hypothesis with a fixed seed. Each was read, or refused with a `UserError`: no other exception, none that took
+longer than 5 s of the processor, none that asked for 1 GiB more than there was; the whole process peaked at {peak} GiB,
+with torch and the base in it. What was opened of adapters and LoRAs was also run once.
+
+| kind | read | refused |
+|---|---|---|"""
+
+
+def _precision(found: dict[str, Any]) -> str:
+    names = [name for name in ("no", "bf16", "fp16") if name in found]
+    losses = [
+        (each["dtype"], each[kind], each[kind] / found["no"][kind] - 1)
+        for each in (found[name] for name in names)
+        for kind in ("loss", "held_loss")
+    ]
+    rows = [
+        f"| {dtype} | {loss:.5f} | {more:+.1%} | {held:.5f} | {held_more:+.1%} |"
+        for (dtype, loss, more), (_, held, held_more) in zip(losses[::2], losses[1::2])
+    ]
+    same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
+    return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
+        before=found["no"]["held_loss_before"]), *rows, ""])  # fmt: skip
+
+
+PRECISION = """\
+## Precisions
+
+`python -m benchmarks.reliability --only precision`
+
+moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. Its losses:
+the running mean of training, and that on a few draws of noise that was not trained on ({before:.5f} without the
+adapter). Two runs in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen
+base is stored and computed in fp16.
+
+| base | training loss | beside float32 | held loss | beside float32 |
+|---|---|---|---|---|"""
+
+SECTIONS = {"kills": _kills, "fuzzing": _fuzzing, "precision": _precision}
