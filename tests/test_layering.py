@@ -19,7 +19,7 @@ LAYERS = [
     {"cli", "studio"},
     {"comparing", "editing", "lora"},
     {"training", "analysis"},
-    {"storage", "metrics", "sampling", "prompts"},
+    {"storage", "metrics", "sampling", "prompts", "replaying"},
     {"atoms", "bases", "moji", "recording", "steering", "tracing"},
     {"adapters"},
     {"method"},
