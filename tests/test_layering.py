@@ -20,7 +20,7 @@ LAYERS = [
     {"comparing", "editing", "lora"},
     {"training", "analysis"},
     {"storage", "metrics", "sampling", "prompts", "replaying"},
-    {"atoms", "bases", "moji", "recording", "steering", "tracing"},
+    {"atoms", "bases", "moji", "recording", "showing", "steering", "tracing"},
     {"adapters"},
     {"method"},
 ]
