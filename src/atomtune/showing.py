@@ -14,7 +14,6 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -40,7 +39,7 @@ class AtomMap:
     """Of each row, the number of the layer."""
 
     @classmethod
-    def of(cls, dictionaries: Sequence[SparseDictionary], energies: Sequence[Float[Tensor, " atoms"]]) -> AtomMap:
+    def of(cls, dictionaries: Sequence[SparseDictionary], energies: Sequence[Tensor]) -> AtomMap:
         """The map of these layers, with an energy for each of their atoms (all 0: an empty map)."""
         own = [d.id.tolist() for d in dictionaries]
         columns = max(max(ids) for ids in own) + 1

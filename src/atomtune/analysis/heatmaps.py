@@ -54,7 +54,7 @@ def phases(timesteps: Collection[float]) -> dict[str, list[float]]:
 
 
 def acting_at(
-    traced: Trace, x: float, y: float, aspect: float = 1.0, sample: int = 0, count: int = 10
+    traced: Trace, x: int | float, y: int | float, aspect: int | float = 1.0, sample: int = 0, count: int = 10
 ) -> list[tuple[AtomTrace, float]]:
     """The atoms that add most at one place of an image: (atom, mean over the steps of |s_m| · ‖d_m‖ there), the
     strongest first; none that are silent there.
