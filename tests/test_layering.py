@@ -19,7 +19,7 @@ LAYERS = [
     {"cli", "studio"},
     {"comparing", "editing", "lora"},
     {"training", "analysis"},
-    {"storage", "metrics", "sampling", "prompts", "replaying"},
+    {"storage", "metrics", "sampling", "prompts", "replaying", "dialling"},
     {"atoms", "bases", "moji", "recording", "showing", "steering", "tracing"},
     {"adapters"},
     {"method"},

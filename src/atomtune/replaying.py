@@ -64,17 +64,16 @@ class Replay:
         steps: int | None = None,
         adapter: str | None = None,
         preset: Mapping[str, Any] | None = None,
-        weights: str = "",
         on_step: Callable[[], object] = lambda: None,
     ) -> Image.Image:
         """The image. The dials are set to `preset` while it is drawn, and are then as they were.
 
-        `adapter` is the name of a loaded adapter, None for the base; `weights` is anything that differs between two
-        adapters of one name. `on_step` is called before each run of the denoiser, and what it raises ends the drawing.
-        Raises `UserError`.
+        `adapter` is the name of a loaded adapter, None for the base. `on_step` is called before each run of the
+        denoiser, and what it raises ends the drawing. If other weights are loaded under a name, `forget` first. Raises
+        `UserError`.
         """
         with self._acting(adapter, preset or {}):
-            return self._draw(prompt, seed, steps, adapter, preset or {}, weights, on_step)
+            return self._draw(prompt, seed, steps, adapter, preset or {}, on_step)
 
     def trace(
         self,
@@ -87,7 +86,7 @@ class Replay:
     ) -> tuple[Image.Image, Trace]:
         """The image, and every code of its atoms (see `trace`): nothing is replayed, because atoms must run."""
         with self._acting(adapter, preset or {}), trace(self.pipe, adapter, codes=True) as seen:
-            image = self._draw(prompt, seed, steps, adapter, preset or {}, "", on_step, keep=False)
+            image = self._draw(prompt, seed, steps, adapter, preset or {}, on_step, keep=False)
         return image, seen
 
     def forget(self) -> None:
@@ -122,7 +121,6 @@ class Replay:
         steps: int | None,
         adapter: str | None,
         preset: Mapping[str, Any],
-        weights: str,
         on_step: Callable[[], object],
         keep: bool = True,
     ) -> Image.Image:
@@ -139,7 +137,7 @@ class Replay:
             time, strength = timesteps(model, args, kwargs), 1.0
             if schedule and time is not None:
                 strength = float(np.interp(float(time[0]), list(schedule), list(schedule.values())))
-            acts = [adapter, weights, dials, strength] if adapter is not None and strength else None
+            acts = [adapter, dials, strength] if adapter is not None and strength else None
             key = digest([key, acts])
             if keep and key in self._answers:
                 self.replayed += 1

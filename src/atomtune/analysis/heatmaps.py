@@ -13,6 +13,7 @@ colour, so that an atom that acts everywhere does not hide it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,15 @@ def acting_at(
         for row in energies.topk(min(count, len(energies))).indices.tolist():
             if energies[row] > 0:
                 found.append((AtomTrace(layer, row), float(energies[row])))
+    return sorted(found, key=lambda pair: -pair[1])[:count]
+
+
+def acting_words(atom: AtomTrace, pipe: Any, prompt: str, sample: int = 0, count: int = 6) -> list[tuple[str, float]]:
+    """For an atom whose tokens are those of the prompt: the words, as `pipe.tokenizer` cuts them, at which it acts in a
+    sample, and its mean |s_m| there, the strongest first. Raises `UserError` if the trace kept no codes."""
+    strengths = atom.maps(magnitude=True)[sample].tolist()
+    words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    found = [(word, strength) for word, strength in zip(words, strengths) if strength > 0]
     return sorted(found, key=lambda pair: -pair[1])[:count]
 
 

@@ -1,0 +1,108 @@
+"""One base with several adapters, with which one user at a time draws.
+
+Settings are data and come with every call: they are applied, the image is drawn, and the dials are as before, all under
+one lock. So no user sees what another one has set.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from atomtune.bases import denoiser, load_base
+from atomtune.dialling import Settings
+from atomtune.replaying import Replay
+from atomtune.sampling import digest
+from atomtune.steering import AtomBoard, board
+from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.metadata import WEIGHTS_FILE
+from atomtune.tracing import Trace
+
+MOST = 4
+"""Adapters that are loaded at once."""
+
+
+class Stopped(Exception):
+    """The user stopped the drawing, or asked for another."""
+
+
+class Easel:
+    """A base, and the adapters that were asked for last."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.lock = threading.RLock()
+        self.replay = Replay(load_base(base, device="auto"))
+        self._loaded: OrderedDict[str, str] = OrderedDict()  # the file of the weights: the adapter's name in the model
+        self._turns: dict[str, int] = {}
+
+    def turn(self, user: str) -> Callable[[], None]:
+        """A new drawing of this user, which ends an older one: call the result before each step."""
+        own = self._turns[user] = self._turns.get(user, 0) + 1
+
+        def check() -> None:
+            if self._turns.get(user) != own:
+                raise Stopped
+
+        return check
+
+    def stop(self, user: str) -> None:
+        """End the drawing of this user, before its next step."""
+        self.turn(user)
+
+    def leave(self, user: str) -> None:
+        """Forget a user who has left the page."""
+        self._turns.pop(user, None)
+
+    def board(self, run: Path) -> AtomBoard:
+        """The board of a run. Only inside the lock, and left as it was."""
+        return board(self.replay.pipe, self._adapter(run))
+
+    def preset(self, run: Path, settings: Settings) -> dict[str, Any]:
+        with self.lock:
+            return settings.preset(self.board(run))
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        steps: int,
+        run: Path | None = None,
+        settings: Settings | None = None,
+        check: Callable[[], object] = lambda: None,
+    ) -> Image.Image:
+        """The image of the base, or of a run with these settings. Raises `UserError` and `Stopped`."""
+        with self.lock:
+            check()
+            if run is None:
+                return self.replay.draw(prompt, seed, steps, on_step=check)
+            adapter = self._adapter(run)
+            preset = (settings or Settings()).preset(board(self.replay.pipe, adapter))
+            return self.replay.draw(prompt, seed, steps, adapter, preset, check)
+
+    def trace(
+        self, prompt: str, seed: int, steps: int, run: Path, check: Callable[[], object]
+    ) -> tuple[Image.Image, Trace]:
+        """The image of a run as it was trained, and every code of its atoms."""
+        with self.lock:
+            check()
+            return self.replay.trace(prompt, seed, steps, self._adapter(run), on_step=check)
+
+    def _adapter(self, run: Path) -> str:
+        """The name of a run's adapter in the model, which is another one when its weights have changed."""
+        info = adapter_info(run)
+        info.refuse_other_than("ATOMS", "the dials are those of atoms, so see it under Compare")
+        file = (info.folder / WEIGHTS_FILE).resolve()
+        key = digest([str(file), file.stat().st_mtime_ns, file.stat().st_size])
+        if key not in self._loaded:
+            while len(self._loaded) >= MOST:
+                denoiser(self.replay.pipe).delete_adapter(self._loaded.popitem(last=False)[1])
+            load_adapter(self.replay.pipe, run, f"a{key}")
+            self._loaded[key] = f"a{key}"
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
