@@ -14,13 +14,15 @@ from atomtune.analysis.heatmaps import acting_at, acting_words, overlay
 from atomtune.analysis.influence import difference, largest_changes
 from atomtune.analysis.report import read_names
 from atomtune.dialling import Settings
+from atomtune.easel import Easel
 from atomtune.errors import UserError
+from atomtune.jobs import Queue
+from atomtune.shell import command_line
 from atomtune.showing import AtomMap
 from atomtune.studio import parts
-from atomtune.studio.drawing import Easel
 from atomtune.studio.parts import said
-from atomtune.studio.workspace import Workspace
 from atomtune.tracing import Trace
+from atomtune.workspace import Workspace
 
 STRONGEST = 24
 HEADS = ["Atom", "Share", "Name"]
@@ -38,8 +40,8 @@ class Seen:
     names: dict[str, tuple[str, str]]
 
 
-def tab(easel: Easel, workspace: Workspace, name_job: Any) -> None:
-    """Build the tab. `name_job(run)` queues the naming of a run's atoms and returns a sentence."""
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
+    """Build the tab."""
     run, prompt, seed, steps = parts.subject(workspace)
     with gr.Row():
         draw = gr.Button("Draw", variant="primary")
@@ -138,7 +140,13 @@ def tab(easel: Easel, workspace: Workspace, name_job: Any) -> None:
         yield {line: said("Stopped.")}
 
     def named(run: str) -> Iterator[dict[Any, Any]]:
-        yield {line: said(name_job(run))}
+        out = workspace.run(run)
+        if not out.is_relative_to(workspace.shown):
+            raise UserError(f"{run} is not in the workspace: type `{command_line('inspect', out)}` in a terminal.")
+        workspace.refuse_outside(run, words := ["inspect", out, "--top", 4, "--base", easel.base])
+        queue.add(words, out / "report.html")
+        queue.advance()
+        yield {line: said("The names are looked for now, as Learn shows. Draw again when that is finished.")}
 
     live: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "minimal"}
     outputs = [base, adapted, whole, table, atom, seen, line]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from atomtune.studio import look, steer
-from atomtune.studio.drawing import Easel
-from atomtune.studio.workspace import Workspace
+from atomtune.easel import Easel
+from atomtune.jobs import Queue
+from atomtune.studio import compare, edit, learn, look, merge, steer
+from atomtune.workspace import Workspace
 
 SANS = ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "Consolas", "Menlo", "monospace"]
@@ -19,17 +20,34 @@ footer { display: none !important; }
 
 
 def theme() -> gr.themes.Base:
-    """With the fonts of the computer: nothing is fetched."""
-    return gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="teal", secondary_hue="teal")
+    """With the fonts of the computer, so that nothing is fetched, and colours that can be read."""
+    return gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="teal", secondary_hue="teal").set(
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
+    )  # fmt: skip
 
 
-def page(easel: Easel, workspace: Workspace) -> gr.Blocks:
-    """All tabs. Events of the page are private: there is no API."""
-    with gr.Blocks(title="atomtune studio", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
+    """All tabs."""
+    with gr.Blocks(title="atomtune studio", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         with gr.Tabs():
             with gr.Tab("Look", id="look"):
-                look.tab(easel, workspace, lambda run: "")
+                look.tab(easel, workspace, queue)
             with gr.Tab("Steer", id="steer"):
-                steer.tab(easel, workspace, lambda *a: "")
-        blocks.unload(lambda request: easel.leave(str(request.session_hash)))
+                steer.tab(easel, workspace, queue)
+            with gr.Tab("Learn", id="learn"):
+                learn.tab(easel.base, workspace, queue)
+            with gr.Tab("Edit", id="edit"):
+                edit.tab(easel.base, workspace, queue)
+            with gr.Tab("Merge", id="merge"):
+                merge.tab(easel, workspace, queue)
+            with gr.Tab("Compare", id="compare"):
+                compare.tab(easel.base, workspace, queue)
+
+        def left(request: gr.Request) -> None:
+            easel.leave(str(request.session_hash))
+
+        blocks.unload(left)
     return blocks

@@ -10,9 +10,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from atomtune.easel import Stopped
 from atomtune.errors import UserError, check_seed
-from atomtune.studio.drawing import Stopped
 
+DRAFT = 5
+"""Sampling steps of a draft."""
 SHOWN = 512
 """Pixels, the least width of an image on the page: moji's have 64."""
 Handler = Callable[..., Iterator[dict[Any, Any]]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,16 +48,18 @@ async def _refuse(scope: Any, send: Any) -> None:
 
 def serve(runs: Sequence[Path], base: str, port: int, folder: Path, block: bool = True) -> Any:
     """Open the studio at http://127.0.0.1:PORT; until Ctrl-C if `block`. Raises `UserError`."""
-    from atomtune.studio.workspace import LARGEST, Workspace
+    from atomtune.workspace import LARGEST, Workspace
 
     workspace = Workspace(folder, runs)
     os.environ["GRADIO_TEMP_DIR"] = str(workspace.cache)  # before gradio makes a component
     from starlette.middleware import Middleware
 
-    from atomtune.studio.drawing import Easel
+    from atomtune.easel import Easel
+    from atomtune.jobs import Queue
     from atomtune.studio.page import STYLE, page, theme
 
-    blocks = page(Easel(base), workspace)
+    queue = Queue(workspace.jobs)
+    blocks = page(Easel(base), workspace, queue)
     blocks.queue(api_open=False)
     blocks.launch(
         server_name=HOST,
@@ -76,7 +80,15 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path, block: bool 
         theme=theme(),
         css=STYLE,
     )
+    threading.Thread(target=_advance, args=(queue,), daemon=True).start()
     print(f"The studio is at http://{HOST}:{port} (Ctrl-C ends it; jobs go on).", flush=True)
     if block:
         blocks.block_thread()
     return blocks
+
+
+def _advance(queue: Any) -> None:
+    """Start jobs as others end, as long as the studio runs."""
+    while True:
+        queue.advance()
+        time.sleep(1)

@@ -10,23 +10,22 @@ from typing import Any
 import gradio as gr
 
 from atomtune.dialling import Settings
+from atomtune.easel import Easel
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.jobs import Queue
 from atomtune.studio import parts
-from atomtune.studio.drawing import Easel
 from atomtune.studio.parts import said
-from atomtune.studio.workspace import Workspace
+from atomtune.workspace import Workspace
 
-DRAFT = 5
-"""Sampling steps of the draft."""
 STRIP = 4
 TIMES = {"early": 1000.0, "middle": 500.0, "late": 0.0}
 Values = dict[str, Any]
 """What the controls say: run, prompt, seed, steps, density, floor, keep, gains, early, middle, late."""
 
 
-def tab(easel: Easel, workspace: Workspace, prune_job: Any) -> None:
-    """Build the tab. `prune_job(run, keep, name)` queues a pruned copy and returns a sentence."""
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
+    """Build the tab."""
     run, prompt, seed, steps = parts.subject(workspace)
     gains, before, strip = gr.State({}), gr.State([]), gr.State([])
     with gr.Row():
@@ -108,7 +107,7 @@ def tab(easel: Easel, workspace: Workspace, prune_job: Any) -> None:
         check = easel.turn(str(request.session_hash))
         values, history = dict(zip(names, given)), given[len(names)]
         asked, folder = parts.checked(*given[1:4]), workspace.run(values["run"])
-        started, now, few = time.perf_counter(), settings(values), min(DRAFT, given[3])
+        started, now, few = time.perf_counter(), settings(values), min(parts.DRAFT, given[3])
         draft = easel.draw(asked[0], asked[1], few, folder, now, check)
         yield {image: parts.enlarged(draft), line: said(f"Draft of {few} steps …")}
         ran = easel.replay.computed
@@ -158,7 +157,12 @@ def tab(easel: Easel, workspace: Workspace, prune_job: Any) -> None:
         }
 
     def exported(title: str, run_name: str, count: int) -> Iterator[dict[Any, Any]]:
-        yield {line: said(prune_job(run_name, int(count), title))}
+        folder, out = workspace.run(run_name), workspace.new(title)
+        words = ["prune", folder, "--keep", int(count), "--by", "energy", "--out", out, "--base", easel.base]
+        workspace.refuse_outside(run_name, words)
+        job = queue.add(words, out)
+        queue.advance()
+        yield {line: said(f"Queued, and shown under Learn: {job.command}. Gains and density stay in presets.")}
 
     def stopped(request: gr.Request) -> Iterator[dict[Any, Any]]:
         easel.stop(str(request.session_hash))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from atomtune.errors import UserError
 from atomtune.files import real_path, refuse_output
+from atomtune.shell import command_line
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.storage import runs
 from atomtune.storage.folders import AdapterInfo, adapter_info
@@ -116,6 +117,19 @@ class Workspace:
         real_path(file.parent).relative_to(self.folder)
         return file
 
+    def refuse_outside(self, name: str, words: Sequence[object]) -> None:
+        """Raise `UserError` for a command that would read the images of a run which are not inside the workspace."""
+        if not self.own_images(name):
+            raise UserError(
+                f"{name} was trained on images outside the workspace, which are not read from here: type "
+                f"`{command_line(*words)}` in a terminal instead."
+            )
+
+    def holds(self, path: Path, *names: str) -> bool:
+        """Whether a folder of the workspace has these files, and no link out of it."""
+        there = path.is_dir() and not path.name.startswith(".") and all((path / name).is_file() for name in names)
+        return there and _stays_inside(path, self.folder)
+
     def own_images(self, name: str) -> bool:
         """Whether the images of a run are inside the workspace, or ship with atomtune."""
         training: Any = runs.training_of(self.run(name))
@@ -126,9 +140,7 @@ class Workspace:
 
     def _is_run(self, path: Path) -> bool:
         marks = [path / runs.CONFIG, path / CONFIG_FILE, path / "adapter" / CONFIG_FILE]
-        if path.name.startswith(".") or not path.is_dir() or not any(mark.is_file() for mark in marks):
-            return False
-        return _stays_inside(path, self.folder)
+        return any(mark.is_file() for mark in marks) and self.holds(path)
 
 
 def _has_adapter(path: Path) -> bool:

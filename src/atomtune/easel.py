@@ -6,20 +6,25 @@ one lock. So no user sees what another one has set.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.bases import denoiser, load_base
 from atomtune.dialling import Settings
+from atomtune.errors import UserError
 from atomtune.replaying import Replay
 from atomtune.sampling import digest
 from atomtune.steering import AtomBoard, board
 from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.merging import merged
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.tracing import Trace
 
@@ -92,6 +97,27 @@ class Easel:
         with self.lock:
             check()
             return self.replay.trace(prompt, seed, steps, self._adapter(run), on_step=check)
+
+    @contextmanager
+    def merged(
+        self, runs: Sequence[Path], combination_type: str, weights: Sequence[float], folder: Path
+    ) -> Iterator[Path]:
+        """A merged adapter to draw with, in a temporary folder inside `folder`. Raises `UserError`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            yield merged(runs, combination_type, weights).save(Path(temporary) / "merged")
+
+    def overlap(self, first: Path, other: Path, check: Callable[[], object]) -> Overlap:
+        """How far two adapters overlap, on a prompt of each. Raises `UserError`."""
+        prompts = [adapter_info(run).prompts(1) for run in (first, other)]
+        if not all(prompts):
+            raise UserError(
+                "an adapter does not name the words that it was trained with: type `atomtune merge --report`."
+            )
+        with self.lock:
+            check()
+            names = self._adapter(first), self._adapter(other)
+            return overlap(self.replay.pipe, (prompts[0], prompts[1]), names, steps=10)
 
     def _adapter(self, run: Path) -> str:
         """The name of a run's adapter in the model, which is another one when its weights have changed."""
