@@ -12,7 +12,7 @@ from atomtune.errors import UserError
 from atomtune.jobs import Job, Queue
 
 
-def until(queue: Queue, state: str, seconds: float = 60) -> list[Job]:
+def until(queue: Queue, state: str, seconds: float = 300) -> list[Job]:
     end = time.monotonic() + seconds
     while any(job.state != state for job in queue.jobs()):
         assert time.monotonic() < end, list(map(str, queue.jobs()))
@@ -32,7 +32,7 @@ def test_jobs_run_one_after_the_other(tmp_path):
     assert [job.state for job in queue.jobs()] == ["running", "queued"]
     with pytest.raises(UserError, match="b is queued already: wait for it, or stop it"):
         queue.add(["recipes"], "runs/b")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while queue.jobs()[1].state in ("queued", "running"):
         assert time.monotonic() < end
         queue.advance()
@@ -80,7 +80,7 @@ def test_a_running_job_is_stopped_by_sigterm(tmp_path):
     words = ["customize", folder, "--class-name", "teapot", "--out", tmp_path / "run", "--steps", "5000"]
     queue.add([*words, "--no-preserve", "--report-to", "none", "--sample-every", "0"], tmp_path / "run")
     queue.advance()
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while not (tmp_path / "run" / "logs" / "journal.jsonl").is_file():
         assert time.monotonic() < end
         time.sleep(0.1)

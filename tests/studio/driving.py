@@ -110,11 +110,21 @@ class Page:
             return found.find(e => name(e) === label) || found.find(e => name(e).startsWith(label)) || null;"""
         return wait(lambda: self.browser.execute_script(script, self.panel, label), 10)
 
+    def _focused(self, label: str) -> Any:
+        """The input of this label, in sight and with the keyboard's focus."""
+
+        def focus() -> Any:
+            field = self.labelled(label)  # again, because the page may draw it anew
+            self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", field)
+            return field if field.is_displayed() and self.browser.switch_to.active_element == field else None
+
+        return wait(focus, 10)
+
     def write(self, label: str, text: Any) -> None:
         """Type into the field of this label, as a person does with the keyboard."""
         from selenium.webdriver.common.keys import Keys
 
-        field = self.labelled(label)
+        field = self._focused(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(str(text))
         field.send_keys(Keys.TAB)
@@ -123,7 +133,7 @@ class Page:
         """Choose from a list, with the keyboard."""
         from selenium.webdriver.common.keys import Keys
 
-        field = self.labelled(label)
+        field = self._focused(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(choice)
         time.sleep(0.3)

@@ -43,7 +43,7 @@ def test_a_run_of_another_process_is_watched_and_stopped(tmp_path):
     words = ["customize", IMAGES / "teapot.png", "--class-name", "teapot", "--out", out, "--steps", "2000"]
     words += ["--no-preserve", "--sample-every", "0", "--batch-size", "1"]
     process = subprocess.Popen([sys.executable, "-m", "atomtune", *map(str, words)], stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while (found := journal.read(out)) is None or found.state != "training" or found.seconds_left is None:
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)

@@ -31,7 +31,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             prompt = gr.Textbox("", label="What it should become", info="Such as: a teapot on a red background")
             with gr.Row():
                 name = gr.Textbox("", label="Name of the run", min_width=160)
-                steps = gr.Number(None, label="Training steps", info="Empty: the recipe's", precision=0, min_width=160)
+                steps = gr.Number(0, label="Training steps", info="0: those of the recipe", precision=0, min_width=160)
             with gr.Row():
                 start = gr.Button("Edit", variant="primary")
                 example = gr.Button("Take the example")

@@ -37,7 +37,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             name = gr.Textbox("", label="Name of the run", info="A new one, such as my-teapot")
             with gr.Row():
                 recipe = gr.Dropdown(_recipes(base), value=OWN_RECIPE, label="Recipe", min_width=160)
-                steps = gr.Number(None, label="Training steps", info="Empty: the recipe's", precision=0, min_width=160)
+                steps = gr.Number(0, label="Training steps", info="0: those of the recipe", precision=0, min_width=160)
             start = gr.Button("Learn", variant="primary")
     line = parts.status()
 
@@ -47,13 +47,15 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         for first in range(0, len(shown), 3):
             with gr.Row():
                 for number in range(first, min(first + 3, len(shown))):
-                    with gr.Row(min_width=260):
+                    with gr.Column(min_width=260), gr.Row():
                         image = parts.enlarged(workspace.upload(shown[number]))
                         gr.Image(
                             image, alt_text=f"Image {number + 1}", show_label=False, height=110, width=110, min_width=110,
                             scale=0, interactive=False, buttons=[], format="png",
                         )  # fmt: skip
-                        box = gr.Textbox(texts[number], label=f"Caption {number + 1}", lines=3, min_width=130)
+                        box = gr.Textbox(
+                            texts[number], label=f"Caption {number + 1}", lines=3, min_width=130, interactive=True
+                        )
                         box.input(_caption(number), [captions, box], captions, show_progress="hidden")
 
     gr.Markdown("### Runs and jobs", elem_classes="heading")

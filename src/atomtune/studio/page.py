@@ -12,7 +12,7 @@ from atomtune.workspace import Workspace
 SANS = ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "Consolas", "Menlo", "monospace"]
 STYLE = """
-.gradio-container { max-width: 1400px !important; margin: 0 auto; }
+.gradio-container main { max-width: 1360px !important; padding: 8px 24px !important; margin: 0 auto; }
 .status p, .about p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
 .status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
 footer { display: none !important; }
@@ -31,7 +31,9 @@ def theme() -> gr.themes.Base:
 
 def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
     """All tabs."""
-    with gr.Blocks(title="atomtune studio", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(
+        title="atomtune studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    ) as blocks:
         with gr.Tabs():
             with gr.Tab("Look", id="look"):
                 look.tab(easel, workspace, queue)
