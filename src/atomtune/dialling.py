@@ -13,8 +13,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from atomtune.errors import UserError
 from atomtune.shell import command_line
 from atomtune.steering import AtomBoard
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The dials of a board as it was trained, and its strongest atoms."""
+
+    density: float
+    floor: float
+    measured: bool
+    """Whether the floor can be set."""
+    atoms: int
+    strongest: list[str]
+    """Addresses, by energy in training, or in their own order where it is not known."""
+
+    @classmethod
+    def of(cls, board: AtomBoard, strongest: int = 40) -> Trained:
+        """Of a board whose dials are as they were trained."""
+        addresses = [atom.address for atom in board]
+        try:
+            energies = torch.cat([energy.cpu() for energy in board.mean_energy()])
+            addresses = [addresses[place] for place in energies.topk(min(strongest, len(energies))).indices.tolist()]
+        except UserError:
+            pass
+        measured = any(dictionary.floor.measured for dictionary in board.dictionaries)
+        return cls(board.density, board.floor, measured, len(board), addresses[:strongest])
+
+    def settings(
+        self, density: float, floor: float, keep: float, gains: Mapping[str, float], strengths: Mapping[float, float]
+    ) -> Settings:
+        """What differs from training. A density or floor that a person cannot tell from it does not."""
+        return Settings(
+            None if abs(density - self.density) < 6e-4 else density,
+            None if abs(floor - self.floor) < 4e-4 else floor,
+            None if keep >= self.atoms else int(keep),
+            {address: gain for address, gain in gains.items() if gain != 1},
+            strengths if {*strengths.values()} != {1} else {},
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +133,11 @@ class Settings:
             options += ["--floor", self.floor] if self.floor is not None else []
         return command_line("generate", adapter, *options)
 
-    @property
-    def needs_preset(self) -> bool:
-        """Whether the command line needs a file of the preset."""
-        return bool(self.keep is not None or self.gains or self.schedule)
+    def __str__(self) -> str:
+        """In a few words, for a caption."""
+        words = [f"density {self.density:g}"] if self.density is not None else []
+        words += [f"floor {self.floor:g}"] if self.floor is not None else []
+        words += [f"{self.keep:,} atoms"] if self.keep is not None else []
+        words += [f"{address} × {gain:g}" for address, gain in self.gains.items()]
+        words += ["strength " + ", ".join(f"{s:g} at {t:g}" for t, s in self.schedule.items())] if self.schedule else []
+        return ", ".join(words) or "as trained"

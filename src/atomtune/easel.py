@@ -18,7 +18,7 @@ from PIL import Image
 
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.bases import denoiser, load_base
-from atomtune.dialling import Settings
+from atomtune.dialling import Settings, Trained
 from atomtune.errors import UserError
 from atomtune.replaying import Replay
 from atomtune.sampling import digest
@@ -44,6 +44,7 @@ class Easel:
         self.lock = threading.RLock()
         self.replay = Replay(load_base(base, device="auto"))
         self._loaded: OrderedDict[str, str] = OrderedDict()  # the file of the weights: the adapter's name in the model
+        self._trained: dict[str, Trained] = {}
         self._turns: dict[str, int] = {}
 
     def turn(self, user: str) -> Callable[[], None]:
@@ -67,6 +68,14 @@ class Easel:
     def board(self, run: Path) -> AtomBoard:
         """The board of a run. Only inside the lock, and left as it was."""
         return board(self.replay.pipe, self._adapter(run))
+
+    def trained(self, run: Path) -> Trained:
+        """The dials of a run as it was trained. Raises `UserError`."""
+        with self.lock:
+            adapter = self._adapter(run)
+            if adapter not in self._trained:
+                self._trained[adapter] = Trained.of(board(self.replay.pipe, adapter))
+            return self._trained[adapter]
 
     def preset(self, run: Path, settings: Settings) -> dict[str, Any]:
         with self.lock:
@@ -127,7 +136,9 @@ class Easel:
         key = digest([str(file), file.stat().st_mtime_ns, file.stat().st_size])
         if key not in self._loaded:
             while len(self._loaded) >= MOST:
-                denoiser(self.replay.pipe).delete_adapter(self._loaded.popitem(last=False)[1])
+                _, oldest = self._loaded.popitem(last=False)
+                self._trained.pop(oldest, None)
+                denoiser(self.replay.pipe).delete_adapter(oldest)
             load_adapter(self.replay.pipe, run, f"a{key}")
             self._loaded[key] = f"a{key}"
         self._loaded.move_to_end(key)

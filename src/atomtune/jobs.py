@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import psutil
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.shell import command_line
-from atomtune.training.journal import running
+from atomtune.training.journal import read, running, stop
 
 TAIL = 4000
 """Bytes of what a job printed that are read."""
@@ -108,6 +108,13 @@ class Queue:
         else:
             job.file.unlink(missing_ok=True)
 
+    def stop_run(self, out: Path) -> None:
+        """Stop the job that writes `out`, or the run there, which somebody else started. Raises `UserError`."""
+        for job in self.jobs():
+            if Path(job.out).name == out.name and job.state not in ENDED:
+                return self.stop(job.number)
+        return stop(out)
+
     def _start(self, job: Job) -> None:
         file = job.file.with_name(job.file.name.replace(".queued.", ".started."))
         try:
@@ -126,6 +133,22 @@ class Queue:
         entry |= {"pid": process.pid, "born": psutil.Process(process.pid).create_time()}
         write_text(file, json.dumps(entry))
         threading.Thread(target=_wait, args=(process, file, entry), daemon=True).start()
+
+
+def overview(queue: Queue, runs: Mapping[str, Path]) -> list[tuple[str, str, str]]:
+    """(name, command, state) of the latest job of each name, and of each of these runs, whoever started it: first what
+    waits or runs."""
+    latest = {Path(job.out).name: job for job in queue.jobs()}
+    rows = {}
+    for name, job in sorted(latest.items(), key=lambda item: (item[1].state in ENDED, -item[1].number)):
+        said = job.message if job.state in ENDED and job.state != "finished" else ""
+        rows[name] = (name, job.words[0], f"{job.state}: {said}" if said else job.state)
+    for name, path in runs.items():
+        job, progress = latest.get(name), read(path)
+        if progress is not None and (job is None or job.state not in ("queued", "failed")):
+            rows[name] = (name, job.words[0] if job else "customize", str(progress))
+        rows.setdefault(name, (name, "", "an adapter"))
+    return list(rows.values())
 
 
 def _wait(process: subprocess.Popen[bytes], file: Path, entry: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from atomtune.errors import UserError
-from atomtune.files import real_path, refuse_output
+from atomtune.files import real_path, refuse_output, write_text
 from atomtune.shell import command_line
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.storage import runs
@@ -88,8 +89,8 @@ class Workspace:
         """Write uploaded images with their captions into `images/NAME`, as PNG; return the folder."""
         images = [self.upload(file) for file in uploads]
         folder = self.shown / "images" / self.new(name).name
+        self._refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        real_path(folder).relative_to(self.folder)
         for old in [*folder.glob("[0-9][0-9].png"), *folder.glob("[0-9][0-9].txt")]:
             old.unlink()
         for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
@@ -109,13 +110,19 @@ class Workspace:
         except UserError as error:
             raise UserError(str(error).replace(str(place), place.name)) from error
 
-    def preset_file(self, name: str) -> Path:
-        """The file for a preset of this name."""
+    def save_preset(self, name: str, preset: dict[str, Any]) -> Path:
+        """Write a preset into `presets/NAME.json`; return the file. Raises `UserError` if the name cannot be one."""
         if not _NAME.fullmatch(name := name.strip()):
             raise UserError(f"a name is a word of letters, digits, spaces and hyphens, got {name!r}: try calmer.")
         file = self.shown / "presets" / f"{name}.json"
-        real_path(file.parent).relative_to(self.folder)
+        self._refuse_link(file)
+        write_text(file, json.dumps(preset, indent=1) + "\n")
         return file
+
+    def _refuse_link(self, path: Path) -> None:
+        """Raise `UserError` if writing to `path` would leave the workspace by a link."""
+        if not real_path(path).is_relative_to(self.folder):
+            raise UserError(f"{path} leads out of the workspace by a link: remove the link.")
 
     def refuse_outside(self, name: str, words: Sequence[object]) -> None:
         """Raise `UserError` for a command that would read the images of a run which are not inside the workspace."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -12,91 +11,82 @@ from atomtune.easel import Easel
 from atomtune.errors import UserError
 from atomtune.jobs import Queue
 from atomtune.studio import parts
-from atomtune.studio.parts import said
+from atomtune.studio.parts import Shown, said
 from atomtune.workspace import Workspace
 
 MOST = 4
+HEADS = ["Layer", "Same directions", "Both act", "Cosine"]
 
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     with gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(scale=2, min_width=300):
             chosen = gr.Dropdown(
                 workspace.adapters(), label="Adapters, two to four", multiselect=True, max_choices=MOST
             )
             kind = gr.Radio(["cat", "linear"], value="cat", label="Kind", info="cat: exactly the sum of what they add")
             weights = [gr.Slider(-1, 2, 1, step=0.05, label=f"Weight {n + 1}", visible=n < 2) for n in range(MOST)]
             prompt = gr.Textbox("a sks teapot on a white background", label="Prompt")
-            seed, steps = gr.Number(0, label="Seed", precision=0), gr.Slider(2, 50, 20, step=1, label="Sampling steps")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            steps = gr.Slider(2, 50, 20, step=1, label="Sampling steps")
             with gr.Row():
                 draw, stop = gr.Button("Preview", variant="primary"), gr.Button("Stop")
-        with gr.Column(min_width=300):
+        with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 base, image = parts.picture("Base"), parts.picture("Merged")
             line = parts.status()
-            measure = gr.Button("Measure the overlap of the first two")
-            table = gr.Dataframe(
-                headers=["Layer", "Same directions", "Both act, 1", "Both act, 2", "Cosine, 1", "Cosine, 2"],
-                label="Overlap: 1 and 2 are the prompts of the first and of the second adapter", interactive=False,
-                datatype="str", max_height=300,
-            )  # fmt: skip
             with gr.Row():
-                name, write = gr.Textbox("", label="Name of the merged adapter"), gr.Button("Write it")
+                name = gr.Textbox("", label="Name of the merged adapter")
+                write, measure = gr.Button("Write it"), gr.Button("Measure the overlap of the first two")
+            table = gr.Dataframe(
+                headers=HEADS, label="Overlap: where there are two numbers, on prompts of the first, and of the second",
+                interactive=False, datatype="str", max_height=300,
+            )  # fmt: skip
 
-    def preview(request: gr.Request, names: list[str], how: str, *given: Any) -> Iterator[dict[Any, Any]]:
-        check = easel.turn(str(request.session_hash))
-        asked = parts.checked(*given[MOST:])
+    def runs(names: list[str] | None) -> list[Any]:
         if len(names or []) < 2:
             raise UserError("choose two adapters or more.")
-        folders = [workspace.run(each) for each in names]
+        return [workspace.run(each) for each in names or []]
+
+    def preview(request: gr.Request, names: list[str] | None, how: str, *given: Any) -> Shown:
+        check, folders, asked = easel.turn(str(request.session_hash)), runs(names), parts.checked(*given[MOST:])
+        numbers = list(map(float, given[: len(folders)]))
         yield {line: said("Merging …")}
-        few = min(parts.DRAFT, asked[2])
-        with easel.merged(folders, how, list(given[: len(names)]), workspace.cache) as both:
-            yield {image: parts.enlarged(easel.draw(asked[0], asked[1], few, both, check=check)), line: said("Draft …")}
+        with easel.merged(folders, how, numbers, workspace.cache) as both:
+            draft = easel.draw(asked[0], asked[1], min(parts.DRAFT, asked[2]), both, check=check)
+            yield {image: parts.enlarged(draft), line: said("Draft …")}
             full = parts.enlarged(easel.draw(*asked, both, check=check))
-        said_of = ", ".join(f"{each} × {weight:g}" for each, weight in zip(names, given))
-        yield {image: full, line: said(f"{said_of}: nothing is written yet.")}
+        mixed = ", ".join(f"{each} × {number:g}" for each, number in zip(names or [], numbers))
+        yield {image: full, line: said(f"{mixed}: nothing is written yet.")}
         yield {base: parts.enlarged(easel.draw(*asked, check=check))}
 
-    def measured(request: gr.Request, names: list[str]) -> Iterator[dict[Any, Any]]:
-        check = easel.turn(str(request.session_hash))
-        if len(names or []) < 2:
-            raise UserError("choose two adapters or more.")
-        yield {line: said("Drawing prompts of both, with both at work …")}
-        found = easel.overlap(*map(workspace.run, names[:2]), check)
-        rows = [
-            [each.address, f"{each.span_overlap:.2f} (chance {each.chance:.2f})", *(f"{b:.0%}" for b in each.both),
-             *(f"{cosine:+.2f}" for cosine in each.cosine)]
-            for each in found.layers
-        ]  # fmt: skip
-        yield {table: rows, line: said(verdict(found))}
+    def measured(request: gr.Request, names: list[str] | None) -> Shown:
+        check, folders = easel.turn(str(request.session_hash)), runs(names)
+        yield {line: said("Drawing a prompt of each, with both at work …")}
+        found, rows = easel.overlap(folders[0], folders[1], check), []
+        for each in found.layers:
+            both, cosines = (
+                " and ".join(f"{n:{form}}" for n in ns) for ns, form in ((each.both, ".0%"), (each.cosine, "+.2f"))
+            )
+            rows.append([each.address, f"{each.span_overlap:.2f}, by chance {each.chance:.2f}", both, cosines])
+        yield {table: gr.Dataframe(rows, headers=HEADS), line: said(verdict(found))}
 
-    def written(names: list[str], how: str, title: str, *given: float) -> Iterator[dict[Any, Any]]:
-        if len(names or []) < 2:
-            raise UserError("choose two adapters or more.")
-        out, folders = workspace.new(title), [workspace.run(each) for each in names]
-        numbers = ",".join(f"{weight:g}" for weight in given[: len(names)])
-        job = queue.add(["merge", *folders, "--combination-type", how, f"--weights={numbers}", "--out", out], out)
-        queue.advance()
-        yield {line: said(f"Queued, and shown under Learn: {job.command}")}
+    def written(names: list[str] | None, how: str, title: str, *given: float) -> Shown:
+        folders, out = runs(names), workspace.new(title)
+        numbers = ",".join(f"{weight:g}" for weight in given[: len(folders)])
+        words = ["merge", *folders, "--combination-type", how, f"--weights={numbers}", "--out", out]
+        yield {line: said(f"Queued, see Learn: {queue.add(words, out).command}")}
 
-    def counted(names: list[str]) -> list[Any]:
-        labels = [*(names or []), *[""] * MOST][:MOST]
-        shown = max(2, len(names or []))
-        return [gr.Slider(visible=n < shown, label=f"Weight of {labels[n] or n + 1}") for n in range(MOST)]
+    def sliders(names: list[str] | None) -> list[Any]:
+        labels = [*(names or []), *map(str, range(1, MOST + 1))][:MOST]
+        return [gr.Slider(visible=n < max(2, len(names or [])), label=f"Weight of {labels[n]}") for n in range(MOST)]
 
-    def stopped(request: gr.Request) -> Iterator[dict[Any, Any]]:
-        easel.stop(str(request.session_hash))
-        yield {line: said("Stopped.")}
-
-    live: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "minimal"}
-    quiet = live | {"show_progress": "hidden"}
     inputs = [chosen, kind, *weights, prompt, seed, steps]
-    triggers = [draw.click, kind.input, *(weight.input for weight in weights)]
-    gr.on(triggers, parts.reporting(line, preview), inputs, [base, image, line], **live)
-    chosen.change(counted, chosen, weights, **quiet)
-    chosen.focus(lambda: gr.Dropdown(choices=workspace.adapters()), None, chosen, **quiet)
-    measure.click(parts.reporting(line, measured), chosen, [table, line], **live)
-    write.click(parts.reporting(line, written), [chosen, kind, name, *weights], line, **live)
-    stop.click(parts.reporting(line, stopped), None, line, **quiet)
+    triggers = [draw.click, prompt.submit, kind.input, *(weight.input for weight in weights)]
+    gr.on(triggers, parts.reporting(line, preview), inputs, [base, image, line], **parts.LIVE)
+    chosen.change(sliders, chosen, weights, **parts.QUIET)
+    parts.refreshing(chosen, workspace.adapters)
+    measure.click(parts.reporting(line, measured), chosen, [table, line], **parts.LIVE)
+    write.click(parts.reporting(line, written), [chosen, kind, name, *weights], line, **parts.LIVE)
+    parts.stopping(stop, easel, line)

@@ -1,4 +1,4 @@
-"""What the tabs share: how a handler reports errors, and the controls that several of them have."""
+"""What the tabs share: how a handler reports errors and is stopped, and the controls that several of them have."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from atomtune.easel import Stopped
+from atomtune.easel import Easel, Stopped
 from atomtune.errors import UserError, check_seed
+from atomtune.workspace import Workspace
 
 DRAFT = 5
 """Sampling steps of a draft."""
 SHOWN = 512
 """Pixels, the least width of an image on the page: moji's have 64."""
-Handler = Callable[..., Iterator[dict[Any, Any]]]
+Shown = Iterator[dict[Any, Any]]
+"""What a handler yields: {component: value}."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
+LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
 
 
 def status() -> gr.HTML:
@@ -30,11 +34,11 @@ def said(sentence: str, wrong: bool = False) -> str:
     return f'<p role="status" class="{"wrong" if wrong else "right"}">{html.escape(sentence)}</p>'
 
 
-def reporting(line: gr.HTML, handler: Handler) -> Handler:
-    """The handler, with its mistakes as a sentence in `line`. It yields {component: value}."""
+def reporting(line: gr.HTML, handler: Callable[..., Shown]) -> Callable[..., Shown]:
+    """The handler, with its mistakes as a sentence in `line`."""
 
     @functools.wraps(handler)
-    def reported(*args: Any) -> Iterator[dict[Any, Any]]:
+    def reported(*args: Any) -> Shown:
         try:
             yield from handler(*args)
         except UserError as error:
@@ -45,6 +49,16 @@ def reporting(line: gr.HTML, handler: Handler) -> Handler:
     return reported
 
 
+def stopping(button: gr.Button, easel: Easel, line: gr.HTML) -> None:
+    """Let a button stop the drawing of the user who presses it."""
+
+    def stop(request: gr.Request) -> str:
+        easel.stop(str(request.session_hash))
+        return said("Stopped.")
+
+    button.click(stop, None, line, **QUIET)
+
+
 def enlarged(image: Image.Image) -> Image.Image:
     """The image at `SHOWN` pixels or more."""
     factor = max(1, SHOWN // image.width)
@@ -53,36 +67,33 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 def picture(label: str, alt: str = "") -> gr.Image:
     """An image that is only shown."""
-    return gr.Image(
-        label=label,
-        alt_text=alt or label,
-        type="pil",
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-    )
+    buttons: list[Any] = ["download", "fullscreen"]
+    return gr.Image(label=label, alt_text=alt or label, type="pil", format="png", interactive=False, buttons=buttons)
 
 
-def subject(workspace: Any, label: str = "Adapter") -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider]:
+def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
+    """Let a list be up to date when a person opens it."""
+    chooser.focus(lambda: gr.Dropdown(choices=choices()), None, chooser, **QUIET)
+
+
+def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider]:
     """Controls for an adapter, a prompt, a seed and a number of steps."""
-    names = workspace.adapters()
+
+    def first_prompt(name: str) -> str:
+        try:
+            return next(iter(workspace.info(name).prompts(1)), "")
+        except UserError:  # said when it is drawn
+            return ""
+
     with gr.Row():
-        run = gr.Dropdown(names, value=names[0], label=label, scale=2)
-        prompt = gr.Textbox(first_prompt(workspace, names[0]), label="Prompt", scale=4, max_lines=2)
+        run = gr.Dropdown(workspace.adapters(), value=workspace.adapters()[0], label="Adapter", scale=2)
+        prompt = gr.Textbox(first_prompt(workspace.adapters()[0]), label="Prompt", scale=4, max_lines=2)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
         steps = gr.Slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
-    run.focus(lambda: gr.Dropdown(choices=workspace.adapters()), None, run, show_progress="hidden")
-    run.input(lambda name: first_prompt(workspace, name), run, prompt, show_progress="hidden")
+    refreshing(run, workspace.adapters)
+    run.input(first_prompt, run, prompt, **QUIET)
     return run, prompt, seed, steps
-
-
-def first_prompt(workspace: Any, name: str) -> str:
-    """A prompt that shows what an adapter learnt."""
-    try:
-        return next(iter(workspace.info(name).prompts(1)), "")
-    except UserError:
-        return ""
 
 
 def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:

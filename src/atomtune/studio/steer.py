@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from atomtune.dialling import Settings
+from atomtune.dialling import Settings, Trained
 from atomtune.easel import Easel
 from atomtune.errors import UserError
-from atomtune.files import write_text
 from atomtune.jobs import Queue
 from atomtune.studio import parts
-from atomtune.studio.parts import said
+from atomtune.studio.parts import Shown, said
 from atomtune.workspace import Workspace
 
 STRIP = 4
 TIMES = {"early": 1000.0, "middle": 500.0, "late": 0.0}
-Values = dict[str, Any]
-"""What the controls say: run, prompt, seed, steps, density, floor, keep, gains, early, middle, late."""
+ALL_ONE = said("All gains are 1.")
 
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
@@ -30,168 +26,127 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     gains, before, strip = gr.State({}), gr.State([]), gr.State([])
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            density = gr.Slider(
-                0.001, 1, 0.04, step=0.001, label="Density", info="Share of the atoms one token may use"
-            )
+            density = gr.Slider(0.001, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
             floor = gr.Slider(0, 1, 0, step=0.0005, label="Floor", info="Silent below this share of other prompts")
             keep = gr.Slider(1, 100, 100, step=1, label="Atoms kept", info="Those of the most energy")
             with gr.Group():
                 atom = gr.Dropdown(
-                    [], label="Atom or layer", allow_custom_value=True, info="Strongest first; L3, L3[7]"
+                    [], label="Atom or layer", allow_custom_value=True, info="Strongest first; or L3, L3[7]"
                 )
                 gain = gr.Slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained")
-            turned = gr.HTML(said("All gains are 1."), padding=False)
-            with gr.Row():
-                late: dict[str, gr.Slider] = {
-                    name: gr.Slider(0, 2, 1, step=0.05, label=f"Strength {name}", min_width=120) for name in TIMES
-                }
+            turned = gr.HTML(ALL_ONE, padding=False, elem_classes="status")
+            with gr.Group():
+                strengths = [gr.Slider(0, 2, 1, step=0.05, label=f"Strength, {when} steps") for when in TIMES]
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
-                base = parts.picture("Base")
-                image = parts.picture("With these settings")
+                base, image = parts.picture("Base"), parts.picture("With these settings")
             line = parts.status()
             with gr.Row():
-                draw = gr.Button("Draw", variant="primary")
-                stop, undo, reset = gr.Button("Stop"), gr.Button("Undo"), gr.Button("As trained")
-                keep_it = gr.Button("Add to strip")
+                draw, stop = gr.Button("Draw", variant="primary", min_width=80), gr.Button("Stop", min_width=80)
+                undo, reset = gr.Button("Undo", min_width=80), gr.Button("As trained", min_width=80)
+                keep_it = gr.Button("Add to strip", min_width=80)
             gallery = gr.Gallery(
                 label="Strip of up to four settings: click one to go back to it", columns=STRIP, height=220,
-                format="png",
-                interactive=False, allow_preview=False, object_fit="contain",
+                format="png", interactive=False, allow_preview=False, object_fit="contain",
             )  # fmt: skip
     with gr.Accordion("Keep it, or do the same elsewhere", open=False):
         with gr.Row():
             name = gr.Textbox("calmer", label="Name", info="Of the preset, or of the pruned copy")
             save, prune = gr.Button("Save as preset"), gr.Button("Export pruned adapter")
-        command = gr.Code(label="Equivalent command line (saved as preset first)", language="shell", interactive=False)
+        command = gr.Code(label="Command line: save as preset first", language="shell", interactive=False, lines=1)
         python = gr.Code(label="Equivalent Python", language="python", interactive=False)
-
-    dials = [density, floor, keep, gains, *late.values()]
+    dials = [density, floor, keep, gains, *strengths]
     controls = [run, prompt, seed, steps, *dials]
-    names = ["run", "prompt", "seed", "steps", "density", "floor", "keep", "gains", *TIMES]
 
-    def opened(name: str) -> Iterator[dict[Any, Any]]:
-        """The dials of another adapter, as it was trained."""
-        with easel.lock:
-            board = easel.board(workspace.run(name))
-            measured = any(dictionary.floor.measured for dictionary in board.dictionaries)
-            try:
-                scores = [float(score) for layer in board.mean_energy() for score in layer]
-            except UserError:
-                scores = [0.0] * len(board)
-            ranked = sorted(zip(scores, [each.address for each in board]), key=lambda pair: -pair[0])
-            count, trained, level = len(board), board.density, board.floor
-        choices = [address for _, address in ranked[:40]]
+    def opened(name: str) -> Shown:
+        """The dials of an adapter as it was trained."""
+        own = easel.trained(workspace.run(name))
+        most = min(1.0, round(4 * own.density, 3))
         yield {
-            density: gr.Slider(value=round(trained, 3)), gains: {}, turned: said("All gains are 1."),
-            floor: gr.Slider(value=level, interactive=measured), keep: gr.Slider(maximum=count, value=count),
-            atom: gr.Dropdown(choices=choices, value=choices[0]), gain: 1, **dict.fromkeys(late.values(), 1),
+            density: gr.Slider(value=round(own.density, 3), maximum=most), gains: {}, turned: ALL_ONE, gain: 1,
+            floor: gr.Slider(value=own.floor, interactive=own.measured),
+            keep: gr.Slider(maximum=own.atoms, value=own.atoms),
+            atom: gr.Dropdown(choices=own.strongest, value=own.strongest[0]), **dict.fromkeys(strengths, 1),
         }  # fmt: skip
 
-    def settings(values: Values) -> Settings:
-        """What differs from training."""
-        with easel.lock:
-            board = easel.board(workspace.run(values["run"]))
-            count, trained, level = len(board), board.density, board.floor
-        points = {time: values[part] for part, time in TIMES.items()}
-        return Settings(
-            None if abs(values["density"] - trained) < 6e-4 else values["density"],
-            None if abs(values["floor"] - level) < 6e-4 else values["floor"],
-            None if values["keep"] >= count else int(values["keep"]),
-            values["gains"],
-            points if set(points.values()) != {1} else {},
-        )
+    def settings(own: Trained, density: float, floor: float, keep: float, gains: Any, *strengths: float) -> Settings:
+        return own.settings(density, floor, keep, gains, dict(zip(TIMES.values(), strengths)))
 
-    def redraw(request: gr.Request, *given: Any) -> Iterator[dict[Any, Any]]:
+    def redraw(request: gr.Request, *given: Any) -> Shown:
         """A draft at once, then the image; an older drawing of the same user ends."""
-        check = easel.turn(str(request.session_hash))
-        values, history = dict(zip(names, given)), given[len(names)]
-        asked, folder = parts.checked(*given[1:4]), workspace.run(values["run"])
-        started, now, few = time.perf_counter(), settings(values), min(parts.DRAFT, given[3])
+        *values, history = given
+        check, folder, asked = (
+            easel.turn(str(request.session_hash)),
+            workspace.run(given[0]),
+            parts.checked(*given[1:4]),
+        )
+        started, few = time.perf_counter(), min(parts.DRAFT, given[3])
+        now = settings(easel.trained(folder), *values[4:])
         draft = easel.draw(asked[0], asked[1], few, folder, now, check)
         yield {image: parts.enlarged(draft), line: said(f"Draft of {few} steps …")}
-        ran = easel.replay.computed
         full = easel.draw(*asked, folder, now, check)
-        took = f"{time.perf_counter() - started:.1f} s, {easel.replay.computed - ran} of {asked[2]} steps were new"
         yield {
-            image: parts.enlarged(full), before: [*history[-49:], values], line: said(f"Drawn: {took}."),
+            image: parts.enlarged(full), before: [*history[-49:], (values, str(now))],
+            line: said(f"Drawn in {time.perf_counter() - started:.1f} s: {now}."),
             python: now.python(folder, *asked, base=easel.base), command: "",
         }  # fmt: skip
         yield {base: parts.enlarged(easel.draw(*asked, check=check))}
 
-    def turn(address: str, value: float, own: dict[str, float]) -> dict[str, float]:
-        return {key: each for key, each in {**own, address: value}.items() if each != 1}
+    def turn(address: str, value: float, own: dict[str, float]) -> tuple[dict[str, float], str]:
+        own = {key: each for key, each in {**own, address: value}.items() if each != 1}
+        return own, listed(own)
 
-    def list_turned(own: dict[str, float]) -> str:
-        return said(
-            "Gains: " + ", ".join(f"{key} × {each:g}" for key, each in own.items()) if own else "All gains are 1."
-        )
+    def listed(own: dict[str, float]) -> str:
+        return said("Gains: " + ", ".join(f"{key} × {each:g}" for key, each in own.items())) if own else ALL_ONE
 
-    def back(history: list[Values]) -> Iterator[dict[Any, Any]]:
+    def restored(values: list[Any]) -> dict[Any, Any]:
+        return dict(zip(controls, values)) | {turned: listed(values[7])}
+
+    def back(history: list[Any]) -> Shown:
         if len(history) < 2:
             raise UserError("there is nothing to undo.")
-        yield restored(history[-2]) | {before: history[:-2]}
+        yield restored(history[-2][0]) | {before: history[:-2]}
 
-    def restored(values: Values) -> dict[Any, Any]:
-        return dict(zip(controls, (values[name] for name in names))) | {turned: list_turned(values["gains"])}
-
-    def add(shown: Any, history: list[Values], strip_now: list[Any]) -> Iterator[dict[Any, Any]]:
+    def add(shown: Any, history: list[Any], kept: list[Any]) -> Shown:
         if shown is None or not history:
             raise UserError("there is no image yet: draw first.")
-        kept = [*strip_now, (shown, history[-1])][-STRIP:]
-        yield {strip: kept, gallery: [(each, _words(values)) for each, values in kept]}
+        kept = [*kept, (shown, *history[-1])][-STRIP:]
+        yield {strip: kept, gallery: [(picture, words) for picture, _, words in kept]}
 
-    def chosen(strip_now: list[Any], event: gr.SelectData) -> Iterator[dict[Any, Any]]:
-        yield restored(strip_now[event.index][1])
+    def chosen(kept: list[Any], event: gr.SelectData) -> Shown:
+        yield restored(kept[event.index][1])
 
-    def saved(title: str, *given: Any) -> Iterator[dict[Any, Any]]:
-        values, asked = dict(zip(names, given)), parts.checked(*given[1:4])
-        folder, now, file = workspace.run(values["run"]), settings(values), workspace.preset_file(title)
-        if file.exists() and not file.read_text(encoding="utf-8").startswith("{"):
-            raise UserError(f"{file} is not a preset: choose another name.")
-        write_text(file, json.dumps(easel.preset(folder, now), indent=1) + "\n")
+    def saved(title: str, run: str, *given: Any) -> Shown:
+        folder, asked = workspace.run(run), parts.checked(*given[:3])
+        now = settings(easel.trained(folder), *given[3:])
+        file = workspace.save_preset(title, easel.preset(folder, now))
         yield {
-            command: now.command(folder, *asked, base=easel.base, preset=file),
+            command: now.command(folder, *asked, base=easel.base, preset=file), line: said(f"Saved as {file}."),
             python: now.python(folder, *asked, base=easel.base),
-            line: said(f"Saved as {file}."),
-        }
+        }  # fmt: skip
 
-    def exported(title: str, run_name: str, count: int) -> Iterator[dict[Any, Any]]:
-        folder, out = workspace.run(run_name), workspace.new(title)
+    def exported(title: str, run: str, count: int) -> Shown:
+        folder, out = workspace.run(run), workspace.new(title)
         words = ["prune", folder, "--keep", int(count), "--by", "energy", "--out", out, "--base", easel.base]
-        workspace.refuse_outside(run_name, words)
-        job = queue.add(words, out)
-        queue.advance()
-        yield {line: said(f"Queued, and shown under Learn: {job.command}. Gains and density stay in presets.")}
+        workspace.refuse_outside(run, words)
+        yield {line: said(f"Queued, see Learn: {queue.add(words, out).command}. Gains and density stay in presets.")}
 
-    def stopped(request: gr.Request) -> Iterator[dict[Any, Any]]:
-        easel.stop(str(request.session_hash))
-        yield {line: said("Stopped.")}
-
-    live: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "minimal"}
-    quiet: dict[str, Any] = live | {"show_progress": "hidden"}
-    report = parts.reporting
-    drawing = {
-        "fn": report(line, redraw), "inputs": [*controls, before],
-        "outputs": [image, base, before, line, python, command], **live,
-    }  # fmt: skip
-    gr.on([draw.click, prompt.submit, *(each.input for each in (density, floor, keep, *late.values()))], **drawing)
-    gain.input(turn, [atom, gain, gains], gains, **quiet).then(list_turned, gains, turned, **quiet).then(**drawing)
+    report, quiet = parts.reporting, parts.QUIET
+    pictures = [image, base, before, line, python, command]
+    drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before], "outputs": pictures}
+    gr.on(
+        [draw.click, prompt.submit, *(each.input for each in (density, floor, keep, *strengths))],
+        **drawing,
+        **parts.LIVE,
+    )
+    gain.input(turn, [atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
     atom.change(lambda address, own: own.get(address, 1), [atom, gains], gain, **quiet)
-    opening = [density, floor, keep, atom, gain, gains, turned, *late.values(), line]
-    gr.on([run.change, reset.click], report(line, opened), run, opening, **quiet)
-    undo.click(report(line, back), before, [*controls, turned, before, line], **quiet).then(**drawing)
-    gallery.select(report(line, chosen), strip, [*controls, turned, line], **quiet).then(**drawing)
+    opening = [atom, gain, turned, *dials, line]
+    gr.on(None, report(line, opened), run, opening, **quiet)  # on opening the page, and when the run changes
+    reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.LIVE)
+    undo.click(report(line, back), before, [*controls, turned, before, line], **quiet).then(**drawing, **parts.LIVE)
+    gallery.select(report(line, chosen), strip, [*controls, turned, line], **quiet).then(**drawing, **parts.LIVE)
     keep_it.click(report(line, add), [image, before, strip], [strip, gallery, line], **quiet)
     save.click(report(line, saved), [name, *controls], [command, python, line], **quiet)
     prune.click(report(line, exported), [name, run, keep], line, **quiet)
-    stop.click(report(line, stopped), None, line, **quiet)
-    gr.on(None, report(line, opened), run, opening, **quiet)
-
-
-def _words(values: Values) -> str:
-    """A caption of a setting."""
-    gains = "".join(f", {address} × {gain:g}" for address, gain in values["gains"].items())
-    parts_ = [values[name] for name in TIMES]
-    strength = "" if set(parts_) == {1} else ", strength " + "/".join(f"{each:g}" for each in parts_)
-    return f"density {values['density']:g}, floor {values['floor']:g}, {values['keep']:,} atoms{gains}{strength}"
+    parts.stopping(stop, easel, line)

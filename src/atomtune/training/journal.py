@@ -71,6 +71,12 @@ class Progress:
     def running(self) -> bool:
         return self.process is not None
 
+    def curve(self, most: int = 200) -> list[tuple[int, float]]:
+        """The losses as `most` points at most: means over so many steps each."""
+        size = max(1, -(-len(self.losses) // most))
+        groups = [self.losses[first : first + size] for first in range(0, len(self.losses), size)]
+        return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+
     def __str__(self) -> str:
         """A short sentence for people."""
         if self.state == "training":
