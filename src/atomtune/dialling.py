@@ -45,7 +45,12 @@ class Trained:
         return cls(board.density, board.floor, measured, len(board), addresses[:strongest])
 
     def settings(
-        self, density: float, floor: float, keep: float, gains: Mapping[str, float], strengths: Mapping[float, float]
+        self,
+        density: int | float,
+        floor: int | float,
+        keep: int | float,
+        gains: Mapping[str, int | float],
+        strengths: Mapping[float, int | float],
     ) -> Settings:
         """What differs from training. A density or floor that a person cannot tell from it does not."""
         return Settings(
@@ -61,15 +66,15 @@ class Trained:
 class Settings:
     """The dials of an adapter for one drawing. What is None or empty is as it was trained."""
 
-    density: float | None = None
+    density: int | float | None = None
     """ρ, the share of a layer's atoms that one token may use, in (0, 1]."""
-    floor: float | None = None
+    floor: int | float | None = None
     """q, from 0 to 1 (see `AtomBoard.floor`)."""
     keep: int | None = None
     """Atoms kept over the whole model, those of the most energy."""
-    gains: Mapping[str, float] = field(default_factory=dict)
+    gains: Mapping[str, int | float] = field(default_factory=dict)
     """By address."""
-    schedule: Mapping[float, float] = field(default_factory=dict)
+    schedule: Mapping[float, int | float] = field(default_factory=dict)
     """Strength by timestep (see `AtomBoard.schedule`)."""
 
     def preset(self, board: AtomBoard) -> dict[str, Any]:

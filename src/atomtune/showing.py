@@ -22,7 +22,7 @@ from atomtune.method.dictionary import SparseDictionary
 
 GREEN, RED, NONE = (0, 112, 104), (202, 0, 32), (232, 232, 228)
 """An atom of the most energy, a dropped atom, and one that does nothing, or an id that the layer does not have."""
-WIDTH, HEIGHT = 1024, 320  # pixels of the map, at most: whole ones for each atom
+WIDTH, HEIGHT = 1280, 320  # pixels of the map, at most: whole ones for each atom
 STRONGEST = 10
 
 

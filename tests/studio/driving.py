@@ -107,7 +107,7 @@ class Page:
             const labels = e => e.labels && [...e.labels].map(l => l.textContent).join(' ');
             const name = e => (e.getAttribute('aria-label') || labels(e) || '').trim().replace(/\\s+/g, ' ');
             const found = [...panel.querySelectorAll('input, textarea, select')].filter(e => e.offsetParent);
-            return found.find(e => name(e) === label) || found.find(e => name(e).startsWith(label)) || null;"""
+            return found.find(e => [label, 'number input for ' + label].includes(name(e))) || found.find(e => name(e).startsWith(label)) || null;"""
         return wait(lambda: self.browser.execute_script(script, self.panel, label), 10)
 
     def _focused(self, label: str) -> Any:

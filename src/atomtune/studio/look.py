@@ -53,9 +53,10 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
                 headers=HEADS, label="Atoms that matter most in this image: click one", interactive=False, wrap=True,
                 max_height=330, datatype="str", column_widths=["28%", "20%", "52%"],
             )  # fmt: skip
-    whole = parts.picture("Layers × atoms, the darker the more energy in this image: click an atom", "Map of all atoms")
+    gr.Markdown("Layers (rows) × atoms, the darker the more energy in this image: click an atom")
+    whole = parts.picture("", "Map of all atoms")
     atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as L3[139]")
-    about = gr.HTML(elem_classes="status", padding=False)
+    about = gr.HTML(elem_classes="note", padding=False)
     with gr.Row():
         heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
         influence = parts.picture("What it changes: red lighter, blue darker", "Influence of the atom")
@@ -102,7 +103,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         own, evidence = found.names.get(address, ("no name", ""))
         yield {
             heat: places, when: gr.BarPlot(bars, sort=list(bars["timestep"])),
-            line: said(f"Drawing without {address} …"), about: said(f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"),
+            about: said(f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"),
+            line: said(f"Drawing without {address} …"),
         }  # fmt: skip
         without = easel.draw(*found.asked, workspace.run(found.run), Settings(gains={address: 0.0}), check)
         most = float(largest_changes(found.image, without).max())

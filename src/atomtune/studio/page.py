@@ -14,7 +14,7 @@ MONO = ["ui-monospace", "Consolas", "Menlo", "monospace"]
 STYLE = """
 .gradio-container, .gradio-container > .main { width: 100% !important; max-width: 1440px !important; }
 .gradio-container { margin: 0 auto !important; }
-.status p, .about p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
+.status p, .note p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
 .status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
 footer { display: none !important; }
 """

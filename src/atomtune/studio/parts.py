@@ -68,7 +68,8 @@ def enlarged(image: Image.Image) -> Image.Image:
 def picture(label: str, alt: str = "") -> gr.Image:
     """An image that is only shown."""
     buttons: list[Any] = ["download", "fullscreen"]
-    return gr.Image(label=label, alt_text=alt or label, type="pil", format="png", interactive=False, buttons=buttons)
+    name = {"label": label or alt, "show_label": bool(label), "alt_text": alt or label}
+    return gr.Image(**name, type="pil", format="png", interactive=False, buttons=buttons)
 
 
 def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
@@ -90,7 +91,7 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
         prompt = gr.Textbox(first_prompt(workspace.adapters()[0]), label="Prompt", scale=4, max_lines=2)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
-        steps = gr.Slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
+        steps = gr.Slider(2, 50, 20, step=1, buttons=[], label="Sampling steps", scale=3)
     refreshing(run, workspace.adapters)
     run.input(first_prompt, run, prompt, **QUIET)
     return run, prompt, seed, steps

@@ -23,20 +23,26 @@ ALL_ONE = said("All gains are 1.")
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     run, prompt, seed, steps = parts.subject(workspace)
-    gains, before, strip = gr.State({}), gr.State([]), gr.State([])
+    gains, before, strip, last = gr.State({}), gr.State([]), gr.State([]), gr.State(None)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            density = gr.Slider(0.001, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
-            floor = gr.Slider(0, 1, 0, step=0.0005, label="Floor", info="Silent below this share of other prompts")
-            keep = gr.Slider(1, 100, 100, step=1, label="Atoms kept", info="Those of the most energy")
+            density = gr.Slider(
+                0.001, 1, 0.04, step=0.001, buttons=[], label="Density", info="Share of atoms one token may use"
+            )
+            floor = gr.Slider(
+                0, 1, 0, step=0.0005, buttons=[], label="Floor", info="Silent below this share of other prompts"
+            )
+            keep = gr.Slider(1, 100, 100, step=1, buttons=[], label="Atoms kept", info="Those of the most energy")
             with gr.Group():
                 atom = gr.Dropdown(
                     [], label="Atom or layer", allow_custom_value=True, info="Strongest first; or L3, L3[7]"
                 )
-                gain = gr.Slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained")
-            turned = gr.HTML(ALL_ONE, padding=False, elem_classes="status")
+                gain = gr.Slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained", **look)
+            turned = gr.HTML(ALL_ONE, padding=False, elem_classes="note")
             with gr.Group():
-                strengths = [gr.Slider(0, 2, 1, step=0.05, label=f"Strength, {when} steps") for when in TIMES]
+                strengths = [
+                    gr.Slider(0, 2, 1, step=0.05, buttons=[], label=f"Strength, {when} steps") for when in TIMES
+                ]
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 base, image = parts.picture("Base"), parts.picture("With these settings")
@@ -86,7 +92,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         yield {image: parts.enlarged(draft), line: said(f"Draft of {few} steps …")}
         full = easel.draw(*asked, folder, now, check)
         yield {
-            image: parts.enlarged(full), before: [*history[-49:], (values, str(now))],
+            image: parts.enlarged(full), last: full, before: [*history[-49:], (values, str(now))],
             line: said(f"Drawn in {time.perf_counter() - started:.1f} s: {now}."),
             python: now.python(folder, *asked, base=easel.base), command: "",
         }  # fmt: skip
@@ -107,10 +113,10 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             raise UserError("there is nothing to undo.")
         yield restored(history[-2][0]) | {before: history[:-2]}
 
-    def add(shown: Any, history: list[Any], kept: list[Any]) -> Shown:
-        if shown is None or not history:
+    def add(full: Any, history: list[Any], kept: list[Any]) -> Shown:
+        if full is None or not history:
             raise UserError("there is no image yet: draw first.")
-        kept = [*kept, (shown, *history[-1])][-STRIP:]
+        kept = [*kept, (parts.enlarged(full), *history[-1])][-STRIP:]
         yield {strip: kept, gallery: [(picture, words) for picture, _, words in kept]}
 
     def chosen(kept: list[Any], event: gr.SelectData) -> Shown:
@@ -132,7 +138,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         yield {line: said(f"Queued, see Learn: {queue.add(words, out).command}. Gains and density stay in presets.")}
 
     report, quiet = parts.reporting, parts.QUIET
-    pictures = [image, base, before, line, python, command]
+    pictures = [image, base, last, before, line, python, command]
     drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before], "outputs": pictures}
     gr.on(
         [draw.click, prompt.submit, *(each.input for each in (density, floor, keep, *strengths))],
@@ -146,7 +152,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.LIVE)
     undo.click(report(line, back), before, [*controls, turned, before, line], **quiet).then(**drawing, **parts.LIVE)
     gallery.select(report(line, chosen), strip, [*controls, turned, line], **quiet).then(**drawing, **parts.LIVE)
-    keep_it.click(report(line, add), [image, before, strip], [strip, gallery, line], **quiet)
+    keep_it.click(report(line, add), [last, before, strip], [strip, gallery, line], **quiet)
     save.click(report(line, saved), [name, *controls], [command, python, line], **quiet)
     prune.click(report(line, exported), [name, run, keep], line, **quiet)
     parts.stopping(stop, easel, line)
