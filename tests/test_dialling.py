@@ -52,9 +52,7 @@ def test_python_and_command_draw_the_same_image(pipe, tmp_path, monkeypatch):
     file.write_text(json.dumps(SETTINGS.preset(board(pipe))))
     words = shlex.split(SETTINGS.command(ADAPTER, "a sks teapot", 2, 4, preset=file))
     words = words[words.index("generate") :]
-    atomtune.cli.main([*words, "--out", "drawn"]) if hasattr(atomtune, "cli") else __import__("atomtune.cli").cli.main(
-        [*words, "--out", "drawn"]
-    )
+    main([*words, "--out", "drawn"])
     (drawn,) = (tmp_path / "drawn").glob("000-*.png")
     assert np.array_equal(np.asarray(atomtune.sampling.read_image(drawn)), by_python)
     board(pipe).apply(file)
@@ -80,10 +78,8 @@ def test_only_what_differs_from_training_is_a_setting(pipe):
     assert own.settings(0.01, 0.5, 40, {"L1": 2}, {1000.0: 1, 0.0: 0}) == Settings(
         0.01, 0.5, 40, {"L1": 2}, {1000.0: 1, 0.0: 0}
     )
-    energies = {
-        atom.address: value
-        for atom, value in zip(board(pipe), sum((e.tolist() for e in board(pipe).mean_energy()), []))
-    }
+    values = [value for energy in board(pipe).mean_energy() for value in energy.tolist()]
+    energies = dict(zip([atom.address for atom in board(pipe)], values))
     assert own.strongest == sorted(energies, key=lambda address: -energies[address])[:5]
 
 

@@ -52,7 +52,7 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
     try:
         wait(lambda: "The studio is at" in Path(log.name).read_text() or process.poll() is not None)
         assert process.poll() is None, Path(log.name).read_text()
-        yield Server(process, port, Path(log.name))
+        yield Server(process, port, Path(log.name), workspace)
     finally:
         process.terminate()
         process.wait(30)
@@ -60,8 +60,8 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
 
 
 class Server:
-    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.process, self.port, self.log = process, port, log
+    def __init__(self, process: subprocess.Popen, port: int, log: Path, workspace: Path) -> None:
+        self.process, self.port, self.log, self.workspace = process, port, log, workspace
         self.url = f"http://127.0.0.1:{port}"
 
 
@@ -107,7 +107,8 @@ class Page:
             const labels = e => e.labels && [...e.labels].map(l => l.textContent).join(' ');
             const name = e => (e.getAttribute('aria-label') || labels(e) || '').trim().replace(/\\s+/g, ' ');
             const found = [...panel.querySelectorAll('input, textarea, select')].filter(e => e.offsetParent);
-            return found.find(e => [label, 'number input for ' + label].includes(name(e))) || found.find(e => name(e).startsWith(label)) || null;"""
+            const own = [label, 'number input for ' + label];
+            return found.find(e => own.includes(name(e))) || found.find(e => name(e).startsWith(label)) || null;"""
         return wait(lambda: self.browser.execute_script(script, self.panel, label), 10)
 
     def _focused(self, label: str) -> Any:

@@ -13,7 +13,7 @@ from atomtune.jobs import Queue
 from atomtune.metrics.scores import table as score_table
 from atomtune.sampling import read_image
 from atomtune.studio import parts
-from atomtune.studio.parts import Shown, said
+from atomtune.studio.parts import Shown, said, slider
 from atomtune.workspace import Workspace
 
 
@@ -27,7 +27,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             )  # fmt: skip
             prompts = gr.Textbox("", label="Prompts, one a line", lines=3, info="Empty: prompts of the first adapter")
         with gr.Column(min_width=300):
-            num = gr.Slider(1, 8, 2, step=1, buttons=[], label="Images of each prompt")
+            num = slider(1, 8, 2, step=1, label="Images of each prompt")
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
                 name = gr.Textbox("", label="Name of the comparison", min_width=160)

@@ -11,7 +11,7 @@ from atomtune.easel import Easel
 from atomtune.errors import UserError
 from atomtune.jobs import Queue
 from atomtune.studio import parts
-from atomtune.studio.parts import Shown, said
+from atomtune.studio.parts import Shown, said, slider
 from atomtune.workspace import Workspace
 
 MOST = 4
@@ -26,12 +26,10 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
                 workspace.adapters(), label="Adapters, two to four", multiselect=True, max_choices=MOST
             )
             kind = gr.Radio(["cat", "linear"], value="cat", label="Kind", info="cat: exactly the sum of what they add")
-            weights = [
-                gr.Slider(-1, 2, 1, step=0.05, buttons=[], label=f"Weight {n + 1}", visible=n < 2) for n in range(MOST)
-            ]
+            weights = [slider(-1, 2, 1, step=0.05, label=f"Weight {n + 1}", visible=n < 2) for n in range(MOST)]
             prompt = gr.Textbox("a sks teapot on a white background", label="Prompt")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            steps = gr.Slider(2, 50, 20, step=1, buttons=[], label="Sampling steps")
+            steps = slider(2, 50, 20, step=1, label="Sampling steps")
             with gr.Row():
                 draw, stop = gr.Button("Preview", variant="primary"), gr.Button("Stop")
         with gr.Column(scale=3, min_width=300):

@@ -21,6 +21,7 @@ SHOWN = 512
 Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
+slider = functools.partial(gr.Slider, buttons=[])  # without a button that returns to what is no default of an adapter
 LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
 
 
@@ -91,7 +92,7 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
         prompt = gr.Textbox(first_prompt(workspace.adapters()[0]), label="Prompt", scale=4, max_lines=2)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
-        steps = gr.Slider(2, 50, 20, step=1, buttons=[], label="Sampling steps", scale=3)
+        steps = slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
     refreshing(run, workspace.adapters)
     run.input(first_prompt, run, prompt, **QUIET)
     return run, prompt, seed, steps

@@ -12,7 +12,7 @@ from atomtune.easel import Easel
 from atomtune.errors import UserError
 from atomtune.jobs import Queue
 from atomtune.studio import parts
-from atomtune.studio.parts import Shown, said
+from atomtune.studio.parts import Shown, said, slider
 from atomtune.workspace import Workspace
 
 STRIP = 4
@@ -26,23 +26,16 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     gains, before, strip, last = gr.State({}), gr.State([]), gr.State([]), gr.State(None)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            density = gr.Slider(
-                0.001, 1, 0.04, step=0.001, buttons=[], label="Density", info="Share of atoms one token may use"
-            )
-            floor = gr.Slider(
-                0, 1, 0, step=0.0005, buttons=[], label="Floor", info="Silent below this share of other prompts"
-            )
-            keep = gr.Slider(1, 100, 100, step=1, buttons=[], label="Atoms kept", info="Those of the most energy")
+            density = slider(0.001, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
+            floor = slider(0, 1, 0, step=0.0005, label="Floor", info="Silent below this share of other prompts")
+            keep = slider(1, 100, 100, step=1, label="Atoms kept", info="Those of the most energy")
             with gr.Group():
-                atom = gr.Dropdown(
-                    [], label="Atom or layer", allow_custom_value=True, info="Strongest first; or L3, L3[7]"
-                )
-                gain = gr.Slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained", **look)
+                hint: dict[str, Any] = {"info": "Strongest first; or L3, L3[7]", "allow_custom_value": True}
+                atom = gr.Dropdown([], label="Atom or layer", **hint)
+                gain = slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained")
             turned = gr.HTML(ALL_ONE, padding=False, elem_classes="note")
             with gr.Group():
-                strengths = [
-                    gr.Slider(0, 2, 1, step=0.05, buttons=[], label=f"Strength, {when} steps") for when in TIMES
-                ]
+                strengths = [slider(0, 2, 1, step=0.05, label=f"Strength, {when} steps") for when in TIMES]
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 base, image = parts.picture("Base"), parts.picture("With these settings")
