@@ -25,7 +25,8 @@ test: .venv/installed  ## the whole test suite, in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-studio: .venv/installed  ## all tests of the studio in a browser, with half an hour of three users, and its pictures
-	$(BIN)/python -m pytest tests/studio --studio --screenshots docs/studio -v
+	$(BIN)/python -m pytest tests/studio --studio -v
+	cp .cache/studio/*-1280-light.png docs/studio/
 	$(BIN)/python -m tests.studio.latency
 
 test-latest:  ## the test suite with the newest PEFT instead of the pinned one

@@ -1,0 +1,66 @@
+"""Measure how long a person waits after turning a dial of the studio: `python -m tests.studio.latency`.
+
+From the key to the image on the page, in a real browser, on moji with 20 steps, for the draft and for the whole image.
+Writes the numbers, with the machine and its load, into docs/studio.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.browser import chromium
+from tests.studio.driving import Page, studio
+
+PAGE = Path(__file__).parents[2] / "docs" / "studio.md"
+TIMES = 30
+
+
+def measure(page: Page) -> tuple[list[float], list[float]]:
+    """Seconds to the draft and to the image, for so many densities that were not drawn before."""
+    page.tab("Steer")
+    page.press("Draw")
+    page.until_said("Drawn in")
+    drafts, images = [], []
+    for number in range(TIMES):
+        field = page._focused("Density")
+        page.browser.execute_script("arguments[0].select()", field)
+        start = time.perf_counter()
+        field.send_keys(f"{0.011 + number / 1000:.3f}\t")
+        page.until_said("Draft of 5 steps|Drawn in .*density 0.0" + f"{11 + number}")
+        drafts.append(time.perf_counter() - start)
+        page.until_said(f"Drawn in .*density 0.0{11 + number}")
+        images.append(time.perf_counter() - start)
+        time.sleep(0.5)
+    return drafts, images
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, studio(Path(folder) / "runs") as server:
+        Path(folder, "profile").mkdir()
+        with chromium(Path(folder) / "profile") as browser:
+            before = os.getloadavg()[0]
+            found = measure(Page(browser, server.url))
+    rows = [
+        f"| {what} | {np.median(seconds):.2f} s | {np.quantile(seconds, 0.95):.2f} s |"
+        for what, seconds in zip(("a draft of 5 steps", "the whole image, 20 steps"), found)
+    ]
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads, load {before:.1f}"
+    table = "\n".join(["| from the key to | median | 95th percentile |", "| --- | --- | --- |", *rows])
+    text = (
+        f"<!-- latency -->\n\n{table}\n\n{TIMES} settings of the density, {machine}, in Chromium.\n\n<!-- /latency -->"
+    )
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub("<!-- latency -->.*<!-- /latency -->", text, page, flags=re.DOTALL), encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
