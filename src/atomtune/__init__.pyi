@@ -22,6 +22,7 @@ from .adapters.model import AtomModel as AtomModel
 from .adapters.pruning import Pruned as Pruned
 from .analysis.examples import Examples as Examples
 from .analysis.examples import training_examples as training_examples
+from .analysis.heatmaps import acting_at as acting_at
 from .analysis.heatmaps import overlay as overlay
 from .analysis.importance import importance as importance
 from .analysis.influence import Influences as Influences
@@ -46,6 +47,7 @@ from .atoms import Atoms as Atoms
 from .atoms import Layer as Layer
 from .bases import load_base as load_base
 from .comparing import compare as compare
+from .dialling import Settings as Settings
 from .editing import edit as edit
 from .errors import UserError as UserError
 from .lora.conversion import lora_to_atoms as lora_to_atoms
@@ -60,6 +62,7 @@ from .method.dictionary import SparseDictionary as SparseDictionary
 from .method.sigma import SigmaConfig as SigmaConfig
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
+from .replaying import Replay as Replay
 from .sampling import Drawing as Drawing
 from .sampling import draw as draw
 from .sampling import generate as generate
