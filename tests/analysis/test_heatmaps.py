@@ -94,7 +94,7 @@ def test_what_acts_at_a_place_is_what_the_maps_say_there():
     assert {atom.address: pytest.approx(value) for atom, value in found} == dict(
         sorted(everywhere.items(), key=lambda item: -item[1])[:5]
     )
-    with pytest.raises(UserError, match="from 0 to 1, got 1.2"):
+    with pytest.raises(UserError, match=r"from 0 to 1, got 1\.2"):
         acting_at(seen, 1.2, 0)
 
 

@@ -51,7 +51,8 @@ def main() -> None:
         f"| {what} | {np.median(seconds):.2f} s | {np.quantile(seconds, 0.95):.2f} s |"
         for what, seconds in zip(("a draft of 5 steps", "the whole image, 20 steps"), found)
     ]
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), {os.environ.get('OMP_NUM_THREADS', 'all')} of them used, load {before:.1f}"
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), {threads} of them used by torch, load {before:.1f}"
     table = "\n".join(["| from the key to | median | 95th percentile |", "| --- | --- | --- |", *rows])
     text = (
         f"<!-- latency -->\n\n{table}\n\n{TIMES} settings of the density, {machine}, in Chromium.\n\n<!-- /latency -->"
