@@ -1,5 +1,6 @@
 """A queue: one job at a time, each a process of its own, which outlives who started it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atomtune.errors import UserError
-from atomtune.jobs import Job, Queue
+from atomtune.jobs import Job, Queue, overview
 
 
 def until(queue: Queue, state: str, seconds: float = 300) -> list[Job]:
@@ -86,3 +87,26 @@ def test_a_running_job_is_stopped_by_sigterm(tmp_path):
         time.sleep(0.1)
     queue.stop(1)
     until(queue, "stopped")
+
+
+def test_what_there_is_at_a_glance(tmp_path):
+    queue = Queue(tmp_path / "jobs")
+    run = tmp_path / "made-elsewhere"
+    (run / "logs").mkdir(parents=True)
+    start = {"pid": 1, "born": 0, "host": "elsewhere", "steps": 9}
+    (run / "logs" / "journal.jsonl").write_text(
+        json.dumps(start) + "\n" + json.dumps({"step": 4, "loss": 1.0, "seconds": 2}) + "\n"
+    )
+    queue.add(["recipes", "nothing"], tmp_path / "waits")
+    (queue.folder / "0002-failed.started.json").write_text('{"words": ["edit"], "out": "runs/failed", "code": 2}')
+    (queue.folder / "0002-failed.log").write_text("training\r\x1b[32matomtune: there is no image\x1b[0m\n")
+    assert overview(queue, {"made-elsewhere": run, "downloaded": tmp_path}) == [
+        ("waits", "recipes", "queued"),
+        ("failed", "edit", "failed: there is no image"),
+        ("made-elsewhere", "customize", "stopped at step 4 of 9"),
+        ("downloaded", "", "an adapter"),
+    ]
+    queue.stop_run(tmp_path / "waits")
+    with pytest.raises(UserError, match="made-elsewhere is not being trained now"):
+        queue.stop_run(run)
+    assert [job.words for job in queue.jobs()] == [["edit"]]

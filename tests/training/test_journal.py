@@ -82,3 +82,17 @@ def test_another_process_of_that_number_is_not_the_run(tmp_path, other):
 
 def test_a_folder_without_a_journal(tmp_path):
     assert journal.read(tmp_path) is None
+
+
+def test_a_curve_has_few_points():
+    found = journal.Progress("training", 1000, 1000, [(step, float(step)) for step in range(1, 1001)])
+    assert len(found.curve(100)) == 100 and found.curve(100)[0] == (10, 5.5)
+    assert found.curve(5000) == found.losses and journal.Progress("preparing").curve() == []
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(None, ""), (12, ", about 12 s left"), (600, ", about 10 min left"), (7200, ", about 2.0 h left")],
+)
+def test_the_time_left_in_words(seconds, words):
+    assert str(journal.Progress("training", 3, 9, seconds_left=seconds)) == f"training: step 3 of 9{words}"

@@ -1,5 +1,6 @@
 """`atomtune studio`: learn, look, turn the knobs, in a browser."""
 
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,12 @@ def studio(
     """
     if not 1 <= port <= 65535:
         raise UserError(f"--port must be from 1 to 65535, got {port}.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port {port} cannot be used ({error.strerror}): give another with --port.") from error
     if find_spec("gradio") is None:
         raise UserError("the studio needs gradio: pip install 'atomtune[studio]'.")
     from atomtune.studio.server import serve

@@ -62,7 +62,7 @@ class Progress:
     steps: int = 0
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, loss), in order."""
-    seconds_left: float | None = None
+    seconds_left: int | float | None = None
     """None while it is not known, or not training."""
     process: psutil.Process | None = None
     """The process that works on it."""
@@ -149,6 +149,6 @@ def running(pid: object, born: object) -> psutil.Process | None:
         return None
 
 
-def _spoken(seconds: float) -> str:
+def _spoken(seconds: int | float) -> str:
     minutes = seconds / 60
     return f"{seconds:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
