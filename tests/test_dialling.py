@@ -8,6 +8,7 @@ import pytest
 
 import atomtune
 from atomtune import generate
+from atomtune.cli import main
 from atomtune.dialling import Settings, Trained
 from atomtune.errors import UserError
 from atomtune.shipped import ADAPTER

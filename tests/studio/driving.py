@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.browser import set_width
 
-WAIT = 120
+WAIT = 300
 """Seconds until a page is given up, on a busy machine."""
 
 
@@ -50,7 +50,7 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
         list(map(str, words)), stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"GRADIO_SHARE": "True"}
     )
     try:
-        wait(lambda: "The studio is at" in Path(log.name).read_text() or process.poll() is not None)
+        wait(lambda: "The studio is at" in Path(log.name).read_text() or process.poll() is not None, 600)
         assert process.poll() is None, Path(log.name).read_text()
         yield Server(process, port, Path(log.name), workspace)
     finally:
