@@ -6,7 +6,7 @@ import gradio as gr
 
 from atomtune.easel import Easel
 from atomtune.jobs import Queue
-from atomtune.studio import compare, edit, learn, look, merge, steer
+from atomtune.studio import compare, edit, learn, look, merge, parts, steer
 from atomtune.workspace import Workspace
 
 SANS = ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
@@ -39,7 +39,7 @@ def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
             with gr.Tab("Look", id="look"):
                 look.tab(easel, workspace, queue)
             with gr.Tab("Steer", id="steer"):
-                steer.tab(easel, workspace, queue)
+                opening = steer.tab(easel, workspace, queue)
             with gr.Tab("Learn", id="learn"):
                 learn.tab(easel.base, workspace, queue)
             with gr.Tab("Edit", id="edit"):
@@ -52,5 +52,6 @@ def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
         def left(request: gr.Request) -> None:
             easel.leave(str(request.session_hash))
 
+        blocks.load(*opening, **parts.QUIET)
         blocks.unload(left)
     return blocks

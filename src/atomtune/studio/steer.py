@@ -20,8 +20,8 @@ TIMES = {"early": 1000.0, "middle": 500.0, "late": 0.0}
 ALL_ONE = said("All gains are 1.")
 
 
-def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
-    """Build the tab."""
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any]:
+    """Build the tab. Returns the handler that sets its dials when the page opens, with its inputs and outputs."""
     run, prompt, seed, steps = parts.subject(workspace)
     gains, before, strip, last = gr.State({}), gr.State([]), gr.State([]), gr.State(None)
     with gr.Row():
@@ -141,7 +141,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     gain.input(turn, [atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
     atom.change(lambda address, own: own.get(address, 1), [atom, gains], gain, **quiet)
     opening = [atom, gain, turned, *dials, line]
-    gr.on(None, report(line, opened), run, opening, **quiet)  # on opening the page, and when the run changes
+    run.input(report(line, opened), run, opening, **quiet)
     reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.LIVE)
     undo.click(report(line, back), before, [*controls, turned, before, line], **quiet).then(**drawing, **parts.LIVE)
     gallery.select(report(line, chosen), strip, [*controls, turned, line], **quiet).then(**drawing, **parts.LIVE)
@@ -149,3 +149,4 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     save.click(report(line, saved), [name, *controls], [command, python, line], **quiet)
     prune.click(report(line, exported), [name, run, keep], line, **quiet)
     parts.stopping(stop, easel, line)
+    return report(line, opened), run, opening
