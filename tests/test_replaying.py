@@ -61,6 +61,13 @@ def test_a_replayed_image_is_the_same_to_the_bit(replay):
     assert replay.replayed > 0
 
 
+def test_dials_of_the_board_do_not_act_and_stay(replay):
+    trained = replay.draw(PROMPT, 0, STEPS, "default")
+    board(replay.pipe)["L0"].gain = 3.0
+    assert same(Replay(replay.pipe).draw(PROMPT, 0, STEPS, "default"), trained)
+    assert board(replay.pipe).preset() == {"gain": {"L0": 3.0}}
+
+
 def test_memory_has_an_end(replay):
     replay.draw(PROMPT, 0, 2)
     one = replay.kept_bytes

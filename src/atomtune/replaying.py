@@ -19,6 +19,8 @@ images are the same to the bit as without the memory.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -27,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from atomtune.adapters import adapted_layers
 from atomtune.bases import denoiser
-from atomtune.sampling import digest, generate
+from atomtune.sampling import generate
 from atomtune.steering import board
 from atomtune.tracing import Trace, bare_model, timesteps, trace
 
@@ -66,7 +69,7 @@ class Replay:
         preset: Mapping[str, Any] | None = None,
         on_step: Callable[[], object] = lambda: None,
     ) -> Image.Image:
-        """The image. The dials are set to `preset` while it is drawn, and are then as they were.
+        """The image. The dials are set to `preset` while it is drawn (by default as trained), and are then as they were.
 
         `adapter` is the name of a loaded adapter, None for the base. `on_step` is called before each run of the
         denoiser, and what it raises ends the drawing. If other weights are loaded under a name, `forget` first. Raises
@@ -103,7 +106,7 @@ class Replay:
                 yield
             return
         model.set_adapter(adapter, inference_mode=True)
-        if not preset:
+        if not preset and not adapted_layers(model, adapter):  # of another method: no dials
             yield
             return
         atoms = board(model, adapter)
@@ -128,7 +131,7 @@ class Replay:
         forward = model.forward
         dials = {name: value for name, value in preset.items() if name != "schedule"}
         schedule = {float(t): float(strength) for t, strength in sorted(preset.get("schedule", {}).items(), key=_time)}
-        key = digest([prompt, seed, steps])
+        key = _digest([prompt, seed, steps])
 
         @functools.wraps(forward)
         def answer(*args: Any, **kwargs: Any) -> Any:
@@ -138,7 +141,7 @@ class Replay:
             if schedule and time is not None:
                 strength = float(np.interp(float(time[0]), list(schedule), list(schedule.values())))
             acts = [adapter, dials, strength] if adapter is not None and strength else None
-            key = digest([key, acts])
+            key = _digest([key, acts])
             if keep and key in self._answers:
                 self.replayed += 1
                 self._answers.move_to_end(key)
@@ -161,6 +164,11 @@ class Replay:
         self.kept_bytes += found[0].nbytes
         while self.kept_bytes > self.largest:
             self.kept_bytes -= self._answers.popitem(last=False)[1][0].nbytes
+
+
+def _digest(settings: Any) -> str:
+    """Of all that an answer follows from: long enough that two never have the same."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _time(point: tuple[Any, Any]) -> float:
