@@ -69,7 +69,7 @@ class Replay:
         preset: Mapping[str, Any] | None = None,
         on_step: Callable[[], object] = lambda: None,
     ) -> Image.Image:
-        """The image. The dials are set to `preset` while it is drawn (by default as trained), and are then as they were.
+        """The image. While it is drawn the dials are set to `preset`, by default as trained; then they are as before.
 
         `adapter` is the name of a loaded adapter, None for the base. `on_step` is called before each run of the
         denoiser, and what it raises ends the drawing. If other weights are loaded under a name, `forget` first. Raises
