@@ -1,4 +1,4 @@
-"""Measure how long a person waits after turning a dial of the studio: `python -m tests.studio.latency`.
+"""Measure how long a person waits after turning a dial of the studio: `python -m tests.studio.latency [TIMES]`.
 
 From the key to the image on the page, in a real browser, on moji with 20 steps, for the draft and for the whole image;
 and the CPU time of the studio, which is what counts on a machine that does nothing else. Writes the numbers, with the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,33 +26,35 @@ TIMES = 30
 WHAT = ("a draft of 5 steps", "the whole image, 20 steps", "of this, CPU time of the studio for both")
 
 
-def measure(page: Page, process: psutil.Process) -> tuple[list[float], list[float], list[float]]:
+def measure(page: Page, process: psutil.Process, times: int) -> tuple[list[float], list[float], list[float]]:
     """Seconds to the draft and to the image, and those that the studio computed for both, for so many densities that
     were not drawn before."""
     page.tab("Steer")
     page.press("Draw")
     page.until_said("Drawn in")
     drafts, images, computed = [], [], []
-    for number in range(TIMES):
+    for number in range(times):
         field = page._focused("Density")
         page.browser.execute_script("arguments[0].select()", field)
         start, before = time.perf_counter(), process.cpu_times().user
-        field.send_keys(f"{0.011 + number / 1000:.3f}\t")
-        page.until_said(f"Draft of 5 steps|Drawn in .*density 0.0{11 + number}")
+        density = f"{0.011 + number / 1000:.3g}"
+        drawn = rf"Drawn in .*density {density}\."
+        field.send_keys(f"{density}\t")
+        page.until_said(f"Draft of 5 steps|{drawn}")
         drafts.append(time.perf_counter() - start)
-        page.until_said(f"Drawn in .*density 0.0{11 + number}")
+        page.until_said(drawn)
         images.append(time.perf_counter() - start)
         computed.append(process.cpu_times().user - before)
         time.sleep(0.5)
     return drafts, images, computed
 
 
-def main() -> None:
+def main(times: int = TIMES) -> None:
     with tempfile.TemporaryDirectory() as folder, studio(Path(folder) / "runs") as server:
         Path(folder, "profile").mkdir()
         with chromium(Path(folder) / "profile") as browser:
             before = os.getloadavg()[0]
-            found = measure(Page(browser, server.url), psutil.Process(server.process.pid))
+            found = measure(Page(browser, server.url), psutil.Process(server.process.pid), times)
     rows = [
         f"| {what} | {np.median(seconds):.2f} s | {np.quantile(seconds, 0.95):.2f} s |"
         for what, seconds in zip(WHAT, found)
@@ -68,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
