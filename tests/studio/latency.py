@@ -63,7 +63,7 @@ def main(times: int = TIMES) -> None:
     machine = f"{os.cpu_count()} cores ({platform.machine()}), {threads} of them used by torch, load {before:.1f}"
     table = "\n".join(["| from the key to | median | 95th percentile |", "| --- | --- | --- |", *rows])
     text = (
-        f"<!-- latency -->\n\n{table}\n\n{TIMES} settings of the density, {machine}, in Chromium.\n\n<!-- /latency -->"
+        f"<!-- latency -->\n\n{table}\n\n{times} settings of the density, {machine}, in Chromium.\n\n<!-- /latency -->"
     )
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(re.sub("<!-- latency -->.*<!-- /latency -->", text, page, flags=re.DOTALL), encoding="utf-8")
