@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,39 +247,54 @@ def test_compare_from_adapters_to_numbers(page, server):
 
 
 @pytest.mark.studio
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_pictures_of_every_tab(server, browser, screenshots, dark):
+def test_pictures_of_every_tab(server, browser, screenshots):
     """Written for people to look at, and for the pages of the documentation. After the tests above, so there is
     something to see."""
-    page = Page(browser, server.url, dark)
-    page.tab("Look")
-    page.press("Draw")
-    page.until_said("Without L")
-    page.tab("Steer")
-    page.press("Draw")
-    page.until_said("Drawn in")
-    for density in (0.02, 0.4):
-        page.press("Add to strip")
-        page.write("Density", density)
-        page.until_said(f"Drawn in .*density {density}")
-    page.press("Add to strip")
+    take_pictures(Page(browser, server.url), screenshots, "teapot (ships with atomtune)", "pot", "edited", "compared")
+
+
+def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str, compared: str) -> None:
+    """Of every tab, in both widths, light and dark."""
+
+    def take() -> None:
+        for theme in ("light", "dark"):
+            page.browser.execute_script(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
+            for width in (1280, 800):
+                file = page.screenshot(folder / f"{page.name.lower()}-{width}-{theme}.png", width)
+                assert file.stat().st_size > 10_000
+        page.browser.execute_script("document.body.classList.remove('dark')")
+        set_width(page.browser, 1280)
+
+    for tab in ("Look", "Steer"):
+        page.tab(tab)
+        page.choose("Adapter", adapter)
+        page.press("Draw")
+        page.until_said("Without L|Drawn in")
+        if tab == "Steer":
+            for density in (0.01, 0.1):
+                page.press("Add to strip")
+                page.write("Density", density)
+                page.until_said(f"Drawn in .*density {density}")
+            page.press("Add to strip")
+        take()
     page.tab("Learn")
     page.press("Take the example: five images of a teapot")
     wait(lambda: page.picture("Image 5"))
+    page.choose("Run", run)
+    page.until_said("finished, ")
+    take()
     page.tab("Edit")
     page.press("Take the example")
-    page.choose("Finished edits", "edited")
+    page.choose("Finished edits", edited)
     page.until_said("a teapot on a red background: ")
+    take()
     page.tab("Merge")
-    page.choose("Adapters, two to four", "pot")
-    page.choose("Adapters, two to four", "teapot (ships with atomtune)")
-    page.press("Preview")
+    for name in (run, "teapot (ships with atomtune)"):
+        page.choose("Adapters, two to four", name)
+    page.write(f"Weight of {run}", 0.5)
     page.until_said("nothing is written yet")
+    take()
     page.tab("Compare")
-    page.choose("Finished comparisons", "compared")
+    page.choose("Finished comparisons", compared)
     wait(lambda: page.picture("Grid of images, a row for each adapter"))
-    for tab in TABS:
-        page.tab(tab)
-        for width in (1280, 800):
-            name = f"{tab.lower()}-{width}-{'dark' if dark else 'light'}.png"
-            assert page.screenshot(screenshots / name, width).stat().st_size > 10_000
+    take()

@@ -109,9 +109,10 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         job = queue.add([*words, *(["--steps", int(count)] if count else [])], out)
         yield {line: said(f"Queued: {job.command}"), chosen: out.name}
 
-    def watched(selected: str, seen: str) -> Shown:
+    def watched(asked: str, seen: str) -> Shown:
         rows = overview(queue, workspace.runs())
-        selected = selected or (rows[0][0] if rows else "")
+        names = [row[0] for row in rows]
+        selected = asked or names[0]
         folder = workspace.runs().get(selected)
         progress = folder and journal.read(folder)
         now = f"{selected} {rows} {len(progress.losses) if progress else 0}"
@@ -119,7 +120,9 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             yield {known: seen}
             return
         where = next((row[2] for row in rows if row[0] == selected), "")
-        shown: dict[Any, Any] = {known: now, chosen: selected, state: said(where)}
+        shown: dict[Any, Any] = {known: now, state: said(where), chosen: gr.Dropdown(choices=names)}
+        if not asked:  # else a person may have chosen another one meanwhile
+            shown[chosen] = gr.Dropdown(choices=names, value=selected)
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
