@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
         )
     name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")
-    seen = gr.State(None, time_to_live=3600)
+    seen, asked_at = gr.State(None, time_to_live=3600), gr.State(0.0)  # when an atom was asked for last
 
     def look(request: gr.Request, run: str, *given: Any) -> Shown:
         check, folder = easel.turn(str(request.session_hash)), workspace.run(run)
@@ -83,7 +84,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         yield {
             adapted: parts.enlarged(image), whole: found.image, table: gr.Dataframe(rows, headers=HEADS),
             seen: Seen(run, asked, image, traced, found, names), line: said(acts),
-            atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))),
+            atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))), asked_at: time.time(),
         }  # fmt: skip
 
     def show(request: gr.Request, found: Seen | None, address: str | None) -> Shown:
@@ -122,14 +123,16 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             raise UserError("no atom acts at this place.")
         addresses = [each.address for each, _ in acts]
         listed = ", ".join(f"{each.address} ({energy:.2g})" for each, energy in acts)
-        yield {atom: gr.Dropdown(choices=addresses, value=addresses[0]), line: said(f"Here act {listed}.")}
+        choice = gr.Dropdown(choices=addresses, value=addresses[0])
+        yield {atom: choice, asked_at: time.time(), line: said(f"Here act {listed}.")}
 
     def in_map(found: Seen | None, event: gr.SelectData) -> Shown:
         address = found and found.map.address(*event.index)
-        yield {atom: address} if address else {line: said("There is no atom at this place of the map.")}
+        no_atom = {line: said("There is no atom at this place of the map.")}
+        yield {atom: address, asked_at: time.time()} if address else no_atom
 
-    def in_table(event: gr.SelectData) -> str:
-        return event.row_value[0]
+    def in_table(event: gr.SelectData) -> tuple[str, float]:
+        return event.row_value[0], time.time()
 
     def name_atoms(run: str) -> Shown:
         out = workspace.run(run)
@@ -138,13 +141,13 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         queue.add(words, out / "report.html")
         yield {line: said("The names are looked for now, as Learn shows. Draw again when that is finished.")}
 
-    outputs = [base, adapted, whole, table, atom, seen, line]
+    outputs = [base, adapted, whole, table, atom, seen, asked_at, line]
     inputs = [run, prompt, seed, steps]
     gr.on([draw.click, prompt.submit], parts.reporting(line, look), inputs, outputs, **parts.LIVE)
     details = [heat, influence, when, about, line]
-    atom.change(parts.reporting(line, show), [seen, atom], details, **parts.LIVE)
-    adapted.select(parts.reporting(line, at_place), seen, [atom, line], **parts.QUIET)
-    whole.select(parts.reporting(line, in_map), seen, [atom, line], **parts.QUIET)
-    table.select(in_table, None, atom, **parts.QUIET)
+    gr.on([atom.input, asked_at.change], parts.reporting(line, show), [seen, atom], details, **parts.LIVE)
+    adapted.select(parts.reporting(line, at_place), seen, [atom, asked_at, line], **parts.QUIET)
+    whole.select(parts.reporting(line, in_map), seen, [atom, asked_at, line], **parts.QUIET)
+    table.select(in_table, None, [atom, asked_at], **parts.QUIET)
     name.click(parts.reporting(line, name_atoms), run, line, **parts.QUIET)
     parts.stopping(stop, easel, line)

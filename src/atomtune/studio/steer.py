@@ -26,7 +26,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     gains, before, strip, last = gr.State({}), gr.State([]), gr.State([]), gr.State(None)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            density = slider(0.001, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
+            density = slider(0, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
             floor = slider(0, 1, 0, step=0.0005, label="Floor", info="Silent below this share of other prompts")
             keep = slider(1, 100, 100, step=1, label="Atoms kept", info="Those of the most energy")
             with gr.Group():
