@@ -55,7 +55,7 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
         yield Server(process, port, Path(log.name), workspace)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
         log.close()
 
 
