@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-latest lint docs readme models bases experiments experiments-quick
+.PHONY: help demo test test-studio test-latest lint docs readme models bases experiments experiments-quick
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ demo: .venv/installed  ## learn a teapot from five images and draw it elsewhere 
 
 test: .venv/installed  ## the whole test suite, in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-studio: .venv/installed  ## all tests of the studio in a browser, with half an hour of three users, and its pictures
+	$(BIN)/python -m pytest tests/studio --studio -v
+	cp .cache/studio/*-1280-light.png docs/studio/
+	$(BIN)/python -m tests.studio.latency
 
 test-latest:  ## the test suite with the newest PEFT instead of the pinned one
 	$(PYTHON) -m venv .venv-latest
@@ -45,6 +50,8 @@ docs: .venv/installed  ## build the documentation into site/
 
 readme: .venv/installed  ## run the demo with LoRA beside it, copy its grid into the docs, inspect its adapter
 	$(BIN)/atomtune demo --compare
+	$(BIN)/atomtune prune runs/demo --keep 800 --by energy --out runs/demo-small
+	cp runs/demo-small/adapter/* src/atomtune/moji/teapot/
 	$(BIN)/python docs/readme.py runs/demo
 	$(BIN)/python docs/screenshots.py
 

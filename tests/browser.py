@@ -29,7 +29,7 @@ def chromium(profile: Any) -> Iterator[Any]:
     options.binary_location = paths[0]
     for flag in (*FLAGS.split(), f"--user-data-dir={profile}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
     try:
         yield driver

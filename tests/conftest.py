@@ -10,6 +10,17 @@ settings.load_profile("suite")
 
 def pytest_addoption(parser):
     parser.addoption("--full-length", action="store_true", help="run the pages of the documentation as they stand")
+    parser.addoption("--studio", action="store_true", help="run all tests of the studio, with --soak-minutes of use")
+    parser.addoption("--soak-minutes", type=float, default=30, help="how long three users use the studio")
+    parser.addoption("--screenshots", default=".cache/studio", help="folder for the pictures of the studio's tabs")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The long tests of the studio run with --studio alone."""
+    if not config.getoption("--studio"):
+        for item in items:
+            if item.get_closest_marker("studio"):
+                item.add_marker(pytest.mark.skip(reason="run with --studio, as make test-studio does"))
 
 
 @pytest.fixture(scope="session")

@@ -141,5 +141,7 @@ def test_what_cannot_be_scored_is_said(runs, images, tmp_path, caplog):
     assert "name their folder with --images" in caplog.text
     found = atomtune.compare([moved], tmp_path / "out", ["a cat"], ["clip"], images, num=1, steps=1, clip=clip)
     assert "clip_i" in found["scores"]["moved"]
+    found = atomtune.compare(runs[:1], tmp_path / "out", ["a cat"], ["clip"], "none", num=1, steps=1, clip=clip)
+    assert "clip_i" not in found["scores"][next(reversed(found["scores"]))]
     with pytest.raises(atomtune.UserError, match="the judge knows moji's drawings alone"):
         atomtune.compare([moved], tmp_path / "out", ["a cat"], ["judge"])

@@ -1,6 +1,7 @@
 """edit: two ladders, the trade-off, and what it leaves on disk."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from atomtune import manifest
-from atomtune.editing import FLOOR, Relative, Rung, edit
+from atomtune.editing import FLOOR, Relative, Rung, edit, read_ladder
 from atomtune.errors import UserError
 from atomtune.metrics import load_clip, load_dino
 from tests.metrics.tiny_models import write_clip, write_dino
@@ -49,10 +50,17 @@ def test_the_rungs_are_drawn_scored_and_the_best_is_a_preset(base, image, tmp_pa
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
     with Image.open(out / "edit.png") as strip:
         assert strip.width > 9 * 128
+    read, ladder = read_ladder(out)
+    assert read == result and [asdict(rung) for rung, _ in ladder] == result["rungs"]
+    assert all(drawn.size == (64, 64) for _, drawn in ladder)
     again = edit(image, "a green dog", out, "a blue dog", num=1, base=base, **TRAINING)  # trains no second time
     kept = [Path(edited["folder"]) / "edit.png" for edited in (result, again)]
     assert kept[0].read_bytes() != kept[1].read_bytes() == (out / "edit.png").read_bytes()  # the first edit is not lost
     assert again["best"] is None and again["rungs"][0]["alignment"] is None
+    (out / "edit.json").write_text(json.dumps(result | {"folder": "/etc/.."}))  # leads nowhere else
+    for folder in (out, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="there is no edit in"):
+            read_ladder(folder)
 
 
 def test_clip_and_dino_score_between_the_image_and_what_the_base_draws(base, image, tmp_path):

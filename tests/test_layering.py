@@ -17,10 +17,10 @@ MODULES = {
 # A piece may import pieces of lower layers and of its own; those of the basement may be imported anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"comparing", "editing", "lora", "sweeping"},
+    {"comparing", "easel", "editing", "jobs", "lora", "origins", "sweeping", "workspace"},
     {"training", "analysis", "planning"},
-    {"storage", "metrics", "sampling", "prompts"},
-    {"atoms", "bases", "moji", "recording", "steering", "tracing"},
+    {"storage", "metrics", "sampling", "prompts", "replaying", "dialling"},
+    {"atoms", "bases", "moji", "recording", "showing", "steering", "tracing"},
     {"adapters"},
     {"method"},
 ]

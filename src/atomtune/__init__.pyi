@@ -23,6 +23,7 @@ from .adapters.model import AtomModel as AtomModel
 from .adapters.pruning import Pruned as Pruned
 from .analysis.examples import Examples as Examples
 from .analysis.examples import training_examples as training_examples
+from .analysis.heatmaps import acting_at as acting_at
 from .analysis.heatmaps import overlay as overlay
 from .analysis.importance import importance as importance
 from .analysis.influence import Influences as Influences
@@ -47,6 +48,7 @@ from .atoms import Atoms as Atoms
 from .atoms import Layer as Layer
 from .bases import load_base as load_base
 from .comparing import compare as compare
+from .dialling import Settings as Settings
 from .editing import edit as edit
 from .errors import UserError as UserError
 from .lora.conversion import lora_to_atoms as lora_to_atoms
@@ -63,6 +65,7 @@ from .planning.memory import MemoryPlan as MemoryPlan
 from .planning.memory import plan_memory as plan_memory
 from .recording import AtomTrace as AtomTrace
 from .recording import LayerTrace as LayerTrace
+from .replaying import Replay as Replay
 from .sampling import Drawing as Drawing
 from .sampling import draw as draw
 from .sampling import generate as generate

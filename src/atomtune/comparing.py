@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 ON_MOJI = ("judge", "vendi", "drift", "pres", "div")
 OTHERS = (10, 5)  # prompts that have little to do with the class, and prompts of things like it
 RESULTS = ("scores.json", "grid.png")
+NO_IMAGES = "none"
 RESERVED = ("base", "images", "", "..")
 """No labels: columns and rows of their own, and no names of folders."""
 
@@ -72,7 +73,8 @@ def compare(
         metrics: Of judge, clip, dino, image_reward, vendi, drift, pres, div. By default those of them that need no
             model to be loaded: on moji all but clip, dino and image_reward, elsewhere drift of pixels. The features of
             vendi, drift, pres and div are DINO's, else CLIP's, else the judge's.
-        images: Folder of images of the subject, for fidelity. By default those that the first run was trained on.
+        images: Folder of images of the subject, for fidelity. By default those that the first run was trained on;
+            "none" for no fidelity.
         num: Images of each prompt, with seeds seed, seed + 1, ...
         steps, guidance_scale, resolution: As in `generate`.
         base, dtype, device: As in `load_base`; the base is by default that of the first adapter.
@@ -168,6 +170,8 @@ def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any
 
 def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Image.Image]:
     """The images to be faithful to; none if they are not known, or no longer there."""
+    if str(images) == NO_IMAGES:
+        return []
     if images is None:
         training = runs.training_of(expanded(info.path))
         if training is None:

@@ -227,6 +227,20 @@ def edit(
     return result
 
 
+def read_ladder(out: str | Path) -> tuple[dict[str, Any], list[tuple[Rung, Image.Image]]]:
+    """What the latest edit in `out` came to, as `edit` returned it, and each rung with its first image. Raises
+    `UserError` if there is no edit."""
+    out = expanded(out)
+    try:
+        result = json.loads((out / "edit.json").read_text(encoding="utf-8"))
+        rungs = [Rung(**rung) for rung in result["rungs"]]
+        (own,) = [folder for folder in (out / "edit").iterdir() if folder.name == Path(result["folder"]).name]
+        files = [min((own / sampling.file_words(rung.label)).glob("000-*.png")) for rung in rungs]
+        return result, [(rung, sampling.read_image(file)) for rung, file in zip(rungs, files)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"there is no edit in {out}, or not all of it: run `atomtune edit` again.") from error
+
+
 def _ladder(atoms: AtomBoard) -> list[Rung]:
     """All atoms; then lower densities of all atoms; then fewer atoms, by their energy in training."""
     atoms.reset()

@@ -200,12 +200,14 @@ class LayerTrace:
         """Store the norms of the present atoms, which the energies need; and, if the `whole` block was run, the usage
         with the atoms, for boards that rank them."""
         if self.dictionary.num_atoms == len(self):
-            self._norms = self._direction_norms()
+            self._norms = self.norms
             if whole:
                 with torch.inference_mode(False):
                     self.dictionary.set_traced_usage(self.usage.clone())
 
-    def _direction_norms(self) -> Float[Tensor, " atoms"]:
+    @property
+    def norms(self) -> Float[Tensor, " atoms"]:
+        """‖d_m‖ at the end of the trace. Raises `UserError` if atoms were pruned inside its block."""
         if self._norms is not None:
             return self._norms
         if self.dictionary.num_atoms != len(self):
@@ -256,19 +258,19 @@ class LayerTrace:
     @property
     def mean_energy(self) -> Float[Tensor, " atoms"]:
         """Mean over tokens of |s_m| · ‖d_m‖: how much each atom adds to the layer's output."""
-        return self.usage * self._direction_norms()
+        return self.usage * self.norms
 
     @property
     def mean_energy_by_timestep(self) -> dict[float, Float[Tensor, " atoms"]]:
         """`mean_energy` at each timestep, the noisiest first."""
         times = sorted((t for t in self.by_timestep if t is not None), reverse=True)
-        sums, norms = {t: self.by_timestep[t][GUIDED] for t in times}, self._direction_norms()
+        sums, norms = {t: self.by_timestep[t][GUIDED] for t in times}, self.norms
         return {t: s.magnitude / max(1, s.tokens) * norms for t, s in sums.items()}
 
     @property
     def mean_energy_by_sample(self) -> Float[Tensor, "samples atoms"]:
         """`mean_energy` in each sample: in which images an atom acts most."""
-        norms = self._direction_norms()
+        norms = self.norms
         if not self.samples:
             return norms.new_zeros(0, len(self))
         return torch.stack([s.magnitude / max(1, s.tokens) for s in self.samples]) * norms

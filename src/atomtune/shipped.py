@@ -9,6 +9,8 @@ from atomtune.errors import UserError
 from atomtune.files import expanded, refuse_output
 
 IMAGES = Path(__file__).parent / "moji" / "images"
+ADAPTER = Path(__file__).parent / "moji" / "teapot"
+"""An adapter of the teapot: the demo's, pruned, so that it is small. `make readme` writes it."""
 
 
 def example_images(folder: str | Path) -> Path:

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from atomtune import showing
 from atomtune.adapters import AtomLayer, adapted_layers
 from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find, written
@@ -66,6 +67,10 @@ class AtomBoard:
             f"AtomBoard of {self.adapter!r}: {len(self):,} atoms in {len(self.layers)} layers, {len(self.kept):,} kept"
         ]
         return "\n".join([*lines, *(f"  {Layer(*pair)!r}" for pair in zip(self.dictionaries, self.names))])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the map of the atoms, the dials, and the strongest atoms (see `showing`)."""
+        return showing.html(self)
 
     @property
     def _layers(self) -> dict[str, AtomLayer]:

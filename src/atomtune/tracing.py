@@ -173,6 +173,20 @@ class Trace:
         seen = f"{samples:,} sample{'' if samples == 1 else 's'}{', codes kept' if self._codes else ''}"
         return "\n".join([f"{head}{numbers}{seen}", *(f"  {layer!r}" for layer in self.layers)])
 
+    def strongest(self, count: int) -> list[AtomTrace]:
+        """The `count` atoms, of all layers, of the largest `mean_energy`, the strongest first; only those that fired.
+
+        Energies are compared across layers as they are: what an atom adds to its own layer's output.
+        """
+        energies = torch.cat([layer.mean_energy for layer in self.layers])
+        starts = torch.tensor([0, *(len(layer) for layer in self.layers)]).cumsum(0)
+        found = []
+        for place in energies.topk(min(count, len(energies))).indices.tolist():
+            if energies[place] > 0:
+                number = int(torch.searchsorted(starts, place, right=True)) - 1
+                found.append(AtomTrace(self.layers[number], place - int(starts[number])))
+        return found
+
     def top_tokens(self, address: str, tokenizer: Any, count: int = 10, context: int = 8) -> list[TopToken]:
         """For a text model: the `count` tokens at which an atom fires most strongly, |s_m| falling, with their text and
         up to `context` tokens on either side. `tokenizer` is that of the model; padding is left out.

@@ -6,8 +6,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.analysis.heatmaps import BLUE, GREEN, RED, overlay, phases, pooled, tint, token_grid
+from atomtune.analysis.heatmaps import BLUE, GREEN, RED, acting_at, overlay, phases, pooled, tint, token_grid
 from atomtune.errors import UserError
+from atomtune.sampling import generate
+from atomtune.tracing import trace
+from tests.analysis.tiny import adapted_pixart
 
 
 def near(pixel, colour) -> bool:
@@ -75,3 +78,30 @@ def test_pooling_keeps_the_mean():
     assert small.shape == (2, 16, 3)
     assert_close(small[:, 0], maps.unflatten(1, (8, 8))[:, :2, :2].mean((1, 2)))
     assert pooled(maps, (8, 8), 8) is maps
+
+
+def test_what_acts_at_a_place_is_what_the_maps_say_there():
+    pipe = adapted_pixart()
+    with trace(pipe, codes=True) as seen:
+        generate(pipe, "a sks dog", steps=2)
+    found = acting_at(seen, 0.3, 0.6, count=5)  # of 4 × 4 tokens: row 2, column 1
+    assert len(found) == 5 and [value for _, value in found] == sorted([value for _, value in found], reverse=True)
+    everywhere = {
+        atom.address: float(atom.maps(magnitude=True)[0][2 * 4 + 1] * layer.norms[atom.index])
+        for layer in seen.layers
+        for atom in layer
+    }
+    assert {atom.address: pytest.approx(value) for atom, value in found} == dict(
+        sorted(everywhere.items(), key=lambda item: -item[1])[:5]
+    )
+    with pytest.raises(UserError, match=r"from 0 to 1, got 1\.2"):
+        acting_at(seen, 1.2, 0)
+
+
+def test_the_strongest_atoms_are_those_of_most_energy():
+    pipe = adapted_pixart()
+    with trace(pipe) as seen:
+        generate(pipe, "a sks dog", steps=2)
+    energies = sorted((atom.mean_energy for layer in seen.layers for atom in layer), reverse=True)
+    assert [atom.mean_energy for atom in seen.strongest(6)] == pytest.approx(energies[:6])
+    assert len(seen.strongest(1000)) == sum(value > 0 for value in energies)

@@ -1,10 +1,14 @@
 """The page, without a browser: everything is in it, nothing is fetched, it fits, and words are escaped."""
 
+import json
 import re
+
+import pytest
 
 from atomtune.analysis import report
 from atomtune.analysis.learnt import Learnt
-from atomtune.analysis.report import render
+from atomtune.analysis.report import read_names, render, write_report
+from atomtune.errors import UserError
 from atomtune.metrics import Drift
 from tests.analysis.invented import invented
 
@@ -90,3 +94,19 @@ def test_large_pictures_are_made_small_until_the_page_fits(tmp_path, monkeypatch
     monkeypatch.setattr(report, "LARGEST", large - 1)
     size = report.write_report(found, tmp_path / "page.html")
     assert size == (tmp_path / "page.html").stat().st_size < large
+
+
+def test_the_names_are_there_for_other_programs_too(tmp_path):
+    found = invented()
+    write_report(found, tmp_path / "report.html")
+    named = {row.address: str(row.name) for row in found.rows if row.name}
+    read = read_names(tmp_path)
+    assert named and {address: name for address, (name, _) in read.items()} == named
+    address = next(iter(named))
+    assert "explains" in read[address][1]
+    atoms = json.loads((tmp_path / "report.json").read_text())["atoms"]
+    assert len(atoms) == len(found.rows) and atoms[0]["rank"] == 1
+    (tmp_path / "report.json").write_text('{"mine": 1}')
+    assert read_names(tmp_path) == {} and read_names(tmp_path / "nowhere") == {}
+    with pytest.raises(UserError, match=r"report\.json exists already and is not of atomtune inspect"):
+        report.refuse_other_file(tmp_path / "report.html")

@@ -13,6 +13,7 @@ colour, so that an atom that acts everywhere does not hide it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from atomtune.errors import UserError
+from atomtune.recording import AtomTrace
+from atomtune.tracing import Trace
 
 GREEN = (0, 112, 104)
 RED = (202, 0, 32)
@@ -49,6 +52,42 @@ def phases(timesteps: Collection[float]) -> dict[str, list[float]]:
     ordered = np.array(sorted(timesteps, reverse=True))
     parts = np.array_split(ordered, len(PHASES))
     return {name: part.tolist() for name, part in zip(PHASES, parts) if len(part)}
+
+
+def acting_at(
+    traced: Trace, x: int | float, y: int | float, aspect: int | float = 1.0, sample: int = 0, count: int = 10
+) -> list[tuple[AtomTrace, float]]:
+    """The atoms that add most at one place of an image: (atom, mean over the steps of |s_m| · ‖d_m‖ there), the
+    strongest first; none that are silent there.
+
+    `x` and `y` are shares of the width and height, from the left and from the top, 0 to 1; `aspect` is width / height.
+    Layers whose tokens are not patches of the image, such as those of the words, are left out. Raises `UserError` if
+    the place is outside, or if the trace kept no codes.
+    """
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UserError(f"a place in an image has x and y from 0 to 1, got {x:g} and {y:g}.")
+    found = []
+    for layer in traced.layers:
+        maps = layer.maps(magnitude=True)[sample]
+        try:
+            rows, columns = token_grid(len(maps), aspect)
+        except UserError:
+            continue
+        token = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
+        energies = maps[token] * layer.norms.cpu()
+        for row in energies.topk(min(count, len(energies))).indices.tolist():
+            if energies[row] > 0:
+                found.append((AtomTrace(layer, row), float(energies[row])))
+    return sorted(found, key=lambda pair: -pair[1])[:count]
+
+
+def acting_words(atom: AtomTrace, pipe: Any, prompt: str, sample: int = 0, count: int = 6) -> list[tuple[str, float]]:
+    """For an atom whose tokens are those of the prompt: the words, as `pipe.tokenizer` cuts them, at which it acts in a
+    sample, and its mean |s_m| there, the strongest first. Raises `UserError` if the trace kept no codes."""
+    strengths = atom.maps(magnitude=True)[sample].tolist()
+    words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    found = [(word, strength) for word, strength in zip(words, strengths) if strength > 0]
+    return sorted(found, key=lambda pair: -pair[1])[:count]
 
 
 def overlay(

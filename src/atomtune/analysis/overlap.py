@@ -97,6 +97,17 @@ class Overlap:
         return "together" if shared and max(cosines) > COSINE else "apart"
 
 
+def verdict(overlap: Overlap) -> str:
+    """Whether the two disturb each other, in a sentence."""
+    if not overlap.layers:
+        return "They adapt different layers, so neither disturbs the other there."
+    return {
+        "apart": "They hardly disturb each other.",
+        "together": "They push the same directions, and merged at full strength each changes the other.",
+        "against": "They work against each other: part of what one adds the other takes away.",
+    }[overlap.relation]
+
+
 def overlap(
     pipe: DiffusionPipeline,
     prompts: tuple[Sequence[str], Sequence[str]],

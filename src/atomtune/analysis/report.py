@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,47 @@ SPARK = (120, 24)  # width and height of the curve over timesteps, in its own un
 
 
 def refuse_other_file(file: Path) -> None:
-    """Raise `UserError` if `file` exists and is not a report of atomtune, or its folder cannot be written."""
+    """Raise `UserError` if `file`, or the JSON beside it, exists and is not of atomtune, or the folder cannot be
+    written."""
     refuse_output(file.parent)
+    beside = file.with_suffix(".json")
+    if beside.exists() and not _read(beside):
+        raise UserError(f"{beside} exists already and is not of atomtune inspect: choose another name.")
     if file.exists() and not (file.is_file() and MARK in file.read_bytes()):
         raise UserError(f"{file} exists already and is not a report of atomtune inspect: choose another name.")
 
 
 def write_report(inspection: Inspection, file: str | Path, made_by: dict[str, Any] | None = None) -> int:
-    """Write the page, whole or not at all, under 8 MB; returns its size in bytes. `made_by` is shown at its foot."""
+    """Write the page, whole or not at all, under 8 MB; returns its size in bytes. `made_by` is shown at its foot.
+
+    A JSON file of the same name holds the table of the atoms, for other programs (see `read_names`).
+    """
     page = ""
     for width, quality in QUALITIES:
         page = render(inspection, made_by, width, quality)
         if len(page.encode()) < LARGEST:
             break
     write_text(expanded(file), page)
+    heads = ("rank", "address", "name", "share", "firing_rate", "like", "evidence")
+    atoms = [dict(zip(heads, _table_row(rank, row))) for rank, row in enumerate(inspection.rows, 1)]
+    write_text(expanded(file).with_suffix(".json"), json.dumps({"atoms": atoms}))
     return len(page.encode())
+
+
+def read_names(run: str | Path) -> dict[str, tuple[str, str]]:
+    """By address, the proposed name of each atom that has one, and its evidence, as `inspect` wrote them into a run;
+    none if it did not."""
+    atoms = _read(expanded(run) / "report.json")
+    return {atom["address"]: (atom["name"], atom["evidence"]) for atom in atoms if atom["name"]}
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The table of atoms in the file; none if there is no such file, or another one."""
+    try:
+        atoms = json.loads(file.read_text(encoding="utf-8"))["atoms"]
+        return [{name: str(atom[name]) for name in ("address", "name", "evidence")} for atom in atoms]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def render(

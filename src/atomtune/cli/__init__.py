@@ -35,6 +35,7 @@ app.command("atomtune.cli.distill:distill", help="Convert a LoRA into atoms.")
 app.command("atomtune.cli.plan:plan", help="Say whether training and drawing fit a card, before anything is loaded.")
 app.command("atomtune.cli.recipes:recipes", help="List the settings that ship with atomtune, by base.")
 app.command("atomtune.cli.demo:demo", help="Learn a teapot from five bundled images and draw it on other backgrounds.")
+app.command("atomtune.cli.studio:studio", help="Learn, look at atoms and turn them, in a browser.")
 app.command("atomtune.cli.examples:examples", help="Lay out images and prompts to try everything with.")
 app.meta.suppress_keyboard_interrupt = False  # `main` prints the message of an interrupted command
 

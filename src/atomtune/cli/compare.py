@@ -43,7 +43,8 @@ def compare(
         prompt: What to draw; may be repeated (by default up to eight prompts with the subject of the first
             adapter).
         prompts_file: Text file with one prompt a line.
-        images: Folder of images of the subject, for fidelity (by default those that the first run was trained on).
+        images: Folder of images of the subject, for fidelity (by default those that the first run was trained on;
+            none: no fidelity).
         num: Images of each prompt.
         seed: Seed of the first image of each prompt.
         steps: Denoising steps (the base's own number by default).

@@ -160,6 +160,7 @@ def _tables(overlap: "Overlap") -> "list[Table]":
 
 def _verdict(overlap: "Overlap", adapters: list[Path]) -> str:
     """Whether the two disturb each other, why, and what to do, in words."""
+    from atomtune.analysis.overlap import verdict
 
     relation, numbers = overlap.relation if overlap.layers else "elsewhere", ""
     if overlap.layers:
@@ -167,12 +168,8 @@ def _verdict(overlap: "Overlap", adapters: list[Path]) -> str:
         spans = [overlap.mean(lambda layer: layer.span_overlap), overlap.mean(lambda layer: layer.chance)]
         numbers = f" (on average over the layers: cosine {cosines[0]} on the prompts of A and {cosines[1]} on those of "
         numbers += f"B, directions in common {spans[0]:.2f}, by chance {spans[1]:.2f})"
-    verdict, weights = {
-        "elsewhere": ("They adapt different layers, so neither disturbs the other there", ""),
-        "apart": ("They hardly disturb each other", ""),
-        "together": ("They push the same directions, and merged at full strength each changes the other", "0.7,0.7"),
-        "against": ("They work against each other: part of what one adds the other takes away", "1,0.7"),
-    }[relation]
+    sentence = verdict(overlap).removesuffix(".")
+    weights = {"together": "0.7,0.7", "against": "1,0.7"}.get(relation, "")
     advice = "Turn them down, look at what comes out, and try other weights" if weights else "Merge them as they are"
     options = ["--weights", weights] if weights else []
-    return f"{verdict}{numbers}. {advice}:\n  {command_line('merge', *adapters, *options, '--out', 'runs/merged')}"
+    return f"{sentence}{numbers}. {advice}:\n  {command_line('merge', *adapters, *options, '--out', 'runs/merged')}"

@@ -17,7 +17,7 @@ from atomtune.parsing import parse_yaml
 from atomtune.storage import folders
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.storage.runs import settings_of
-from atomtune.training import checkpoints
+from atomtune.training import checkpoints, journal
 from atomtune.training.config import LENGTH, CustomizeConfig
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ RECORD = Path("logs", "run.json")
 """The content that was trained on (see `content_of`), so that it is recognised under another path."""
 _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
-    "config.yaml", "summary.json", "samples.png", RECORD.as_posix(), "class_images/[0-9][0-9][0-9][0-9].png",
+    "config.yaml", "summary.json", "samples.png", RECORD.as_posix(), journal.FILE.as_posix(),
+    "class_images/[0-9][0-9][0-9][0-9].png",
     *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),

@@ -19,7 +19,7 @@ from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.storage import folders
 from atomtune.storage.metadata import CONFIG_FILE
-from atomtune.training import checkpoints, data, encoding, outcome, preserving
+from atomtune.training import checkpoints, data, encoding, journal, outcome, preserving
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -107,23 +107,30 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             logger.warning("%s", said)
     with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
         if main:
-            manifest.record(config.out, config.out / "config.yaml", config.out / RECORD)
+            manifest.record(config.out, *(config.out / name for name in ("config.yaml", RECORD, journal.FILE)))
             write_text(config.out / RECORD, json.dumps(content))
             resolved = config.to_dict() | {"overwrite": False}  # else a start from this file would delete the run
             write_text(config.out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         accelerator.wait_for_everyone()
+        log = journal.Journal(config.out, steps) if main else None
         try:
             others = preserving.answered(pipe, config, preserved, resolution, accelerator) if preserved else None
             cache = encoding.encode(pipe, config, resolution, images, sides, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
-            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others)
+            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
             if main and not trained:
                 manifest.clear(config.out)  # a refused run leaves no files
+            elif log is not None:
+                log.end()
             raise
-    return trainer.finish()
+    try:
+        return trainer.finish()
+    finally:
+        if log is not None:
+            log.end()
 
 
 def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[str, Any]:

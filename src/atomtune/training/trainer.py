@@ -21,6 +21,7 @@ from atomtune.training import checkpoints, diverging, encoding, outcome
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
+from atomtune.training.journal import Journal
 from atomtune.training.preserving import Others
 from atomtune.training.progress import TrainingBar
 from atomtune.training.steps import Steps
@@ -47,8 +48,9 @@ class Trainer(Steps):
         resolution: int,
         cache: encoding.Cache,
         others: Others | None = None,
+        log: Journal | None = None,
     ):
-        self.autoencoder, self.resolution = autoencoder, resolution
+        self.autoencoder, self.resolution, self.log = autoencoder, resolution, log
         self.folder = config.out / "checkpoints"
         resumed = checkpoints.newest_checkpoint(self.folder)
         super().__init__(config, accelerator, pipe, cache, others, resumed / "adapter" if resumed else None)
@@ -104,6 +106,8 @@ class Trainer(Steps):
                 accelerator.log({"loss": self.loss, "lr": self.schedule.get_last_lr()[0], **self.measured}, self.step)
                 bar.update(self.step, self.loss, self.measured)
                 stop = self._in_any_process(interruption.asked)
+                if self.log is not None:
+                    self.log.step(self.step, self.loss, self.seconds, stop or self.step == self.steps)
                 if self.step % config.checkpoint_every == 0 or self.step == self.steps or stop:
                     self._save_checkpoint()
                 if stop:

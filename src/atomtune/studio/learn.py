@@ -1,0 +1,166 @@
+"""Learn: images and a name in, a run out; and every job, whoever started it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from atomtune.errors import UserError
+from atomtune.jobs import Queue, overview
+from atomtune.sampling import read_image
+from atomtune.shipped import IMAGES
+from atomtune.studio import parts
+from atomtune.studio.parts import Shown, said
+from atomtune.training import journal
+from atomtune.training.data import find_examples
+from atomtune.training.recipes import load_recipe, recipe_names
+from atomtune.workspace import MOST, Workspace
+
+OWN_RECIPE = "the recipe for this base"
+SAMPLES = 6
+HEADS = ["Run", "Job", "State"]
+UNSAID = "a sks subject"
+
+
+def tab(base: str, workspace: Workspace, queue: Queue) -> None:
+    """Build the tab."""
+    captions, uploads, known = gr.State([]), gr.State([]), gr.State("")
+    recipes = [OWN_RECIPE, *(name for name in recipe_names() if load_recipe(name)["base"] == base)]
+    with gr.Row():
+        with gr.Column(min_width=300):
+            files = gr.File(label=f"Images of the subject, {MOST} at most", file_count="multiple", file_types=["image"])
+            example = gr.Button("Take the example: five images of a teapot", size="sm")
+        with gr.Column(min_width=300):
+            subject = gr.Textbox("", label="What is it?", info="One or two words that the base knows, such as teapot")
+            name = gr.Textbox("", label="Name of the run", info="A new one, such as my-teapot")
+            with gr.Row():
+                recipe = gr.Dropdown(recipes, value=OWN_RECIPE, label="Recipe", min_width=160)
+                steps = gr.Number(0, label="Training steps", info="0: those of the recipe", precision=0, min_width=160)
+            start = gr.Button("Learn", variant="primary")
+    line = parts.status()
+
+    @gr.render(inputs=[uploads, captions], triggers=[uploads.change], show_progress="hidden")
+    def beside(shown: list[str], texts: list[str]) -> None:
+        """Each image with its caption beside it."""
+        look: dict[str, Any] = {
+            "height": 110,
+            "width": 110,
+            "min_width": 110,
+            "scale": 0,
+            "buttons": [],
+            "format": "png",
+        }
+        for first in range(0, len(shown), 2):
+            with gr.Row():
+                for number in range(first, min(first + 2, len(shown))):
+                    with gr.Column(min_width=260), gr.Row():
+                        image, alt = parts.enlarged(workspace.upload(shown[number])), f"Image {number + 1}"
+                        gr.Image(image, alt_text=alt, show_label=False, interactive=False, **look)
+                        label = f"Caption {number + 1}"
+                        box = gr.Textbox(texts[number], label=label, lines=2, min_width=130, interactive=True)
+                        box.input(_storing(number), [captions, box], captions, **parts.QUIET)
+
+    gr.Markdown("### Runs and jobs")
+    table = gr.Dataframe(
+        headers=HEADS, label="What waits or runs first: click one", interactive=False, datatype="str", wrap=True,
+        max_height=260, column_widths=["25%", "15%", "60%"],
+    )  # fmt: skip
+    with gr.Row():
+        chosen = gr.Dropdown([], label="Run", allow_custom_value=True, scale=3)
+        stop, resume = gr.Button("Stop"), gr.Button("Resume")
+    state = parts.status()
+    with gr.Row():
+        loss = gr.LinePlot(x="step", y="loss", label="Loss", height=260, min_width=300)
+        samples = gr.Gallery(
+            label="Samples, the newest first", columns=3, height=260, format="png", interactive=False, min_width=300,
+            object_fit="contain",
+        )  # fmt: skip
+
+    def taken(given: list[str] | None, word: str) -> Shown:
+        given = given or []
+        if len(given) > MOST:
+            raise UserError(f"{MOST} images at most, got {len(given)}: leave some out.")
+        for file in given:
+            workspace.upload(file)
+        texts = [f"a sks {word.strip()}" if word.strip() else UNSAID] * len(given)
+        yield {uploads: given, captions: texts, line: said("")}
+
+    def example_taken() -> Shown:
+        found = find_examples(IMAGES / "teapot", "a sks teapot")
+        yield {
+            uploads: [str(file) for file in found], captions: list(found.values()), subject: "teapot",
+            line: said("Five images of a teapot, which moji has never seen. Give the run a name, and press Learn."),
+        }  # fmt: skip
+
+    def named(word: str, texts: list[str], shown: list[str]) -> Shown:
+        if word.strip() and {*texts} == {UNSAID}:
+            yield {captions: [f"a sks {word.strip()}"] * len(texts), uploads: [*shown]}
+
+    def learn(shown: list[str], texts: list[str], word: str, title: str, kind: str, count: Any) -> Shown:
+        if not shown:
+            raise UserError("there are no images: drop some, or take the example.")
+        if not word.strip():
+            raise UserError("say what it is in a word or two, such as teapot.")
+        out = workspace.new(title)
+        words = ["customize", workspace.save_images(title, shown, texts), "--class-name", word.strip(), "--out", out]
+        words += ["--base", base, *(["--config", kind] if kind != OWN_RECIPE else [])]
+        job = queue.add([*words, *(["--steps", int(count)] if count else [])], out)
+        yield {line: said(f"Queued: {job.command}"), chosen: out.name}
+
+    def watched(asked: str, seen: str) -> Shown:
+        rows = overview(queue, workspace.runs())
+        names = [row[0] for row in rows]
+        selected = asked or names[0]
+        folder = workspace.runs().get(selected)
+        progress = folder and journal.read(folder)
+        now = f"{selected} {rows} {len(progress.losses) if progress else 0}"
+        if now == seen:  # nothing new: send nothing
+            yield {known: seen}
+            return
+        where = next((row[2] for row in rows if row[0] == selected), "")
+        shown: dict[Any, Any] = {known: now, state: said(where), chosen: gr.Dropdown(choices=names)}
+        if not asked:  # else a person may have chosen another one meanwhile
+            shown[chosen] = gr.Dropdown(choices=names, value=selected)
+        shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
+        if folder and progress:
+            drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
+            shown[loss] = pd.DataFrame(progress.curve(), columns=["step", "loss"])
+            steps_of = [f"step {int(file.name.split('-')[1])}" for file in drawn]
+            shown[samples] = [(parts.enlarged(read_image(file)), step) for file, step in zip(drawn, steps_of)]
+        yield shown
+
+    def stopped(selected: str) -> Shown:
+        queue.stop_run(workspace.shown / selected)
+        yield {state: said(f"{selected} stops after its step, with a checkpoint.")}
+
+    def resumed(selected: str) -> Shown:
+        out = workspace.run(selected)
+        progress = journal.read(out)
+        if progress is None or progress.state != "stopped":
+            raise UserError(f"{selected} is not a stopped run: there is nothing to resume.")
+        words = ["customize", "--config", out / "config.yaml"]
+        workspace.refuse_outside(selected, words)
+        queue.add(words, out)
+        yield {state: said(f"{selected} goes on.")}
+
+    def in_table(event: gr.SelectData) -> str:
+        return event.row_value[0]
+
+    report, quiet = parts.reporting, parts.QUIET
+    files.upload(report(line, taken), [files, subject], [uploads, captions, line], **quiet)
+    files.clear(lambda: ([], []), None, [uploads, captions], **quiet)
+    example.click(report(line, example_taken), None, [uploads, captions, subject, line], **quiet)
+    subject.blur(report(line, named), [subject, captions, uploads], [captions, uploads, line], **quiet)
+    start.click(report(line, learn), [uploads, captions, subject, name, recipe, steps], [line, chosen], **parts.LIVE)
+    outputs = [table, chosen, known, state, loss, samples]
+    gr.on([gr.Timer(2).tick, chosen.change], report(state, watched), [chosen, known], outputs, **quiet)
+    table.select(in_table, None, chosen, **quiet)
+    stop.click(report(state, stopped), chosen, state, **quiet)
+    resume.click(report(state, resumed), chosen, state, **quiet)
+
+
+def _storing(number: int) -> Any:
+    """A handler that stores the caption of one image."""
+    return lambda texts, text: [*texts[:number], text, *texts[number + 1 :]]

@@ -1,0 +1,153 @@
+"""Look: what an adapter does in one image, atom by atom."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+from PIL import Image
+
+from atomtune.analysis.heatmaps import acting_at, acting_words, overlay
+from atomtune.analysis.influence import difference, largest_changes
+from atomtune.analysis.report import read_names
+from atomtune.dialling import Settings
+from atomtune.easel import Easel
+from atomtune.errors import UserError
+from atomtune.jobs import Queue
+from atomtune.recording import AtomTrace
+from atomtune.showing import AtomMap
+from atomtune.studio import parts
+from atomtune.studio.parts import Shown, said
+from atomtune.tracing import Trace
+from atomtune.workspace import Workspace
+
+STRONGEST = 24
+HEADS = ["Atom", "Share", "Name"]
+
+
+@dataclass(eq=False)
+class Seen:
+    """What one user looks at."""
+
+    run: str
+    asked: tuple[str, int, int]
+    image: Image.Image
+    trace: Trace
+    map: AtomMap
+    names: dict[str, tuple[str, str]]
+
+
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
+    """Build the tab."""
+    run, prompt, seed, steps = parts.subject(workspace)
+    with gr.Row():
+        draw, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
+    line = parts.status()
+    with gr.Row():
+        base = parts.picture("Base")
+        adapted = parts.picture("Adapted: click a place", "Image with the adapter")
+        with gr.Column(min_width=360):
+            table = gr.Dataframe(
+                headers=HEADS, label="Atoms that matter most in this image: click one", interactive=False, wrap=True,
+                max_height=330, datatype="str", column_widths=["28%", "20%", "52%"],
+            )  # fmt: skip
+    gr.Markdown("Layers (rows) × atoms, the darker the more energy in this image: click an atom")
+    whole = parts.picture("", "Map of all atoms")
+    atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as L3[139]")
+    about = gr.HTML(elem_classes="note", padding=False)
+    with gr.Row():
+        heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
+        influence = parts.picture("What it changes: red lighter, blue darker", "Influence of the atom")
+        when = gr.BarPlot(
+            x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
+        )
+    name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")
+    seen, asked_at = gr.State(None, time_to_live=3600), gr.State(0.0)  # when an atom was asked for last
+
+    def look(request: gr.Request, run: str, *given: Any) -> Shown:
+        check, folder = easel.turn(str(request.session_hash)), workspace.run(run)
+        asked = parts.checked(*given)
+        yield {line: said("Drawing with the base …")}
+        yield {base: parts.enlarged(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
+        image, traced = easel.trace(*asked, folder, check)
+        energies = [layer.mean_energy for layer in traced.layers]
+        found = AtomMap.of([layer.dictionary for layer in traced.layers], energies)
+        names, total = read_names(folder), sum(float(energy.sum()) for energy in energies)
+        strongest = {each.address: each.mean_energy / total for each in traced.strongest(STRONGEST)}
+        if not strongest:
+            raise UserError("no atom acts in this image: the adapter leaves it to the base. Try its own subject.")
+        rows = [[each, f"{share:.1%}", names.get(each, ("–",))[0]] for each, share in strongest.items()]
+        acts = f"{traced.alive:,} of {sum(map(len, traced.layers)):,} atoms act, {traced.active_per_token:.1f} a token."
+        yield {
+            adapted: parts.enlarged(image), whole: found.image, table: gr.Dataframe(rows, headers=HEADS),
+            seen: Seen(run, asked, image, traced, found, names), line: said(acts),
+            atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))), asked_at: time.time(),
+        }  # fmt: skip
+
+    def show(request: gr.Request, found: Seen | None, address: str | None) -> Shown:
+        if found is None or not address:
+            return
+        check, one = easel.turn(str(request.session_hash)), found.trace[address]
+        if not isinstance(one, AtomTrace):
+            raise UserError(f"{address!r} is not one atom: give an address such as {found.trace.layers[0].address}[0].")
+        energies = one.mean_energy_by_timestep
+        bars = pd.DataFrame({"timestep": [f"{t:.0f}" for t in energies], "energy": list(energies.values())})
+        acts, places = f"fires at {one.firing_rate:.1%} of the tokens", None
+        try:
+            places = parts.enlarged(overlay(found.image, one.maps(magnitude=True)[0]))
+        except UserError:  # its tokens are not patches of the image
+            words = acting_words(one, easel.replay.pipe, found.asked[0])
+            acts += "; on words, not on places: " + (", ".join(f"{word} {s:.2g}" for word, s in words) or "none here")
+        own, evidence = found.names.get(address, ("no name", ""))
+        yield {
+            heat: places, when: gr.BarPlot(bars, sort=list(bars["timestep"])),
+            about: said(f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"),
+            line: said(f"Drawing without {address} …"),
+        }  # fmt: skip
+        without = easel.draw(*found.asked, workspace.run(found.run), Settings(gains={address: 0.0}), check)
+        most = float(largest_changes(found.image, without).max())
+        yield {
+            influence: parts.enlarged(difference(found.image, without, max(most, 0.01))),
+            line: said(f"Without {address} no pixel changes by more than {most:.1%} of the range from black to white."),
+        }
+
+    def at_place(found: Seen | None, event: gr.SelectData) -> Shown:
+        if found is None:
+            return
+        width, height = parts.enlarged(found.image).size
+        acts = acting_at(found.trace, event.index[0] / width, event.index[1] / height, width / height)
+        if not acts:
+            raise UserError("no atom acts at this place.")
+        addresses = [each.address for each, _ in acts]
+        listed = ", ".join(f"{each.address} ({energy:.2g})" for each, energy in acts)
+        choice = gr.Dropdown(choices=addresses, value=addresses[0])
+        yield {atom: choice, asked_at: time.time(), line: said(f"Here act {listed}.")}
+
+    def in_map(found: Seen | None, event: gr.SelectData) -> Shown:
+        address = found and found.map.address(*event.index)
+        no_atom = {line: said("There is no atom at this place of the map.")}
+        yield {atom: address, asked_at: time.time()} if address else no_atom
+
+    def in_table(event: gr.SelectData) -> tuple[str, float]:
+        return event.row_value[0], time.time()
+
+    def name_atoms(run: str) -> Shown:
+        out = workspace.run(run)
+        words = ["inspect", out, "--top", 4, "--base", easel.base]
+        workspace.refuse_outside(run, words)
+        queue.add(words, out / "report.html")
+        yield {line: said("The names are looked for now, as Learn shows. Draw again when that is finished.")}
+
+    outputs = [base, adapted, whole, table, atom, seen, asked_at, line]
+    inputs = [run, prompt, seed, steps]
+    gr.on([draw.click, prompt.submit], parts.reporting(line, look), inputs, outputs, **parts.LIVE)
+    details = [heat, influence, when, about, line]
+    gr.on([atom.input, asked_at.change], parts.reporting(line, show), [seen, atom], details, **parts.LIVE)
+    adapted.select(parts.reporting(line, at_place), seen, [atom, asked_at, line], **parts.QUIET)
+    whole.select(parts.reporting(line, in_map), seen, [atom, asked_at, line], **parts.QUIET)
+    table.select(in_table, None, [atom, asked_at], **parts.QUIET)
+    name.click(parts.reporting(line, name_atoms), run, line, **parts.QUIET)
+    parts.stopping(stop, easel, line)

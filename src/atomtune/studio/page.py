@@ -1,0 +1,57 @@
+"""The page: one tab for each thing to do."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from atomtune.easel import Easel
+from atomtune.jobs import Queue
+from atomtune.studio import compare, edit, learn, look, merge, parts, steer
+from atomtune.workspace import Workspace
+
+SANS = ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
+MONO = ["ui-monospace", "Consolas", "Menlo", "monospace"]
+STYLE = """
+.gradio-container, .gradio-container > .main { width: 100% !important; max-width: 1440px !important; }
+.gradio-container { margin: 0 auto !important; }
+.status p, .note p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
+.status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
+footer { display: none !important; }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """With the fonts of the computer, so that nothing is fetched, and colours that can be read."""
+    return gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="teal", secondary_hue="teal").set(
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
+    )  # fmt: skip
+
+
+def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
+    """All tabs."""
+    with gr.Blocks(
+        title="atomtune studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    ) as blocks:
+        with gr.Tabs():
+            with gr.Tab("Look", id="look"):
+                look.tab(easel, workspace, queue)
+            with gr.Tab("Steer", id="steer"):
+                opening = steer.tab(easel, workspace, queue)
+            with gr.Tab("Learn", id="learn"):
+                learn.tab(easel.base, workspace, queue)
+            with gr.Tab("Edit", id="edit"):
+                edit.tab(easel.base, workspace, queue)
+            with gr.Tab("Merge", id="merge"):
+                merge.tab(easel, workspace, queue)
+            with gr.Tab("Compare", id="compare"):
+                compare.tab(easel.base, workspace, queue)
+
+        def left(request: gr.Request) -> None:
+            easel.leave(str(request.session_hash))
+
+        blocks.load(*opening, **parts.QUIET)
+        blocks.unload(left)
+    return blocks

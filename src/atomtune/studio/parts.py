@@ -1,0 +1,106 @@
+"""What the tabs share: how a handler reports errors and is stopped, and the controls that several of them have."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from atomtune.easel import Easel, Stopped
+from atomtune.errors import UserError, check_seed
+from atomtune.workspace import Workspace
+
+DRAFT = 5
+"""Sampling steps of a draft."""
+SHOWN = 512
+"""Pixels, the least width of an image on the page: moji's have 64."""
+Shown = Iterator[dict[Any, Any]]
+"""What a handler yields: {component: value}."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
+slider = functools.partial(gr.Slider, buttons=[])  # without a button that returns to what is no default of an adapter
+LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
+
+
+def status() -> gr.HTML:
+    """A line that says what happens, or what was wrong, to screen readers too."""
+    return gr.HTML(said(""), elem_classes="status", padding=False)
+
+
+def said(sentence: str, wrong: bool = False) -> str:
+    """The content of a `status`."""
+    return f'<p role="status" class="{"wrong" if wrong else "right"}">{html.escape(sentence)}</p>'
+
+
+def reporting(line: gr.HTML, handler: Callable[..., Shown]) -> Callable[..., Shown]:
+    """The handler, with its mistakes as a sentence in `line`."""
+
+    @functools.wraps(handler)
+    def reported(*args: Any) -> Shown:
+        try:
+            yield from handler(*args)
+        except UserError as error:
+            yield {line: said(f"{str(error)[:1].upper()}{str(error)[1:]}", wrong=True)}
+        except Stopped:
+            return
+
+    return reported
+
+
+def stopping(button: gr.Button, easel: Easel, line: gr.HTML) -> None:
+    """Let a button stop the drawing of the user who presses it."""
+
+    def stop(request: gr.Request) -> str:
+        easel.stop(str(request.session_hash))
+        return said("Stopped.")
+
+    button.click(stop, None, line, **QUIET)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """The image at `SHOWN` pixels or more."""
+    factor = max(1, SHOWN // image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+
+
+def picture(label: str, alt: str = "") -> gr.Image:
+    """An image that is only shown."""
+    buttons: list[Any] = ["download", "fullscreen"]
+    name = {"label": label or alt, "show_label": bool(label), "alt_text": alt or label}
+    return gr.Image(**name, type="pil", format="png", interactive=False, buttons=buttons)
+
+
+def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
+    """Let a list be up to date when a person opens it."""
+    chooser.focus(lambda: gr.Dropdown(choices=choices()), None, chooser, **QUIET)
+
+
+def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider]:
+    """Controls for an adapter, a prompt, a seed and a number of steps."""
+
+    def first_prompt(name: str) -> str:
+        try:
+            return next(iter(workspace.info(name).prompts(1)), "")
+        except UserError:  # said when it is drawn
+            return ""
+
+    with gr.Row():
+        run = gr.Dropdown(workspace.adapters(), value=workspace.adapters()[0], label="Adapter", scale=2)
+        prompt = gr.Textbox(first_prompt(workspace.adapters()[0]), label="Prompt", scale=4, max_lines=2)
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
+        steps = slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
+    refreshing(run, workspace.adapters)
+    run.input(first_prompt, run, prompt, **QUIET)
+    return run, prompt, seed, steps
+
+
+def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:
+    """What was typed. Raises `UserError`."""
+    check_seed(seed)
+    if not prompt.strip():
+        raise UserError("the prompt is empty: say what to draw.")
+    return prompt.strip(), int(seed), int(steps)

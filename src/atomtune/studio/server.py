@@ -1,0 +1,44 @@
+"""The server: on this computer only, for its own page only."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from atomtune.jobs import Queue
+from atomtune.origins import HOST, OwnOriginOnly
+from atomtune.workspace import LARGEST, Workspace
+
+
+def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
+    """Open the studio at http://127.0.0.1:PORT, until Ctrl-C. Raises `UserError`."""
+    workspace = Workspace(folder, runs)
+    # read when gradio is imported
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(workspace.cache)}
+    from starlette.middleware import Middleware
+
+    from atomtune.easel import Easel
+    from atomtune.studio.page import STYLE, page, theme
+
+    queue = Queue(workspace.jobs)
+    blocks = page(Easel(base), workspace, queue)
+    options: dict[str, Any] = {"middleware": [Middleware(OwnOriginOnly, port=port)]}
+    blocks.queue(api_open=False).launch(
+        server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=LARGEST,
+        allowed_paths=[], footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+        mcp_server=False, app_kwargs=options, theme=theme(), css=STYLE,
+    )  # fmt: skip
+    threading.Thread(target=_advance, args=(queue,), daemon=True).start()
+    print(f"The studio is at http://{HOST}:{port} (Ctrl-C ends it; jobs go on).", flush=True)
+    blocks.block_thread()
+
+
+def _advance(queue: Queue) -> None:
+    """Start jobs as others end, as long as the studio runs."""
+    while True:
+        queue.advance()
+        time.sleep(1)
