@@ -23,10 +23,11 @@ from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import clear_backgrounds
+from atomtune.sizes import GivenSize
 from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.data import read_image, square, to_tensor
+from atomtune.training.data import fitted, read_image, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, replaced, until_reached
 
@@ -66,7 +67,7 @@ def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents
     return Latents(torch.cat(means), torch.cat(stds))
 
 
-def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
+def condition(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize, **options: Any) -> Conditioning:
     """The arguments with which the pipeline calls its denoiser for a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
 
@@ -94,12 +95,12 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
     return {name: arguments[name] for name in others if name not in (family.time, "return_dict")}
 
 
-def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Conditioning:
+def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: GivenSize) -> Conditioning:
     """The conditioning of one caption, without guidance."""
     return condition(pipe, caption, resolution, **family_of(pipe).unguided)
 
 
-def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> dict[str, Any]:
+def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -> dict[str, Any]:
     """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt with its default
     guidance.
 
@@ -138,7 +139,7 @@ def objective_of(pipe: DiffusionPipeline, snr_gamma: float | None = None) -> Obj
     return objective_for(pipe.scheduler, snr_gamma, family_of(pipe).density)
 
 
-def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: int) -> None:
+def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: GivenSize) -> None:
     """Raise `UserError` unless training agrees with how the pipeline draws `prompt`, for which `encode_prompt` gave
     `answer`. In float32 on every base: the sampler would amplify the rounding of half precision."""
     with replayed(pipe, cast(answer, torch.float32)):
@@ -232,7 +233,7 @@ class Cache:
 def encode(
     pipe: DiffusionPipeline,
     config: CustomizeConfig,
-    resolution: int,
+    resolution: GivenSize,
     images: list[Image.Image],
     sides: list[int],
     captions: list[str],
@@ -269,7 +270,7 @@ def encode(
     return cache
 
 
-def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
+def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator) -> list:
     """Images of the class, drawn by the base; those that an earlier start drew are kept."""
     files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
     for index, file in enumerate(files):
@@ -278,4 +279,4 @@ def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: int, a
             manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
     accelerator.wait_for_everyone()
-    return [square(read_image(file), resolution) for file in files]
+    return [fitted(read_image(file), resolution) for file in files]

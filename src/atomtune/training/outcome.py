@@ -94,7 +94,8 @@ def _small(image: Image.Image) -> Image.Image:
 def next_command(config: CustomizeConfig, backgrounds: Sequence[str]) -> str:
     """A command that draws what was learnt, where possible with a prompt that the samples did not show."""
     prompt = config.prompts(backgrounds)[-1]
-    return command_line("generate", config.out, "--prompt", prompt, "--num", 4)
+    size = [] if config.resolution is None else ["--resolution", config.resolution]
+    return command_line("generate", config.out, "--prompt", prompt, "--num", 4, *size)
 
 
 def told(summary: dict[str, Any], out: Path) -> list[str]:

@@ -87,7 +87,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     images, sides = [], []
     for file in examples:
         image = data.read_image(file)
-        images.append(data.square(image, resolution))
+        images.append(data.fitted(image, resolution))
         sides.append(min(image.size))
     content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
         "processes": processes

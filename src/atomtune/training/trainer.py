@@ -15,6 +15,7 @@ from atomtune import bases, manifest, sampling
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
+from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.training import checkpoints, encoding, outcome
 from atomtune.training.card import model_card
@@ -40,7 +41,7 @@ class Trainer(Steps):
         accelerator: Accelerator,
         pipe: DiffusionPipeline,
         autoencoder: type[torch.nn.Module],
-        resolution: int,
+        resolution: Size,
         cache: encoding.Cache,
         others: Others | None = None,
     ):
@@ -162,7 +163,7 @@ class Trainer(Steps):
             "token": config.token,
             "class_name": config.class_name,
             "images": len(self.cache.conditionings),
-            "resolution": self.resolution,
+            "resolution": self.resolution.plain,
             **bases.precision_and_device(self.pipe),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
