@@ -52,9 +52,9 @@ def generate(
 ) -> list[Drawing]:
     """Draw `num` images of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` are the pipeline's own when not given. A resolution is a number of pixels,
-    or "1024x768", width first (None is recorded for a base that does not define its size). `negative_prompt` is what no
-    image should show; it works only with guidance.
+    `steps`, `guidance_scale` and `resolution` are the pipeline's own when not given. A resolution is a number of
+    pixels, or "1024x768", width first (None is recorded for a base that does not define its size). `negative_prompt` is
+    what no image should show; it works only with guidance.
     Raises `UserError` for impossible settings. `draw` does the same and yields each batch as soon as it is drawn.
     """
     planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
