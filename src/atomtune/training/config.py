@@ -155,6 +155,10 @@ class CustomizeConfig:
     resolution: Resolution | None = None
     """Size of the training images in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by
     default)."""
+    aspect_ratio_buckets: bool = False
+    """Scale and crop each image to the size, of about the area of the resolution, that is most like its own shape,
+    instead of all to one size. A batch holds images of one size. SDXL is told original sizes and crops. Off, because
+    few bases draw shapes that they were not trained on: moji draws squares alone."""
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"

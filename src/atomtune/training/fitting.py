@@ -54,7 +54,7 @@ def evenness(image: Image.Image) -> float:
 
 
 @torch.no_grad()
-def lost(pipe: Any, images: Sequence[Image.Image], latents: Float[Tensor, "n channels height width"]) -> float:
+def lost(pipe: Any, images: Sequence[Image.Image], latents: Any) -> float:
     """Share of the images' variance that the base's autoencoder does not give back, of the first `LOOKED_AT` images."""
     vae, shares, autoencoding = pipe.vae, [], family_of(pipe).autoencoding
     device = getattr(pipe, "_execution_device", vae.device)
@@ -70,7 +70,7 @@ def misfits(
     base: str,
     sides: Sequence[int],
     images: Sequence[Image.Image],
-    latents: Float[Tensor, "n channels height width"],
+    latents: Float[Tensor, "n channels height width"] | list[Tensor],
 ) -> list[str]:
     """What makes the images hard to learn for this base: a sentence each, and none if they fit.
 
@@ -78,7 +78,7 @@ def misfits(
     and `latents` are theirs, as the denoiser gets them.
     """
     found, size, count = [], Size(*images[0].size), len(images)
-    if small := [side for side in sides if side * BLOWN_UP < min(size.shape)]:
+    if small := [side for side, image in zip(sides, images, strict=True) if side * BLOWN_UP < min(image.size)]:
         of = f"{len(small)} of the {count} images" if count > 1 else "the image"
         is_blown, looks = ("are", "look") if len(small) > 1 else ("is", "looks")
         found.append(

@@ -43,7 +43,7 @@ class Trainer(Steps):
         autoencoder: type[torch.nn.Module],
         resolution: Size,
         cache: encoding.Cache,
-        others: Others | None = None,
+        others: dict[Size, Others] | None = None,
     ):
         self.autoencoder, self.resolution = autoencoder, resolution
         self.folder = config.out / "checkpoints"
