@@ -260,7 +260,8 @@ def encode(
     """Encode everything that a run will need, then free the memory of the encoders.
 
     `originals` are the widths and heights of the images as they were given. Each part is on the accelerator while it
-    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see `observed`).
+    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see
+    `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":
