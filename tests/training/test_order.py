@@ -19,7 +19,7 @@ def shuffled(count: int, epoch: int) -> list[int]:
 @given(st.integers(1, 12), st.integers(1, 5))
 def test_one_bucket_is_one_image_after_the_other(count, batch_size):
     order = functools.partial(shuffled, count)
-    stream = [image for epoch in range(30) for image in order(epoch)]
+    stream = [image for epoch in range(12 * batch_size) for image in order(epoch)]
     for number in range(12):
         expected = stream[number * batch_size : (number + 1) * batch_size]
         assert batch(number, [0] * count, batch_size, order) == expected
