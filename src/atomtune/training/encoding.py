@@ -23,7 +23,7 @@ from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import clear_backgrounds
-from atomtune.sizes import GivenSize
+from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
 from atomtune.training.buckets import crop_corner
