@@ -17,13 +17,14 @@ from atomtune.bases import (
     native_resolution,
     resolution_for,
 )
+from atomtune.sizes import Size
 from tests.tiny_pixart import adapted, draw, tiny_pixart
 
 
 def test_a_base_that_does_not_say_its_size_is_left_to_its_own():
     from tests.training.tiny_others import flux, z_image
 
-    assert native_resolution(flux()) == 1024  # the pipeline says it where the denoiser does not
+    assert native_resolution(flux()) == Size(1024, 1024)  # the pipeline says it where the denoiser does not
     pipe = z_image()
     with pytest.raises(
         UserError, match="ZImagePipeline does not define the size of its images: give a resolution in pixels"
@@ -43,7 +44,7 @@ def test_films_are_refused(base):
 
 def test_a_base_from_a_folder(base):
     pipe = load_base(base)
-    assert native_resolution(pipe) == 64
+    assert native_resolution(pipe) == Size(64, 64)
     assert call_options(pipe)["use_resolution_binning"] is False
     assert draw(pipe).shape == (1, 3, 64, 64)
     assert load_base(base, torch.bfloat16).transformer.dtype == torch.bfloat16
@@ -84,11 +85,16 @@ def test_a_pipeline_without_a_denoiser_is_refused():
 def test_a_resolution_is_a_multiple_of_what_a_token_covers():
     pipe = tiny_pixart()
     each = pipe.vae_scale_factor * pipe.transformer.config.patch_size
-    assert resolution_for(pipe, 3 * each) == 3 * each and resolution_for(pipe, None) == native_resolution(pipe)
+    assert resolution_for(pipe, 3 * each) == Size(3 * each, 3 * each) and resolution_for(
+        pipe, None
+    ) == native_resolution(pipe)
     with pytest.raises(
         UserError, match=rf"must be a multiple of {each} with this base, got {3 * each + 1}: try {3 * each}\."
     ):
         resolution_for(pipe, 3 * each + 1)
+    assert resolution_for(pipe, f"{4 * each}x{3 * each}").shape == (3 * each, 4 * each)
+    with pytest.raises(UserError, match=rf"a multiple of {each} with this base, got 100x64: try 96x64\."):
+        resolution_for(pipe, "100x64")
     pipe.image_processor.register_to_config(vae_scale_factor=4 * each)  # as of a base that packs its latents
     with pytest.raises(UserError, match=f"must be a multiple of {4 * each}"):
         resolution_for(pipe, 3 * each)

@@ -10,7 +10,7 @@ from PIL import Image
 import atomtune
 from atomtune import manifest, sampling
 from atomtune.metrics import drift, load_clip, load_dino, vendi
-from atomtune.training.data import square
+from atomtune.training.data import fitted
 from tests.metrics.tiny_models import write_clip, write_dino
 
 METRICS = ("clip", "dino", "vendi", "drift", "pres", "div")
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_images_that_were_drawn(base, runs, models, ima
     assert found == json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     scores = found["scores"]
     clip, dino = load_clip(models["clip"]), load_dino(models["dino"])
-    learnt = [square(sampling.read_image(file), 64) for file in sorted(images.iterdir())]
+    learnt = [fitted(sampling.read_image(file), 64) for file in sorted(images.iterdir())]
 
     def drawn(*places):
         files = sorted(tmp_path.joinpath("images", *places).glob("*.png"))

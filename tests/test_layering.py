@@ -25,7 +25,7 @@ LAYERS = [
     {"method"},
 ]
 HEIGHT = {piece: -depth for depth, pieces in enumerate(LAYERS) for piece in pieces}
-BASEMENT = {"addresses", "devices", "errors", "files", "manifest", "parsing", "shell", "shipped"}
+BASEMENT = {"addresses", "devices", "errors", "files", "manifest", "parsing", "shell", "shipped", "sizes"}
 
 
 def imports(module: str) -> set[str]:

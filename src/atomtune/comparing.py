@@ -24,9 +24,10 @@ from atomtune.metrics.drift import other_prompts
 from atomtune.metrics.models import CLIP, DINO
 from atomtune.metrics.scores import changes, load_models, rounded, scores
 from atomtune.prompts import without_tokens
+from atomtune.sizes import GivenSize, Size
 from atomtune.storage import folders, runs
 from atomtune.storage.metadata import WEIGHTS_FILE, atoms_in
-from atomtune.training.data import image_files, read_image, square
+from atomtune.training.data import fitted, image_files, read_image
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -52,7 +53,7 @@ def compare(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     base: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
@@ -106,7 +107,8 @@ def compare(
     _warn_of_missing(metrics, photos, class_name)
     rows: dict[str, list[Image.Image]] = {}
     references: list[Image.Image] = []
-    drawing = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "resolution": resolution}
+    drawing = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+    drawing["resolution"] = None if resolution is None else Size.of(resolution).plain
     found: dict[str, Any] = {}
     untouched: dict[str, list[Image.Image]] = {}
     pipe: Any = None
@@ -117,7 +119,7 @@ def compare(
         adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
         drawn = _drawn(out, label, pipe, adapter, prompts, num=num, **drawing)
         rows[label] = drawn[::num]
-        references = references or [square(photo, drawn[0].width) for photo in photos]
+        references = references or [fitted(photo, Size(*drawn[0].size)) for photo in photos]
         numbers |= scores(models, metrics, drawn, plain, num, references)
         if {"drift", "pres", "div"} & {*metrics}:
             others = {

@@ -31,7 +31,7 @@ from atomtune.metrics.scores import load_models
 from atomtune.steering import AtomBoard, board
 from atomtune.storage import folders
 from atomtune.training import configure, customize
-from atomtune.training.data import read_image, square
+from atomtune.training.data import fitted, read_image
 from atomtune.training.recipes import ONE_IMAGE, recipe_for
 
 PRESET = "preset.json"
@@ -154,7 +154,7 @@ def edit(
     customize(config)
 
     pipe = bases.load_base(base, dtype, device)
-    source = square(read_image(image), bases.native_resolution(pipe))
+    source = fitted(read_image(image), bases.resolution_for(pipe, config.resolution))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}
     asked = {

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from atomtune.bases import base_hash, call_options, denoiser, fingerprint, precision_and_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import atomic_file, expanded, file_hash
+from atomtune.sizes import GivenSize, Size
 from atomtune.storage.folders import adapter_folder
 
 if TYPE_CHECKING:
@@ -46,13 +47,14 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 8,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     negative_prompt: str | None = None,
 ) -> list[Drawing]:
     """Draw `num` images of each prompt, prompt by prompt, with seeds seed, seed + 1, ...
 
-    `steps`, `guidance_scale` and `resolution` (pixels) are the pipeline's own when not given (None is recorded for a
-    base that does not define its size). `negative_prompt` is what no image should show; it works only with guidance.
+    `steps`, `guidance_scale` and `resolution` are the pipeline's own when not given. A resolution is a number of
+    pixels, or "1024x768", width first (None is recorded for a base that does not define its size). `negative_prompt` is
+    what no image should show; it works only with guidance.
     Raises `UserError` for impossible settings. `draw` does the same and yields each batch as soon as it is drawn.
     """
     planned = plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
@@ -66,7 +68,7 @@ def plan(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     negative_prompt: str | None = None,
 ) -> list[dict[str, Any]]:
     """The settings of each image that `generate` draws, in order, with everything that `draw` needs."""
@@ -78,7 +80,8 @@ def plan(
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
     check_seed(seed, num)
-    size = call_options(pipe, resolution).get("height")
+    options = call_options(pipe, resolution)
+    size = Size(options["width"], options["height"]).plain if "height" in options else None
     common = {"steps": steps, "guidance_scale": guidance_scale, "resolution": size}
     if negative_prompt is not None:
         _refuse_idle(pipe, guidance_scale)
@@ -243,25 +246,31 @@ def is_drawn(file: str | Path, settings: dict[str, Any]) -> bool:
 def grid(
     rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str] = ()
 ) -> Image.Image:
-    """One white sheet: a row of images for each label on the left, with `column_labels` above, wrapped to fit."""
+    """One white sheet: a row of images for each label on the left, with `column_labels` above, wrapped to fit.
+
+    Each image keeps its proportions, in a cell as wide and as high as the widest and the highest of all.
+    """
     font = ImageFont.load_default(_TEXT)
-    cell = max(_CELL, *(image.width for row in rows for image in row))
+    images = [image for row in rows for image in row]
+    cell = max(_CELL, *(image.width for image in images))
+    high = max(round(image.height * min(cell / image.width, cell / image.height)) for image in images)
     left = 12 + max(int(font.getlength(line)) for label in row_labels for line in _wrap(label, font, cell))
     heads = [_wrap(label, font, cell) for label in column_labels]
     top = 8 + _TEXT * 5 // 4 * max((len(lines) for lines in heads), default=0)
     gap = 4
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (left + columns * (cell + gap), top + len(rows) * (cell + gap)), "white")
+    sheet = Image.new("RGB", (left + columns * (cell + gap), top + len(rows) * (high + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(heads):
         draw.multiline_text((left + column * (cell + gap), 2), "\n".join(lines), "black", font)
     for r, (row, label) in enumerate(zip(rows, row_labels)):
-        y = top + r * (cell + gap)
+        y = top + r * (high + gap)
         draw.multiline_text((2, y + 2), "\n".join(_wrap(label, font, cell)), "black", font)
         for column, image in enumerate(row):
-            sheet.paste(
-                image.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC), (left + column * (cell + gap), y)
-            )
+            scale = min(cell / image.width, cell / image.height)
+            shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            place = (left + column * (cell + gap) + (cell - shape[0]) // 2, y + (high - shape[1]) // 2)
+            sheet.paste(image.convert("RGB").resize(shape, Image.Resampling.BICUBIC), place)
     return sheet
 
 

@@ -37,7 +37,7 @@ def png_header(width: int, height: int) -> bytes:
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), resolution=st.sampled_from([8, 32, 64]))
 def test_any_size_becomes_a_square_of_rgb(width, height, resolution):
-    image = data.square(Image.new("RGB", (width, height), (255, 0, 128)), resolution)
+    image = data.fitted(Image.new("RGB", (width, height), (255, 0, 128)), resolution)
     tensor = data.to_tensor(image)
     assert tensor.shape == (3, resolution, resolution)
     torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([1.0, -1.0, 128 / 127.5 - 1]))
@@ -46,7 +46,7 @@ def test_any_size_becomes_a_square_of_rgb(width, height, resolution):
 def test_the_crop_is_central_and_keeps_proportions():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 255  # a white square in the middle of a black strip
-    assert np.asarray(data.square(Image.fromarray(image), 40)).min() == 255
+    assert np.asarray(data.fitted(Image.fromarray(image), 40)).min() == 255
 
 
 def test_exif_rotation_is_undone(tmp_path):

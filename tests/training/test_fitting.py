@@ -66,7 +66,7 @@ def moji():
 
 
 def told(pipe, images: list[Image.Image], base: str = "moji", resolution: int = 64) -> list[str]:
-    squares = [data.square(image, resolution) for image in images]
+    squares = [data.fitted(image, resolution) for image in images]
     sides = [min(image.size) for image in images]
     return misfits(pipe, base, sides, squares, encoding.encode_images(pipe, squares).mean)
 
@@ -83,7 +83,7 @@ def test_photographs_on_a_base_of_flat_drawings_are_told_in_one_sentence(moji, k
 @pytest.mark.parametrize("kind", [emoji, flat_drawings])
 def test_drawings_fit_it(moji, kind):
     assert told(moji, kind()) == []
-    assert min(evenness(data.square(image, 64)) for image in kind()) > fitting.EVEN
+    assert min(evenness(data.fitted(image, 64)) for image in kind()) > fitting.EVEN
 
 
 def test_photographs_on_any_other_base_are_what_it_may_well_draw(moji):
@@ -108,7 +108,7 @@ def test_an_image_of_one_colour_is_not_lost_although_it_has_no_variance(moji, co
 
 
 def test_what_the_autoencoder_loses_is_the_error_over_the_variance(moji):
-    image = data.square(photographs()[0], 64)
+    image = data.fitted(photographs()[0], 64)
     latents = encoding.encode_images(moji, [image]).mean
     x = data.to_tensor(image).double()
     with torch.no_grad():

@@ -29,7 +29,7 @@ TEAPOTS = IMAGES / "teapot"
 def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, base, images, tmp_path):
     summary = run(learning_rate=0.05, steps=6)
     pipe = load_base(base)
-    squares = [data.square(data.read_image(file), 64) for file in sorted(images.iterdir())]
+    squares = [data.fitted(data.read_image(file), 64) for file in sorted(images.iterdir())]
     latents, conditioning = encoding.encode_images(pipe, squares), encoding.encode_caption(pipe, "a sks dog", 64)
     generator = steps._generator(0, steps.HELD)
     drawn = latents.draw([0, 1, 2] * 8, generator)

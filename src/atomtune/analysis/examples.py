@@ -21,6 +21,7 @@ from torch import Tensor
 from atomtune import bases
 from atomtune.bases.families import family_of
 from atomtune.errors import check_seed
+from atomtune.sizes import GivenSize
 from atomtune.training import data, encoding
 from atomtune.training.objectives import Noised, prediction_loss
 
@@ -60,7 +61,7 @@ def training_examples(
     caption: str,
     draws: int = 4,
     seed: int = 0,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
 ) -> Examples:
     """Every image of a folder, `draws` times, each with noise and a timestep of its own.
 
@@ -75,7 +76,7 @@ def training_examples(
     words = next(iter(found.values()))
     answer, objective = encoding.encode_prompt(pipe, words, size), encoding.objective_of(pipe)
     encoding.check(pipe, objective, words, answer, size)
-    latents = encoding.encode_images(pipe, [data.square(data.read_image(file), size) for file in found])
+    latents = encoding.encode_images(pipe, [data.fitted(data.read_image(file), size) for file in found])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
     drawn = latents.draw(list(range(len(found))) * draws, generator)
     noised = objective.add_noise(drawn, generator)

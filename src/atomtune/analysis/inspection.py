@@ -32,6 +32,7 @@ from atomtune.bases import MOJI, denoiser
 from atomtune.metrics import drift, load_judge, other_prompts
 from atomtune.recording import AtomTrace
 from atomtune.sampling import Drawing, generate
+from atomtune.sizes import GivenSize
 from atomtune.steering import AtomBoard, board
 from atomtune.tracing import Trace, trace
 
@@ -67,7 +68,7 @@ def inspect(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     batch_size: int = 8,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Inspection:

@@ -18,6 +18,7 @@ from PIL import Image
 from atomtune import bases
 from atomtune.analysis.examples import training_examples
 from atomtune.errors import UserError
+from atomtune.sizes import GivenSize
 from atomtune.training import data
 from atomtune.training.outcome import LITTLE_FIDELITY, learnt_little
 
@@ -134,7 +135,7 @@ def _judged(
     return numbers
 
 
-def _losses(pipe: DiffusionPipeline, images: Path, caption: str, resolution: int | None) -> dict[str, float]:
+def _losses(pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None) -> dict[str, float]:
     """The mean training loss without and with the adapter."""
     examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from atomtune import bases, sampling
 from atomtune.analysis.examples import Examples, training_examples
 from atomtune.atoms import Layer
+from atomtune.sizes import GivenSize
 from atomtune.steering import AtomBoard, board
 from atomtune.training import data
 
@@ -39,7 +40,9 @@ class Likeness:
     `images` and `caption` are those of its run, see `training_examples`. Raises `UserError` if they cannot be read.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, images: Path, caption: str, resolution: int | None = None) -> None:
+    def __init__(
+        self, pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None = None
+    ) -> None:
         judged = pipe.name_or_path == bases.MOJI
         self.quality = _fidelity(images, caption) if judged else _loss(pipe, images, caption, resolution)
         self.whole = self.quality(pipe)
@@ -105,7 +108,7 @@ def _fidelity(images: Path, caption: str) -> Callable[[DiffusionPipeline], float
 
 
 def _loss(
-    pipe: DiffusionPipeline, images: Path, caption: str, resolution: int | None
+    pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None
 ) -> Callable[[DiffusionPipeline], float]:
     examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution)
     noised, conditionings = examples.noised, examples.conditionings  # without the pipeline, which may be closed

@@ -19,6 +19,7 @@ from atomtune.bases import denoiser
 from atomtune.errors import UserError
 from atomtune.recording import LayerTrace
 from atomtune.sampling import Drawing, generate
+from atomtune.sizes import GivenSize
 from atomtune.tracing import Trace, trace
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def watch(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     batch_size: int = 8,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Watched:

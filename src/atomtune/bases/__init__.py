@@ -14,6 +14,7 @@ from atomtune.bases.opening import (
     resolution_for,
     same_weights,
     set_denoiser,
+    side_multiple,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "resolution_for",
     "same_weights",
     "set_denoiser",
+    "side_multiple",
 ]

@@ -19,6 +19,7 @@ import torch
 
 from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
+from atomtune.sizes import GivenSize, Size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,8 +114,8 @@ def _denoiser_name(pipe: DiffusionPipeline) -> str:
     raise UserError(f"{type(pipe).__name__} has neither a transformer nor a unet: there is nothing to adapt.")
 
 
-def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Height and width, in pixels, of the images that the base draws by default. Raises `UserError` if the base does
+def native_resolution(pipe: DiffusionPipeline) -> Size:
+    """The size of the images that the base draws by default. Raises `UserError` if the base does
     not define it."""
     size = _default_resolution(pipe)
     if size is None:
@@ -122,12 +123,13 @@ def native_resolution(pipe: DiffusionPipeline) -> int:
     return size
 
 
-def _default_resolution(pipe: Any) -> int | None:
+def _default_resolution(pipe: Any) -> Size | None:
     size = denoiser(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if size is None or factor is None:
         return None
-    return (size if isinstance(size, int) else size[0]) * factor
+    height, width = (size, size) if isinstance(size, int) else size
+    return Size(width * factor, height * factor)
 
 
 def _refuse_video(pipe: DiffusionPipeline) -> None:
@@ -135,29 +137,33 @@ def _refuse_video(pipe: DiffusionPipeline) -> None:
         raise UserError(f"{type(pipe).__name__} draws videos, not images: choose another base.")
 
 
-def resolution_for(pipe: DiffusionPipeline, resolution: int | None) -> int:
-    """Height and width in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the
-    base cannot draw.
-
-    A side must be a multiple of the pixels of one token of the denoiser. (Pipelines that pack 2 × 2 latents into a
-    token show this in the factor of their image processor.)
+def resolution_for(pipe: DiffusionPipeline, resolution: GivenSize | None = None) -> Size:
+    """Width and height in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the
+    base cannot draw: each side must be a multiple of `side_multiple`.
     """
     _refuse_video(pipe)
     if resolution is None:
         return native_resolution(pipe)
+    size, multiple = Size.of(resolution), side_multiple(pipe)
+    if any(side < multiple or side % multiple for side in size.shape):
+        near = Size(*(max(1, round(side / multiple)) * multiple for side in (size.width, size.height)))
+        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")
+    return size
+
+
+def side_multiple(pipe: DiffusionPipeline) -> int:
+    """The pixels on a side of one token of the denoiser, of which each side of an image is a multiple. (Pipelines that
+    pack 2 × 2 latents into a token show this in the factor of their image processor.)"""
     patch = getattr(denoiser(pipe).config, "patch_size", None)
     multiple = getattr(pipe, "vae_scale_factor", 1) * (patch if isinstance(patch, int) else 1)
     processor: Any = getattr(pipe, "image_processor", None)
     if processor is not None:
         multiple = math.lcm(multiple, processor.config.vae_scale_factor)
-    if resolution < multiple or resolution % multiple:
-        near = max(1, round(resolution / multiple)) * multiple
-        raise UserError(f"resolution must be a multiple of {multiple} with this base, got {resolution}: try {near}.")
-    return resolution
+    return multiple
 
 
-def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict[str, Any]:
-    """Arguments for drawing square images; for everything else the pipeline's own defaults hold, and also for the
+def call_options(pipe: DiffusionPipeline, resolution: GivenSize | None = None) -> dict[str, Any]:
+    """Arguments for drawing images of a size; for everything else the pipeline's own defaults hold, and also for the
     size if the base does not define it.
 
     Raises `UserError` for a resolution that the base cannot draw, and for a pipeline that does not draw images.
@@ -166,7 +172,7 @@ def call_options(pipe: DiffusionPipeline, resolution: int | None = None) -> dict
     options: dict[str, Any] = {}
     if resolution is not None or _default_resolution(pipe) is not None:
         size = resolution_for(pipe, resolution)
-        options |= {"height": size, "width": size}
+        options |= {"height": size.height, "width": size.width}
     accepted = inspect.signature(type(pipe).__call__).parameters
     # PixArt's binning maps a size to one of a list for four known resolutions and refuses every other one.
     if "use_resolution_binning" in accepted:

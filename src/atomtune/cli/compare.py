@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError
 from atomtune.files import read_prompts
+from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ def compare(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     out: Path = Path("runs/compare"),
     clip_model: str | None = None,
     dino_model: str | None = None,
@@ -49,7 +50,7 @@ def compare(
         seed: Seed of the first image of each prompt.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
-        resolution: Height and width in pixels (the base's own by default).
+        resolution: Size in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by default).
         out: Folder for the table and the images.
         clip_model: CLIP, a folder or a hub name (by default openai/clip-vit-large-patch14).
         dino_model: DINOv2, a folder or a hub name (by default facebook/dinov2-base).

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed, counted
 from atomtune.files import read_prompts, refuse_output
+from atomtune.sizes import Resolution
 
 
 def distill(
@@ -24,7 +25,7 @@ def distill(
     tokens: int = 8192,
     seed: int = 0,
     sampling_steps: int | None = None,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     base: Base = DEFAULT_BASE,
 ) -> None:
     """Convert a LoRA into atoms, so that it can be inspected, steered, pruned and merged.
@@ -46,7 +47,7 @@ def distill(
         tokens: Number of input tokens that are kept of each layer: four fifths to train on, one fifth to measure on.
         seed: Seed of the images and of the fit.
         sampling_steps: Denoising steps (the base's own number by default).
-        resolution: Height and width in pixels (the base's own by default).
+        resolution: Size in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by default).
     """
     for flag, value in (("--num-atoms", num_atoms), ("--num", num), ("--steps", steps), ("--tokens", tokens)):
         if value < 1:
@@ -100,7 +101,7 @@ def distill(
     worst = min(layers, key=lambda layer: layer.share)
     options = {"lora": lora, "out": out, "num_atoms": num_atoms, "density": density, "prompt": prompts, "num": num}
     options |= {"steps": steps, "tokens": tokens, "seed": seed, "sampling_steps": sampling_steps}
-    options |= {"resolution": resolution, "base": base.name(info)}
+    options |= {"resolution": resolution and resolution.plain, "base": base.name(info)}
     atoms = sum(dictionary.num_atoms for dictionary in board(pipe).dictionaries)
     numbers = {"base": base.name(info), "method": "atoms", **known, "atoms": atoms, "layers": len(layers)}
     numbers |= {"explained": round(explained, 4), "explained_lowest_layer": round(worst.share, 4)}

@@ -10,6 +10,7 @@ from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed, counted
 from atomtune.files import read_prompts, refuse_output, remove_leftovers
 from atomtune.shell import command_line
+from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
     from atomtune.storage.folders import AdapterInfo
@@ -30,7 +31,7 @@ def generate(
     preset: Path | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     batch_size: int = 8,
     out: Path | None = None,
     base: Base = DEFAULT_BASE,
@@ -55,7 +56,7 @@ def generate(
         preset: JSON of `AtomBoard.save_preset`: gains, dropped atoms, densities, floors, strength by timestep.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
-        resolution: Height and width in pixels (the base's own by default).
+        resolution: Size in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by default).
         batch_size: Images drawn in one batch.
         out: Folder for the images ("generated" in the run by default).
     """

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from atomtune.cli.hardware import DEFAULT_BASE, Base
 from atomtune.errors import UserError, check_seed
 from atomtune.files import read_prompts
+from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
     from atomtune.storage.folders import AdapterInfo
@@ -35,7 +36,7 @@ def inspect(
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     naming_prompts: int = 96,
     batch_size: int = 8,
     base: Base = DEFAULT_BASE,
@@ -55,7 +56,7 @@ def inspect(
         seed: Seed of all images.
         steps: Denoising steps (the base's own number by default).
         guidance_scale: Strength of classifier-free guidance (the base's own by default).
-        resolution: Height and width in pixels (the base's own by default).
+        resolution: Size in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by default).
         naming_prompts: Number of images from which names of atoms are proposed. A name needs 6 images with the word.
         batch_size: Images drawn in one batch.
     """

@@ -31,6 +31,7 @@ from atomtune.files import expanded
 from atomtune.lora import loading
 from atomtune.lora.conversion import lora_to_atoms, refuse_other_than_lora
 from atomtune.method.dictionary import SparseDictionary
+from atomtune.sizes import GivenSize
 from atomtune.storage import folders
 from atomtune.tracing import bare_model
 
@@ -65,7 +66,7 @@ def distill(
     num: int = 2,
     seed: int = 0,
     sampling_steps: int | None = None,
-    resolution: int | None = None,
+    resolution: GivenSize | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Explained]:
     """Replace the LoRA on `model`, the denoiser of `pipe`, by linear atoms; return how much of the LoRA they explain.

@@ -20,6 +20,7 @@ from atomtune.method.coding import atoms_per_token
 from atomtune.method.floor import check_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 from atomtune.prompts import subject_prompts
+from atomtune.sizes import Resolution, Size
 
 LENGTH = ("steps", "epochs")
 """The options for the length of a run. One of them is enough."""
@@ -151,8 +152,13 @@ class CustomizeConfig:
     in a run that is continued to more steps."""
     floor_start: float = 0.5
     """Share of the run after which the floor is measured."""
-    resolution: int | None = None
-    """Height and width of the training images in pixels (the base's own by default)."""
+    resolution: Resolution | None = None
+    """Size of the training images in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by
+    default)."""
+    aspect_ratio_buckets: bool = False
+    """Scale and crop each image to the size, of about the area of the resolution, that is most like its own shape,
+    instead of all to one size. A batch holds images of one size. SDXL is told original sizes and crops. Off, because
+    few bases draw shapes that they were not trained on: moji draws squares alone."""
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
@@ -251,7 +257,7 @@ class CustomizeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
-        plain = {Path: str, tuple: list}
+        plain = {Path: str, tuple: list, Size: lambda size: size.plain}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: next((convert(value) for kind, convert in plain.items() if isinstance(value, kind)), value)
@@ -261,7 +267,7 @@ class CustomizeConfig:
 
 _MINIMA = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "num_atoms": 1, "total_atoms": 1,
-    "rank": 1, "oft_blocks": 1, "num_class_images": 1, "resolution": 8, "checkpoint_every": 1,
+    "rank": 1, "oft_blocks": 1, "num_class_images": 1, "checkpoint_every": 1,
     "checkpoints_total_limit": 1, "measure_every": 1, "sample_every": 0, "lr_warmup_steps": 0, "max_grad_norm": 0,
     "preserve_weight": 0, "prior_loss_weight": 0, "snr_gamma": 0,
     "threshold": 0, "l1": 0, "orthogonality": 0, "density_penalty": 0,
@@ -279,6 +285,8 @@ def convert(name: str, kind: Any, value: Any) -> Any:
         if value not in inner:
             raise UserError(f"{name} must be one of {', '.join(inner)}, got {value!r}.")
         return value
+    if origin is Size:
+        return Size.of(value)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(name, inner[0], item) for item in value)
     if origin is Path and isinstance(value, str | Path):

@@ -1,4 +1,4 @@
-"""Images and captions: a folder in, square RGB images with a caption each out."""
+"""Images and captions: a folder in, RGB images with a caption each out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atomtune.errors import UserError
 from atomtune.files import expanded
+from atomtune.sizes import GivenSize, Size
 from atomtune.training.captions import is_caption, read_captions
 
 logger = logging.getLogger(__name__)
@@ -186,9 +187,10 @@ def _largest(mode: str, values: np.ndarray) -> int:
     )
 
 
-def square(image: Image.Image, resolution: int) -> Image.Image:
-    """Scale the shorter side to `resolution`, keep the proportions, and crop the centre."""
-    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+def fitted(image: Image.Image, size: GivenSize) -> Image.Image:
+    """Scale the image until it covers `size`, keep the proportions, and crop the centre."""
+    size = Size.of(size)
+    return ImageOps.fit(image, (size.width, size.height), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:

@@ -23,10 +23,12 @@ from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
 from atomtune.metrics.pixels import clear_backgrounds
+from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
+from atomtune.training.buckets import crop_corner
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.data import read_image, square, to_tensor
+from atomtune.training.data import fitted, read_image, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, replaced, until_reached
 
@@ -41,14 +43,18 @@ Conditioning = dict[str, Any]
 
 @dataclass
 class Latents:
-    """The autoencoder's output for n images: a Gaussian for each (with std 0 if the autoencoder is not variational)."""
+    """The autoencoder's output for n images: a Gaussian for each (with std 0 if the autoencoder is not variational).
 
-    mean: Float[Tensor, "n channels height width"]
-    std: Float[Tensor, "n channels height width"]
+    One tensor for images of one size, else a list with one for each.
+    """
+
+    mean: Float[Tensor, "n channels height width"] | list[Tensor]
+    std: Float[Tensor, "n channels height width"] | list[Tensor]
 
     def draw(self, index: list[int], generator: torch.Generator) -> Float[Tensor, "batch channels height width"]:
-        """A fresh sample for each image in `index`, as diffusers' DreamBooth scripts draw from their cache."""
-        mean, std = self.mean[index], self.std[index]
+        """A fresh sample for each image in `index`, all of one size, as diffusers' DreamBooth scripts draw from their
+        cache."""
+        mean, std = (torch.stack([part[i] for i in index]) for part in (self.mean, self.std))
         return mean + std * torch.randn(mean.shape, generator=generator)
 
 
@@ -63,10 +69,12 @@ def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents
     autoencoding = family_of(pipe).autoencoding
     encoded = [autoencoding.encode(vae, to_tensor(image)[None].to(device)) for image in images]
     means, stds = zip(*encoded, strict=True)
+    if len({mean.shape for mean in means}) > 1:
+        return Latents([mean[0] for mean in means], [std[0] for std in stds])
     return Latents(torch.cat(means), torch.cat(stds))
 
 
-def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: Any) -> Conditioning:
+def condition(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize, **options: Any) -> Conditioning:
     """The arguments with which the pipeline calls its denoiser for a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
 
@@ -94,12 +102,22 @@ def condition(pipe: DiffusionPipeline, prompt: str, resolution: int, **options: 
     return {name: arguments[name] for name in others if name not in (family.time, "return_dict")}
 
 
-def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: int) -> Conditioning:
-    """The conditioning of one caption, without guidance."""
-    return condition(pipe, caption, resolution, **family_of(pipe).unguided)
+def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: GivenSize, **options: Any) -> Conditioning:
+    """The conditioning of one caption, without guidance. `options` are further arguments of the pipeline."""
+    return condition(pipe, caption, resolution, **family_of(pipe).unguided, **options)
 
 
-def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: int) -> dict[str, Any]:
+def told_sizes(pipe: DiffusionPipeline, original: tuple[int, int], size: Size) -> dict[str, Any]:
+    """What SDXL's pipeline takes about an image of this original width and height that was scaled and cropped to `size`
+    (arXiv 2307.01952, 2.2), as diffusers' scripts tell it; nothing for other bases."""
+    if "crops_coords_top_left" not in inspect.signature(type(pipe).__call__).parameters:
+        return {}
+    width, height = original
+    corner = crop_corner(width, height, size)
+    return {"original_size": (height, width), "crops_coords_top_left": corner, "target_size": size.shape}
+
+
+def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -> dict[str, Any]:
     """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt with its default
     guidance.
 
@@ -138,7 +156,7 @@ def objective_of(pipe: DiffusionPipeline, snr_gamma: float | None = None) -> Obj
     return objective_for(pipe.scheduler, snr_gamma, family_of(pipe).density)
 
 
-def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: int) -> None:
+def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, answer: Any, resolution: GivenSize) -> None:
     """Raise `UserError` unless training agrees with how the pipeline draws `prompt`, for which `encode_prompt` gave
     `answer`. In float32 on every base: the sampler would amplify the rounding of half precision."""
     with replayed(pipe, cast(answer, torch.float32)):
@@ -220,28 +238,30 @@ class Cache:
     family: Family
     latents: Latents
     conditionings: list[Conditioning]
-    empty: Conditioning
+    empty: list[Conditioning]  # those of the empty caption, for each image too
+    sizes: list[Size]
     samples: dict[str, Any]  # prompt: what encode_prompt returned
     images: list[Image.Image]
     backgrounds: list[str]  # colours that suit the subject, on a base that draws plain ones
     misfits: list[str]  # what makes the images hard to learn for the base
-    class_latents: Latents | None = None
-    class_conditioning: Conditioning = field(default_factory=dict)
+    class_latents: dict[Size, Latents] = field(default_factory=dict)
+    class_conditioning: dict[Size, Conditioning] = field(default_factory=dict)
 
 
 def encode(
     pipe: DiffusionPipeline,
     config: CustomizeConfig,
-    resolution: int,
+    resolution: Size,
     images: list[Image.Image],
-    sides: list[int],
+    originals: list[tuple[int, int]],
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
     """Encode everything that a run will need, then free the memory of the encoders.
 
-    `sides` are the shorter sides of the images as they were given. Each part is on the accelerator while it works, and
-    at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see `observed`).
+    `originals` are the widths and heights of the images as they were given. Each part is on the accelerator while it
+    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see
+    `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":
@@ -249,27 +269,40 @@ def encode(
     backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
     prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
-    check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], resolution)
+    sizes = [Size(*image.size) for image in images]
+    for size in dict.fromkeys([resolution, *sizes]):
+        check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
     class_prompt = config.class_prompt or f"a {config.class_name}"
-    all_captions = ["", *captions, *([class_prompt] if config.prior_preservation else [])]
-    known = {caption: encode_caption(pipe, caption, resolution) for caption in dict.fromkeys(all_captions)}
+    known: dict[Any, Conditioning] = {}
+
+    def encoded(caption: str, size: Size, told: dict[str, Any]) -> Conditioning:
+        key = (caption, size, *told.values())
+        if key not in known:
+            known[key] = encode_caption(pipe, caption, size, **told)
+        return known[key]
+
+    tell = config.aspect_ratio_buckets
+    told = [told_sizes(pipe, own, size) if tell else {} for own, size in zip(originals, sizes, strict=True)]
+    conditionings = [encoded(*each) for each in zip(captions, sizes, told, strict=True)]
+    empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
+    class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
     pipe.maybe_free_model_hooks()
     latents = encode_images(pipe, images)
-    misfits = fitting.misfits(pipe, config.base, sides, images, latents.mean)
-    conditionings = [known[caption] for caption in captions]
-    cache = Cache(family_of(pipe), latents, conditionings, known[""], samples, images, backgrounds, misfits)
+    misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
+    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
         drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)
-        cache.class_latents = encode_images(pipe, drawn)
-        cache.class_conditioning = known[class_prompt]
+        for size in class_conditioning:
+            cache.class_latents[size] = encode_images(pipe, [fitted(image, size) for image in drawn])
+        cache.class_conditioning = class_conditioning
     pipe.remove_all_hooks()
     release(pipe)
     denoiser(pipe).to(device)
     return cache
 
 
-def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: int, accelerator: Accelerator) -> list:
+def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator) -> list:
     """Images of the class, drawn by the base; those that an earlier start drew are kept."""
     files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
     for index, file in enumerate(files):
@@ -278,4 +311,4 @@ def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: int, a
             manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
     accelerator.wait_for_everyone()
-    return [square(read_image(file), resolution) for file in files]
+    return [read_image(file) for file in files]

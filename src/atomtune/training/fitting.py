@@ -31,6 +31,7 @@ from torch import Tensor
 
 from atomtune import bases
 from atomtune.bases.families import family_of
+from atomtune.sizes import Size
 from atomtune.training.data import to_tensor
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def evenness(image: Image.Image) -> float:
 
 
 @torch.no_grad()
-def lost(pipe: Any, images: Sequence[Image.Image], latents: Float[Tensor, "n channels height width"]) -> float:
+def lost(pipe: Any, images: Sequence[Image.Image], latents: Any) -> float:
     """Share of the images' variance that the base's autoencoder does not give back, of the first `LOOKED_AT` images."""
     vae, shares, autoencoding = pipe.vae, [], family_of(pipe).autoencoding
     device = getattr(pipe, "_execution_device", vae.device)
@@ -69,30 +70,30 @@ def misfits(
     base: str,
     sides: Sequence[int],
     images: Sequence[Image.Image],
-    latents: Float[Tensor, "n channels height width"],
+    latents: Float[Tensor, "n channels height width"] | list[Tensor],
 ) -> list[str]:
     """What makes the images hard to learn for this base: a sentence each, and none if they fit.
 
     `sides` are the shorter sides of the images in pixels as they were given, `images` are as they will be trained on,
     and `latents` are theirs, as the denoiser gets them.
     """
-    found, resolution, count = [], images[0].width, len(images)
-    if small := [side for side in sides if side * BLOWN_UP < resolution]:
+    found, size, count = [], Size(*images[0].size), len(images)
+    if small := [side for side, image in zip(sides, images, strict=True) if side * BLOWN_UP < min(image.size)]:
         of = f"{len(small)} of the {count} images" if count > 1 else "the image"
         is_blown, looks = ("are", "look") if len(small) > 1 else ("is", "looks")
         found.append(
-            f"{of} {is_blown} blown up, from {min(small)} to {resolution} pixels, and {looks} blurred to the base: "
-            "give larger images, or a smaller --resolution."
+            f"{of} {is_blown} blown up, from {min(small)} to {min(size.shape)} pixels, and {looks} blurred to the "
+            "base: give larger images, or a smaller --resolution."
         )
     if base in FLAT and (even := statistics.median(map(evenness, images))) < EVEN:
         found.append(
-            f"{base} draws {FLAT[base]}, at {resolution} pixels, and these look like photographs ({even:.0%} of "
+            f"{base} draws {FLAT[base]}, at {size} pixels, and these look like photographs ({even:.0%} of "
             f"neighbouring pixels have one colour, and at least {EVEN:.0%} in flat drawings), of which it makes mud: "
             "for photographs use another base, for example with --config pixart-sigma."
         )
     elif (share := lost(pipe, images, latents)) > LOST:
         found.append(
-            f"the autoencoder of {base} loses {min(share, 1):.0%} of these images at {resolution} pixels, and what it "
+            f"the autoencoder of {base} loses {min(share, 1):.0%} of these images at {size} pixels, and what it "
             "loses cannot be drawn: use another base, or a larger --resolution."
         )
     return found

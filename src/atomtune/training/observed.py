@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import family_of, nearest
 from atomtune.errors import UserError
+from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Reached(Exception):
 
 
 @contextlib.contextmanager
-def until_reached(pipe: DiffusionPipeline, resolution: int) -> Iterator[None]:
+def until_reached(pipe: DiffusionPipeline, resolution: GivenSize) -> Iterator[None]:
     """Inside the block a pipeline draws until something raises `Reached`. Raises `UserError` if it fails before."""
     try:
         yield
@@ -94,7 +95,7 @@ class Input:
 
 
 @torch.no_grad()
-def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, resolution: int) -> list[Input]:
+def check(pipe: DiffusionPipeline, objective: Objective, prompt: str, resolution: GivenSize) -> list[Input]:
     """The inputs of the denoiser at two timesteps of drawing; raises `UserError` if those of training would differ.
 
     Neither the denoiser nor the autoencoder is run. The scheduler is left as after any drawing.
@@ -112,10 +113,10 @@ class _Oracle:
     others: dict[str, Any]  # the first call's other arguments
     latents: Tensor  # what the sampler's last step gave
 
-    def __init__(self, pipe: DiffusionPipeline, objective: Objective, resolution: int):
+    def __init__(self, pipe: DiffusionPipeline, objective: Objective, resolution: GivenSize):
         self.name, self.objective, self.resolution = type(pipe).__name__, objective, resolution
         self.family, self.nearest = family_of(pipe), nearest(pipe)
-        self.size = self.family.size(pipe, resolution, resolution)
+        self.size = self.family.size(pipe, *Size.of(resolution).shape)
         self.model: Any = bare_model(denoiser(pipe))
         self.signature = inspect.signature(self.model.forward)
         self.calls = 0

@@ -40,15 +40,18 @@ def held_losses(
     """The mean loss without the adapter, `held_loss_before`, and with it, `held_loss`, on the same noise and timesteps
     for both, from `generator` (CPU): `HELD_DRAWS` of them, over the images in turn."""
     index = [place % len(cache.conditionings) for place in range(HELD_DRAWS)]
-    noised = objective.add_noise(cache.latents.draw(index, generator), generator)
-    batches = [slice(first, first + batch_size) for first in range(0, HELD_DRAWS, batch_size)]
+    batches = []
+    for size in dict.fromkeys(cache.sizes):  # a batch has one
+        own = [i for i in index if cache.sizes[i] == size]
+        noised = objective.add_noise(cache.latents.draw(own, generator), generator)
+        parts = [slice(first, first + batch_size) for first in range(0, len(own), batch_size)]
+        batches += [(noised.rows(part), [cache.conditionings[i] for i in own[part]]) for part in parts]
 
     def loss() -> float:
         losses = []
-        for batch in batches:
-            part = noised.rows(batch).to(device)
-            output = predict(model, part, [cache.conditionings[i] for i in index[batch]], dtype, cache.family)
-            losses.append(prediction_loss(output, part))
+        for part, conditionings in batches:
+            part = part.to(device)
+            losses.append(prediction_loss(predict(model, part, conditionings, dtype, cache.family), part))
         return round(float(torch.cat(losses).mean()), 6)
 
     with model.disable_adapter():
@@ -94,7 +97,8 @@ def _small(image: Image.Image) -> Image.Image:
 def next_command(config: CustomizeConfig, backgrounds: Sequence[str]) -> str:
     """A command that draws what was learnt, where possible with a prompt that the samples did not show."""
     prompt = config.prompts(backgrounds)[-1]
-    return command_line("generate", config.out, "--prompt", prompt, "--num", 4)
+    size = [] if config.resolution is None else ["--resolution", config.resolution]
+    return command_line("generate", config.out, "--prompt", prompt, "--num", 4, *size)
 
 
 def told(summary: dict[str, Any], out: Path) -> list[str]:

@@ -27,6 +27,7 @@ from atomtune.files import atomic_file, cache_folder, read_prompts
 from atomtune.metrics.drift import most_like_first
 from atomtune.moji.scenes import BACKGROUNDS, with_article
 from atomtune.prompts import CONTEXTS, EVERYDAY, background
+from atomtune.sizes import GivenSize, Size
 from atomtune.training import encoding
 from atomtune.training.objectives import Noised, predicted
 
@@ -80,7 +81,11 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
 
 
 def answered(
-    pipe: DiffusionPipeline, config: CustomizeConfig, prompts: Sequence[str], resolution: int, accelerator: Accelerator
+    pipe: DiffusionPipeline,
+    config: CustomizeConfig,
+    prompts: Sequence[str],
+    resolution: GivenSize,
+    accelerator: Accelerator,
 ) -> Others:
     """The base's answers on these prompts: read from the cache folder, or drawn, computed and kept there.
 
@@ -114,19 +119,19 @@ def answer_others(
         encoding.predict(model, examples.to(device), captions, dtype, family)
 
 
-def _key(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: int) -> str:
+def _key(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: GivenSize) -> str:
     """A name for what is kept of a base: another base or another precision has another one."""
     digest = hashlib.sha256()
     for parameter in bases.denoiser(pipe).parameters():
         ends = parameter.detach().flatten()
         digest.update(torch.cat([ends[:64], ends[-64:]]).float().cpu().numpy().tobytes())
-    digest.update(json.dumps([config.base, config.mixed_precision, resolution, DRAWS]).encode())
+    digest.update(json.dumps([config.base, config.mixed_precision, Size.of(resolution).plain, DRAWS]).encode())
     return digest.hexdigest()[:32]
 
 
 @torch.no_grad()
 def _answers(
-    pipe: DiffusionPipeline, prompts: Sequence[str], resolution: int, accelerator: Accelerator
+    pipe: DiffusionPipeline, prompts: Sequence[str], resolution: GivenSize, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
     """For each prompt, the fields of its noised examples and its conditioning."""
     logger.info("drawing %d images of other prompts with the base, once for this base", len(prompts))

@@ -17,9 +17,10 @@ from atomtune import bases, manifest
 from atomtune.devices import free_memory, pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import write_text
+from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.storage.metadata import CONFIG_FILE
-from atomtune.training import checkpoints, data, encoding, journal, outcome, preserving
+from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -84,11 +85,12 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if config.init_adapter is not None:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
-    images, sides = [], []
+    choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
+    images, originals = [], []
     for file in examples:
         image = data.read_image(file)
-        images.append(data.square(image, resolution))
-        sides.append(min(image.size))
+        images.append(data.fitted(image, buckets.nearest(*image.size, choices)))
+        originals.append(image.size)
     content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
         "processes": processes
     }
@@ -114,8 +116,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         log = journal.Journal(config.out, steps) if main else None
         try:
-            others = preserving.answered(pipe, config, preserved, resolution, accelerator) if preserved else None
-            cache = encoding.encode(pipe, config, resolution, images, sides, list(examples.values()), accelerator)
+            sizes = dict.fromkeys(Size(*image.size) for image in images if preserved)
+            others = {size: preserving.answered(pipe, config, preserved, size, accelerator) for size in sizes} or None
+            cache = encoding.encode(pipe, config, resolution, images, originals, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)

@@ -21,12 +21,14 @@ from torch import Tensor
 from atomtune import bases
 from atomtune.adapters import adapted_layers
 from atomtune.method.dictionary import measuring_floors
+from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.training import diverging, encoding, outcome
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import Noised, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
+from atomtune.training.order import batch
 from atomtune.training.penalties import Penalties, annealed
 from atomtune.training.preserving import Others, answer_others
 
@@ -63,7 +65,7 @@ class Steps:
         accelerator: Accelerator,
         pipe: DiffusionPipeline,
         cache: encoding.Cache,
-        others: Others | None,
+        others: dict[Size, Others] | None,
         start: Path | None,
     ):
         self.config, self.accelerator, self.pipe, self.cache, self.others = config, accelerator, pipe, cache, others
@@ -153,17 +155,18 @@ class Steps:
         index = self._images(micro)
         dropped = torch.rand(len(index), generator=generator) < config.caption_dropout
         conditionings = [
-            cache.empty if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
+            cache.empty[i] if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
         ]
         latents = cache.latents.draw(index, generator)
-        if cache.class_latents is not None:
+        size = cache.sizes[index[0]]
+        if config.prior_preservation:
             drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
-            latents = torch.cat([latents, cache.class_latents.draw(drawn, generator)])
-            conditionings += [cache.class_conditioning] * len(index)
+            latents = torch.cat([latents, cache.class_latents[size].draw(drawn, generator)])
+            conditionings += [cache.class_conditioning[size]] * len(index)
         noised = self.objective.add_noise(latents, generator)
         groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), len(latents))]
         if self.others is not None:
-            examples, captions = self.others.draw(self._others_due(micro), generator)
+            examples, captions = self.others[size].draw(self._others_due(micro), generator)
             groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
         noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
         conditionings = [conditioning for _, some in groups for conditioning in some]
@@ -173,7 +176,7 @@ class Steps:
         losses = prediction_loss(prediction, noised)
         own, *more = losses.split(counts)
         loss = own.mean() + self.penalties.total()
-        if cache.class_latents is not None:
+        if config.prior_preservation:
             loss = loss + config.prior_loss_weight * more[0].mean()
         if self.others is None:
             return loss
@@ -234,9 +237,10 @@ class Steps:
             return
         model = self.model.eval()
         with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            answer_others(
-                model, self.others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family
-            )
+            for others in self.others.values():
+                answer_others(
+                    model, others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family
+                )
         model.train()
         self.floored = bool(self.config.floor)
 
@@ -249,17 +253,14 @@ class Steps:
         return found
 
     def _images(self, micro: int) -> list[int]:
-        """Indices of the images of all processes in this step: every image once in an epoch, in another order in each
-        epoch."""
-        config, count = self.config, len(self.cache.conditionings)
-        batch = config.batch_size * self.accelerator.num_processes
-        first = self._passes(micro) * batch
-        places = [divmod(place, count) for place in range(first, first + batch)]
-        orders = {
-            epoch: torch.randperm(count, generator=_generator(config.seed, SHUFFLE, epoch)).tolist()
-            for epoch in {epoch for epoch, _ in places}
-        }
-        return [orders[epoch][place] for epoch, place in places]
+        """Indices of the images of all processes in this step, all of one size (see `order`)."""
+        together = self.config.batch_size * self.accelerator.num_processes
+        return batch(self._passes(micro), self.cache.sizes, together, self._order)
+
+    def _order(self, epoch: int) -> list[int]:
+        """All images, as they follow one another in an epoch."""
+        generator = _generator(self.config.seed, SHUFFLE, epoch)
+        return torch.randperm(len(self.cache.sizes), generator=generator).tolist()
 
     def _measured_advance(self) -> None:
         """One optimizer step, in which codes are counted for the numbers of the run."""

@@ -16,6 +16,7 @@ from atomtune import bases, manifest, sampling
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
+from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.training import checkpoints, diverging, encoding, outcome
 from atomtune.training.card import model_card
@@ -45,9 +46,9 @@ class Trainer(Steps):
         accelerator: Accelerator,
         pipe: DiffusionPipeline,
         autoencoder: type[torch.nn.Module],
-        resolution: int,
+        resolution: Size,
         cache: encoding.Cache,
-        others: Others | None = None,
+        others: dict[Size, Others] | None = None,
         log: Journal | None = None,
     ):
         self.autoencoder, self.resolution, self.log = autoencoder, resolution, log
@@ -180,7 +181,7 @@ class Trainer(Steps):
             "token": config.token,
             "class_name": config.class_name,
             "images": len(self.cache.conditionings),
-            "resolution": self.resolution,
+            "resolution": self.resolution.plain,
             **bases.precision_and_device(self.pipe),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
