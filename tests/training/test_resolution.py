@@ -68,7 +68,7 @@ def shapes(tmp_path):
 
 def test_a_run_with_buckets_continues_to_the_same_bits(run, shapes, tmp_path):
     options = {"images": shapes, "aspect_ratio_buckets": True, "checkpoint_every": 2, "caption_dropout": 0.5}
-    options |= {"prior_preservation": True, "num_class_images": 1}
+    options |= {"prior_preservation": True, "num_class_images": 1, "sample_every": 2}
     run("stopped", **options | {"steps": 2})
     run("stopped", **options | {"steps": 6})
     summary = run("whole", **options | {"steps": 6})

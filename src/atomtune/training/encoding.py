@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -236,7 +236,7 @@ class Cache:
     """All outputs of the text encoder and the autoencoder that a run needs."""
 
     family: Family
-    latents: Latents
+    latents: Latents  # with random_flip, after all images their mirror images
     conditionings: list[Conditioning]
     empty: list[Conditioning]  # those of the empty caption, for each image too
     sizes: list[Size]
@@ -287,7 +287,7 @@ def encode(
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
     class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
     pipe.maybe_free_model_hooks()
-    latents = encode_images(pipe, images)
+    latents = encode_images(pipe, images + ([ImageOps.mirror(image) for image in images] if config.random_flip else []))
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
     cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
     if config.prior_preservation:

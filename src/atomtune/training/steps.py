@@ -157,7 +157,11 @@ class Steps:
         conditionings = [
             cache.empty[i] if drop else cache.conditionings[i] for i, drop in zip(index, dropped, strict=True)
         ]
-        latents = cache.latents.draw(index, generator)
+        seen = index
+        if config.random_flip:
+            flipped = torch.rand(len(index), generator=generator) < 0.5
+            seen = [i + len(cache.sizes) * bool(flip) for i, flip in zip(index, flipped, strict=True)]
+        latents = cache.latents.draw(seen, generator)
         size = cache.sizes[index[0]]
         if config.prior_preservation:
             drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
