@@ -29,7 +29,8 @@ def part(**changes: Any) -> Part:
 
 def config(**options: Any) -> CustomizeConfig:
     given: dict[str, Any] = {"images": Path("images"), "class_name": "dog", "out": Path("run"), "base": "tiny"}
-    return CustomizeConfig(**given | {"num_atoms": 64, "density": 0.1} | options)
+    # Dense enough that a CPU keeps what a card does: with fewer atoms a token it keeps less.
+    return CustomizeConfig(**given | {"num_atoms": 64, "density": 0.2} | options)
 
 
 def real(chosen: Part, options: CustomizeConfig) -> Adapted:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from atomtune.errors import UserError
+from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
     from atomtune.planning.memory import MemoryPlan
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 def plan(
     *,
     base: str = "moji",
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     gpu: float | None = None,
     batch_size: int = 1,
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",
@@ -26,7 +27,7 @@ def plan(
     Args:
         base: Base model: "moji", a known base, a folder that holds a diffusers pipeline (its configurations suffice),
             or a hub name.
-        resolution: Height and width in pixels (the base's own by default).
+        resolution: Size of the images in pixels: 1024, or 1024x768, the width first (the base's own by default).
         gpu: Memory of your card in GB. The command that fits it is printed.
         batch_size: Images in one forward pass.
         dtype: Precision of the frozen base on the card.

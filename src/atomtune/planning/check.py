@@ -11,6 +11,7 @@ import torch
 from atomtune.errors import UserError
 from atomtune.planning.memory import GIB, WAYS, Need, Sizes, Way, needs
 from atomtune.planning.parts import parts_of
+from atomtune.sizes import Size
 from atomtune.training.config import CustomizeConfig
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def warning(
-    pipe: DiffusionPipeline, config: CustomizeConfig, resolution: int, dtype: torch.dtype, free: int
+    pipe: DiffusionPipeline, config: CustomizeConfig, resolution: Size, dtype: torch.dtype, free: int
 ) -> str | None:
     """One sentence if the run would need more than `free` bytes of the card, with the options that would fit; else
     None, and also where the memory cannot be told (a denoiser that is not known)."""
@@ -42,5 +43,5 @@ def warning(
 
 
 def _need(sizes: Sizes, config: CustomizeConfig, way: Way) -> Need:
-    ((need,), _) = needs(sizes, config.method, config, [way])
+    (need,) = needs(sizes, config.method, config, sizes.adapted(config, checkpointing=False), [way])
     return need

@@ -23,6 +23,7 @@ from atomtune.planning.cuda import CudaFunctions
 from atomtune.planning.inputs import Step, step_inputs
 from atomtune.planning.parts import Part
 from atomtune.planning.storages import Storages
+from atomtune.sizes import Size
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.optimization import make_optimizer
@@ -75,12 +76,12 @@ def encode_text(part: Part, tokens: int, dtype: torch.dtype) -> dict[str | None,
     return {None: memory} | {kind: quantized(memory, model, kind) for kind in BYTES_PER_WEIGHT}
 
 
-def encode_image(part: Part, resolution: int) -> tuple[Memory, tuple[int, int, int]]:
+def encode_image(part: Part, resolution: Size) -> tuple[Memory, tuple[int, int, int]]:
     """The autoencoder in float32, which encodes one image; and the shape of the latents [channels, height, width]."""
     model, shapes = part.build(torch.float32), []
 
     def encode() -> None:
-        image = torch.zeros(1, 3, resolution, resolution, device="meta")
+        image = torch.zeros(1, 3, *resolution.shape, device="meta")
         encoded = model.encode(image[:, :, None] if _has_frames(part) else image)
         gaussian = getattr(encoded, "latent_dist", None)
         latents = gaussian.mean if gaussian is not None else encoded[0]

@@ -22,6 +22,7 @@ from atomtune.planning import estimates
 from atomtune.planning.estimates import Adapted, Memory
 from atomtune.planning.inputs import Step
 from atomtune.planning.parts import Parts, find_parts
+from atomtune.sizes import Size
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import linear_layers
 from atomtune.training.recipes import configure, recipe_for, recipe_name_for
@@ -90,10 +91,11 @@ class Need:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a base needs at a resolution (height and width in pixels), for each adapter and way of training."""
+    """What a base needs at a resolution, for each adapter and way of training."""
 
     base: str
-    resolution: int
+    resolution: int | str
+    """In pixels: of a square its side, else WIDTHxHEIGHT."""
     batch_size: int
     dtype: str
     needs: list[Need]
@@ -126,7 +128,10 @@ def with_allowance(peak: int) -> int:
 
 
 def plan_memory(
-    base: str | Path, resolution: int | None = None, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16
+    base: str | Path,
+    resolution: int | str | Size | None = None,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> MemoryPlan:
     """What `customize` and drawing need on a card, without loading weights: for attention atoms, where the base can
     carry them, linear atoms, LoRA, and the base's recipe if there is one.
@@ -135,21 +140,24 @@ def plan_memory(
     pipeline (its configurations suffice), or a hub name. Raises `UserError`.
     """
     parts = find_parts(base)
-    _check(resolution, batch_size)
-    sizes = Sizes.of(parts, resolution, dtype)
+    size = None if resolution is None else Size.of(resolution)
+    _check(size, batch_size)
+    sizes = Sizes.of(parts, size, dtype)
     found: list[Need] = []
     drawing, named = {}, adapters(parts)
     for name, options in named.items():
         config = _config(parts.base, options | {"batch_size": batch_size})
-        of_adapter, drawing[name] = needs(sizes, name, config)
-        found += of_adapter
+        plain = sizes.adapted(config, checkpointing=False)
+        found += needs(sizes, name, config, plain)
+        drawing[name] = sizes.drawing(plain)
     precision = str(dtype).removeprefix("torch.")
-    return MemoryPlan(parts.base, sizes.resolution, batch_size, precision, found, drawing, named)
+    return MemoryPlan(parts.base, sizes.resolution.plain, batch_size, precision, found, drawing, named)
 
 
-def _check(resolution: int | None, batch_size: int) -> None:
-    for name, value, minimum in (("resolution", resolution, 8), ("batch_size", batch_size, 1)):
-        if value is not None and value < minimum:
+def _check(size: Size | None, batch_size: int) -> None:
+    sides = [("resolution", side, 8) for side in (size.shape if size is not None else ())]
+    for name, value, minimum in (*sides, ("batch_size", batch_size, 1)):
+        if value < minimum:
             raise UserError(f"{name} must be at least {minimum}, got {value}.")
 
 
@@ -196,7 +204,7 @@ class Sizes:
     """A base at a resolution: what does not depend on the adapter."""
 
     parts: Parts
-    resolution: int
+    resolution: Size
     dtype: torch.dtype
     latents: tuple[int, int, int]
     autoencoder: Memory
@@ -209,11 +217,12 @@ class Sizes:
     """In float32 under autocast, as training draws its samples."""
 
     @classmethod
-    def of(cls, parts: Parts, resolution: int | None, dtype: torch.dtype) -> Sizes:
+    def of(cls, parts: Parts, resolution: Size | None, dtype: torch.dtype) -> Sizes:
         """Raises `UserError` if there is no resolution, or the base cannot draw it."""
         size = parts.resolution if resolution is None else resolution
         if size is None:
             raise UserError(f"{parts.base} does not define the size of its images: give a resolution in pixels.")
+        size = Size.of(size)
         autoencoder, latents = estimates.encode_image(parts.autoencoder, size)
         _check_multiple(parts, size, latents)
         encoders = parts.text_encoders.items()
@@ -259,10 +268,9 @@ class Sizes:
         return Step(images, *self.latents, self.parts.tokens, self.dtype)
 
 
-def needs(sizes: Sizes, name: str, config: CustomizeConfig, ways: Sequence[Way] = WAYS) -> tuple[list[Need], Memory]:
-    """What `customize` needs in each of `ways`, and what drawing needs."""
-    plain = sizes.adapted(config, checkpointing=False)
-    samples, drawing = sizes.samples(plain), sizes.drawing(plain)
+def needs(sizes: Sizes, name: str, config: CustomizeConfig, plain: Adapted, ways: Sequence[Way] = WAYS) -> list[Need]:
+    """What `customize` needs in each of `ways`; `plain` is the denoiser with the adapter, without checkpointing."""
+    samples = sizes.samples(plain)
     training: dict[bool, Memory] = {}
     found = []
     for way in ways:
@@ -273,7 +281,7 @@ def needs(sizes: Sizes, name: str, config: CustomizeConfig, ways: Sequence[Way] 
         if way.quantize is not None:
             both = [estimates.quantized(each, plain.model, way.quantize) for each in both]
         found.append(Need(name, way, sizes.encoding(way.quantize), *both))
-    return found, drawing
+    return found
 
 
 def examples(config: CustomizeConfig) -> int:
@@ -282,12 +290,12 @@ def examples(config: CustomizeConfig) -> int:
     return count + (math.ceil(config.batch_size * config.preserve_share) if config.preserve else 0)
 
 
-def _check_multiple(parts: Parts, size: int, latents: tuple[int, int, int]) -> None:
+def _check_multiple(parts: Parts, size: Size, latents: tuple[int, int, int]) -> None:
     """Raise `UserError` unless the side of an image is a multiple of that of a token."""
     config = parts.denoiser.config
     packed = config.get("in_channels") == 4 * latents[0]  # 2 × 2 latents in a token, by the pipeline
     patch = 2 if packed else config.get("patch_size") or min(config.get("all_patch_size") or [1])
-    multiple = 2 ** round(math.log2(size / latents[1])) * patch  # autoencoders halve the side, again and again
-    if size % multiple:
-        near = max(1, round(size / multiple)) * multiple
+    multiple = 2 ** round(math.log2(size.height / latents[1])) * patch  # autoencoders halve the side, again and again
+    if size.width % multiple or size.height % multiple:
+        near = Size(*(max(1, round(side / multiple)) * multiple for side in (size.width, size.height)))
         raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")

@@ -20,6 +20,7 @@ import torch
 from atomtune import bases
 from atomtune.errors import UserError
 from atomtune.files import expanded
+from atomtune.sizes import Size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,7 +59,7 @@ class Parts:
     denoiser: Part
     autoencoder: Part
     text_encoders: dict[str, Part]
-    resolution: int | None
+    resolution: int | Size | None
     tokens: int
     """Length of a text, in tokens of the denoiser: the pipeline's longest."""
 
@@ -161,7 +162,7 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _joined(base: str, pipeline: type[Any], parts: dict[str, Part], resolution: int | None) -> Parts:
+def _joined(base: str, pipeline: type[Any], parts: dict[str, Part], resolution: int | Size | None) -> Parts:
     denoiser = parts.get("transformer") or parts.get("unet")
     if denoiser is None or "vae" not in parts:
         raise UserError(f"{base} has no denoiser or no autoencoder: expected a pipeline that draws images.")

@@ -11,6 +11,7 @@ line of a step counts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import signal
@@ -33,6 +34,7 @@ class Journal:
     def __init__(self, out: Path, steps: int) -> None:
         self.file = out / FILE
         self._last = 0.0
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         me = psutil.Process()
         self._write({"pid": me.pid, "born": me.create_time(), "host": platform.node(), "steps": steps})
 
@@ -47,8 +49,8 @@ class Journal:
         self._write({"ended": True})
 
     def _write(self, line: dict[str, object]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
+        # Nothing of the run depends on a line; what a full or vanished disk means, the next checkpoint says.
+        with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
