@@ -44,7 +44,7 @@ def test_a_run_trains_on_the_card(options, base, images, tmp_path, monkeypatch, 
     # After the first step, which is measured: the batch goes to the card, and the loss comes back.
     micro = run.get("gradient_accumulation_steps", 1)
     for step in waits[1:]:
-        assert step.pop("_local_scalar_dense in steps.py") == 1, "the loss alone is read"
+        assert step.pop("_to_copy in steps.py") == 1, "the loss and the gradient's norm are read, at once"
         sent = Counter({what: times for what, times in step.items() if "objectives.py" in what})
         assert step == sent and sum(sent.values()) <= 4 * micro, "nothing but the batch is sent"
 

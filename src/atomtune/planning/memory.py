@@ -24,7 +24,6 @@ from atomtune.planning.inputs import Step
 from atomtune.planning.parts import Parts, find_parts
 from atomtune.sizes import Size
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.methods import linear_layers
 from atomtune.training.recipes import configure, recipe_for, recipe_name_for
 
 GIB = 1024**3
@@ -177,7 +176,7 @@ def adapters(parts: Parts) -> dict[str, dict[str, Any]]:
     if TARGETS.get(parts.denoiser.name) == attention and recipe.get("target_modules") != attention:
         found["attention atoms"] = {"method": "atoms", "target_modules": attention}
     found["linear atoms"] = {"method": "atoms", "target_modules": values}
-    found["LoRA"] = {"method": "lora", "target_modules": _linear(model, attention)}
+    found["LoRA"] = {"method": "lora", "target_modules": attention}
     return found
 
 
@@ -185,14 +184,6 @@ def _attention(model: nn.Module) -> list[str]:
     """Attention modules by the end of their names: self-attention alone where the text has its own, as in the paper."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "to_v")}
     return ["attn1"] if "attn1" in names else sorted(names)
-
-
-def _linear(model: nn.Module, attention: list[str]) -> list[str]:
-    """The attention modules, or else those of their linear layers whose names mean nothing else in the model."""
-    ends = linear_layers(model, tuple(attention))
-    others = [name for name, module in model.named_modules() if not isinstance(module, nn.Linear)]
-    clear = [end for end in ends if not any(name.endswith(f".{end}") for name in others)]
-    return attention if clear == ends else clear
 
 
 def _has(model: nn.Module, end: str) -> bool:
