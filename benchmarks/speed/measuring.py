@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import atomtune
+from atomtune.method.dictionary import SparseDictionary
+from atomtune.method.sigma import SigmaConfig
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.models import Case, output
 
@@ -152,9 +153,8 @@ GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def layer_seconds(tokens: int, num_atoms: int, k: int, adapters: int, device: torch.device) -> list[float]:
     """A training step of linear atoms 1152 wide, without the linear layer."""
-    sigma = atomtune.method.sigma.SigmaConfig(density=k / num_atoms)
-    new = atomtune.method.dictionary.SparseDictionary
-    layers = [new(1152, num_atoms, 1152, sigma).to(device) for _ in range(adapters)]
+    sigma = SigmaConfig(density=k / num_atoms)
+    layers = [SparseDictionary(1152, num_atoms, 1152, sigma).to(device) for _ in range(adapters)]
     x = torch.randn(tokens, 1152, device=device, requires_grad=True)
 
     def step() -> None:

@@ -9,6 +9,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 import atomtune
+from atomtune.sizes import Size
 
 SELF = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]
 
@@ -50,11 +51,13 @@ def moji() -> nn.Module:
 
 
 def moji_inputs() -> dict[str, Any]:
+    from atomtune.bases import family_of
     from atomtune.training.encoding import collate, encode_caption
 
     pipe: Any = atomtune.load_base("moji")
     batch = 5
-    conditioning = collate([encode_caption(pipe, "a sks teapot on a red background", 64)] * batch)
+    captions = [encode_caption(pipe, "a sks teapot on a red background", Size.of(64))] * batch
+    conditioning = collate(captions, family_of(pipe))
     return {"hidden_states": torch.randn(batch, 4, 16, 16), "timestep": torch.tensor([500] * batch), **conditioning}
 
 

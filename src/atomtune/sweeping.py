@@ -53,7 +53,8 @@ def read_sweep(file: Path) -> tuple[Path, list[Cell]]:
     them cannot be."""
     given = load_recipe(file)
     common = {name: value for name, value in given.items() if name not in KEYS}
-    folders, options = given.get("folders"), given.get("options", {"": {}})
+    folders: Any = given.get("folders")
+    options: Any = given.get("options", {"": {}})
     for name, value in (("folders", folders), ("options", options)):
         if not isinstance(value, dict) or not value:
             expected = {"folders": "'photos/teapot: teapot'", "options": "'fast: {learning_rate: 0.01}'"}[name]

@@ -14,6 +14,7 @@ from atomtune.errors import UserError
 from atomtune.planning import check
 from atomtune.planning.memory import GIB, Need, Way, adapters, examples, plan_memory
 from atomtune.planning.parts import find_parts
+from atomtune.sizes import Size
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.recipes import configure
 
@@ -41,7 +42,7 @@ def test_the_advice_is_a_command_that_works(found):
     for sentence in advice(found, 8.0):
         words = shlex.split(sentence.partition(" needed: ")[2])
         _, (config,), _ = cli.parsed(words[words.index("customize") :])
-        assert config.resolution == 64 and config.gradient_checkpointing is False
+        assert config.resolution == Size.of(64) and config.gradient_checkpointing is False
     for sentence in advice(found, 0.1):
         assert "does not fit 0.1 GB; the least is 0.6 GB." in sentence
 
@@ -72,7 +73,7 @@ def test_images_of_the_class_and_other_prompts_are_in_the_pass(options, images):
 def test_before_a_run_the_options_that_fit_are_named(base, images_folder, monkeypatch):
     pipe = load_base(base)
     config = configure(images=images_folder, class_name="dog", out="run", base=base, num_atoms=8)
-    assert check.warning(pipe, config, 64, torch.float32, 80 * GIB) is None
+    assert check.warning(pipe, config, Size.of(64), torch.float32, 80 * GIB) is None
     original = Need.card.fget
 
     def card(need):  # the tiny base is far below any card
@@ -80,7 +81,7 @@ def test_before_a_run_the_options_that_fit_are_named(base, images_folder, monkey
 
     assert original is not None
     monkeypatch.setattr(Need, "card", property(card))
-    said = check.warning(pipe, config, 64, torch.float32, 24 * GIB)
+    said = check.warning(pipe, config, Size.of(64), torch.float32, 24 * GIB)
     assert said == (
         "this run needs about 30.0 GB on the card, and 24.0 GB are free: with --gradient-checkpointing it needs 1.0 GB."
     )

@@ -27,7 +27,8 @@ def main(base: str, images: str, out: str) -> None:
         return opened[-1]
 
     def look(module: torch.nn.Module, _inputs: Any) -> None:
-        if (does := INSIDE.get(type(module).__name__)) is not None:
+        planned = any(parameter.is_meta for parameter in module.parameters())  # without values, by `atomtune.planning`
+        if (does := INSIDE.get(type(module).__name__)) is not None and not planned:
             parts = [(name, part) for name, part in opened[0].components.items() if isinstance(part, torch.nn.Module)]
             there = [name for name, part in parts if next(part.parameters()).device.type == "gpu"]
             found.add((does, ", ".join(sorted(there))))

@@ -126,6 +126,14 @@ class Sigma(Estimates):
         Only of a σ that chooses the same number for each token."""
         return False
 
+    def places(self, coefficients: Float[Tensor, "*batch atoms"]) -> Int[Tensor, "*batch most"]:
+        """Where the chosen coefficients of each token are, if this is ever worthwhile."""
+        raise NotImplementedError
+
+    def at(self, codes: Float[Tensor, "*batch most"]) -> Float[Tensor, "*batch most"]:
+        """σ(c) at `places`, given c there."""
+        raise NotImplementedError
+
     def set_density(self, density: float) -> None:
         """Let each token use k = max(1, round(ρM)) atoms, of each group of M. A compiled model compiles again only
         beyond its largest k, with "batch_topk" never. Raises `UserError` if density is not the dial."""

@@ -89,7 +89,8 @@ def read_header(file: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata is no JSON object of texts")
-    shapes = {name: entry.get("shape") if isinstance(entry, dict) else None for name, entry in header.items()}
+    entries = header.items()
+    shapes: dict[str, Any] = {name: one.get("shape") if isinstance(one, dict) else None for name, one in entries}
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(isinstance(side, int) and side >= 0 for side in shape):
             raise ValueError(f"the shape of {name!r:.100} is not a list of whole numbers")
