@@ -51,7 +51,7 @@ def moji() -> nn.Module:
 
 
 def moji_inputs() -> dict[str, Any]:
-    from atomtune.bases import family_of
+    from atomtune.bases.families import family_of
     from atomtune.training.encoding import collate, encode_caption
 
     pipe: Any = atomtune.load_base("moji")

@@ -48,7 +48,8 @@ def test_every_family_is_in_the_table():
     for base in BASES:
         pipe = base.pipe()
         assert type(pipe).__name__ in family_of(pipe).pipelines
-        assert family_of_denoiser(denoiser(pipe)).denoiser == family_of(pipe).denoiser
+        found = family_of_denoiser(denoiser(pipe))
+        assert found is not None and found.denoiser == family_of(pipe).denoiser
 
 
 @every_base
@@ -68,7 +69,7 @@ def test_a_call_in_training_has_the_arguments_of_a_call_in_drawing(base):
     family, model = family_of(pipe), denoiser(pipe)
     conditioning = encoding.encode_caption(pipe, "a sks dog", SIZE)
     seen = calls(pipe)
-    options = call_options(pipe, SIZE) | {"num_inference_steps": 2, "output_type": "latent"} | family.unguided
+    options = call_options(pipe, SIZE) | {"num_inference_steps": 2, "output_type": "latent", **family.unguided}
     pipe(prompt="a sks dog", generator=torch.Generator().manual_seed(0), **options)
     drawn, size = seen[-2:], family.size(pipe, SIZE, SIZE)
     for timestep, arguments in zip(pipe.scheduler.timesteps, drawn, strict=False):
@@ -112,7 +113,7 @@ def test_an_image_is_drawn_as_it_was_encoded(base):
     pipe = base.pipe()
     family, pixels = family_of(pipe), to_tensor(picture())[None]
     with torch.no_grad():
-        latents = encoding.encode_images(pipe, [picture()])
+        latents: Any = encoding.encode_images(pipe, [picture()])
         raw = pipe.vae.encode(family.autoencoding.pixels(pixels))
         mean = raw.latent_dist.mean if hasattr(raw, "latent_dist") else raw[0]
         whole = pipe.vae.decode(mean, return_dict=False)[0].reshape(1, 3, SIZE, SIZE)
@@ -154,7 +155,7 @@ def drawn(pipe: Any, **options: Any) -> torch.Tensor:
         given.append(raw.float())
         raise observed.Reached
 
-    options |= call_options(pipe, SIZE) | {"num_inference_steps": 8} | family.unguided
+    options |= call_options(pipe, SIZE) | {"num_inference_steps": 8, **family.unguided}
     with observed.replaced(pipe.vae, "decode", decode), observed.until_reached(pipe, SIZE):
         pipe(prompt="a sks dog", generator=torch.Generator().manual_seed(0), **options)
     return family.autoencoding.normalized(pipe.vae, given[0])
@@ -166,9 +167,9 @@ def test_what_is_learnt_is_what_the_pipeline_draws(base):
     pipe = base.pipe()
     short = {"max_sequence_length": 16} if "max_sequence_length" in inspect.signature(pipe.__call__).parameters else {}
     if pipe.vae.config.get("scaling_factor"):  # as a trained autoencoder has it, the latents have the size of the noise
-        raw = encoding.encode_images(pipe, [picture()]).mean
+        raw: Any = encoding.encode_images(pipe, [picture()]).mean
         pipe.vae.register_to_config(scaling_factor=pipe.vae.config.scaling_factor / float(raw.std()))
-    latents = encoding.encode_images(pipe, [picture()])
+    latents: Any = encoding.encode_images(pipe, [picture()])
     latents.std.zero_()  # an autoencoder that is random has much of its own noise
     conditioning = encoding.condition(pipe, "a sks dog", SIZE, **short, **family_of(pipe).unguided)
     before = (drawn(pipe, **short) - latents.mean).square().mean()

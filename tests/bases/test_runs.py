@@ -65,7 +65,7 @@ def test_a_life(base, images, tmp_path, capsys):
     load_adapter(pipe, run)
     with trace(pipe, codes=True) as seen:
         (drawing,) = atomtune.generate(pipe, "a sks dog", steps=2, resolution=SIZE)
-    layer = next(layer for layer in seen.layers if layer.sees_image)
+    layer: Any = next(layer for layer in seen.layers if layer.sees_image)
     heat = layer.maps(magnitude=True)[0, :, 0]
     assert heat.shape == (layer.grid[0] * layer.grid[1],)
     assert overlay(drawing.image, heat).size == (SIZE, SIZE)

@@ -51,7 +51,8 @@ def test_maps_are_those_of_the_images_tokens(base, monkeypatch):
     side = 8 * SIZE if hasattr(pipe, "unet") else SIZE  # convolutions mix neighbours: they should not be all there are
     family, (height, width) = family_of(pipe), family_of(pipe).size(pipe, side, side)
     captions = [encoding.encode_caption(pipe, caption, side) for caption in CAPTIONS]
-    channels = encoding.encode_images(pipe, [picture()]).mean.shape[1]
+    encoded: Any = encoding.encode_images(pipe, [picture()])
+    channels = encoded.mean.shape[1]
     latents = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
     changed = latents.clone()
     changed[:, :, ROW * height // 4 : (ROW + 1) * height // 4, COLUMN * width // 4 : (COLUMN + 1) * width // 4] += 3
@@ -96,7 +97,7 @@ def test_guidance_and_timesteps_of_a_drawing(base):
     for extra in (family.unguided, guided):
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         with trace(pipe, codes=True) as seen:
-            pipe(prompt=list(CAPTIONS), generator=generators, **(options | extra))
+            pipe(prompt=list(CAPTIONS), generator=generators, **{**options, **extra})
         traces.append(seen)
     without, with_guidance = traces
     times = sorted({round(float(t), 2) for t in pipe.scheduler.timesteps}, reverse=True)
@@ -117,7 +118,7 @@ def test_images_are_watched_in_every_layer_that_sees_them(base):
     """Prompts in batches of two and of one, as for names and heatmaps of the report."""
     pipe = adapted(base)
     prompts = [*CAPTIONS, "a red dog"]
-    watched = watch(pipe, prompts, steps=2, resolution=SIZE, batch_size=2)
+    watched: Any = watch(pipe, prompts, steps=2, resolution=SIZE, batch_size=2)
     for layer in watched.layers:
         assert layer.by_phase.shape[::2] == (3, 6)
         if layer.trace.sees_image:
@@ -134,7 +135,7 @@ def test_strength_by_timestep_follows_the_sampler(base):
     atoms = board(pipe)
     with trace(pipe) as on:
         generate(pipe, "a dog", steps=4, resolution=SIZE)
-    times = list(on.layers[0].by_timestep)
+    times: Any = list(on.layers[0].by_timestep)
     assert times == sorted(times, reverse=True) and 100 < times[0] <= 1000
     atoms.schedule = {1000: 0.0, times[1] + 1e-2: 0.0, times[1]: 1.0, 0: 1.0}
     strengths = []

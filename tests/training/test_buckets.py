@@ -23,7 +23,8 @@ def test_buckets_have_about_one_area_and_sides_that_the_base_can_draw(resolution
     [((500, 500), Size(1024, 1024)), ((3000, 2000), Size(1280, 832)), ((10, 4000), Size(512, 2048))],
 )
 def test_an_image_goes_to_the_bucket_of_its_shape(image, expected):
-    assert nearest(*image, sizes(Size(1024, 1024), 16)) == expected
+    width, height = image
+    assert nearest(width, height, sizes(Size(1024, 1024), 16)) == expected
 
 
 def test_the_corner_of_the_crop_is_counted_after_scaling():

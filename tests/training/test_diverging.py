@@ -1,6 +1,7 @@
 """A run whose numbers are no numbers any more says in which layer it began, and keeps its weights."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_the_layer_that_answers_with_nan_first_is_named(broken):
 
 
 def test_of_other_methods_and_of_the_base_the_layer_has_its_own_name():
-    model = get_peft_model(Small(), LoraConfig(r=2, target_modules=["1"]))
+    model: Any = get_peft_model(Small(), LoraConfig(r=2, target_modules=["1"]))
     model.base_model.model.blocks[1].lora_B["default"].weight.data.fill_(math.nan)
     places = diverging.first_output(model, lambda: model(torch.ones(2, 4)))
     assert diverging.described(model, *places) == "first in blocks.1"
