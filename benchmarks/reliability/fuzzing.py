@@ -306,7 +306,8 @@ def fuzz(strategy: st.SearchStrategy, read: Callable[[Any], None], count: int, n
 
     @seed(number)
     @settings(
-        max_examples=count, database=None, deadline=None, derandomize=False, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        max_examples=count, database=None, deadline=None, derandomize=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
     @given(strategy)

@@ -104,9 +104,12 @@ class AdapterInfo:
     def peft_config(self) -> Any:
         """The configuration as PEFT's object. Raises `UserError` if PEFT cannot make one."""
         from peft import PeftConfig
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+        # The class of its method, which knows what its earlier versions saved.
+        kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(self.kind, PeftConfig)  # pyright: ignore[reportArgumentType, reportCallIssue]
         try:
-            return PeftConfig.from_pretrained(str(self.folder))
+            return kind.from_pretrained(str(self.folder))
         except UserError:
             raise
         except Exception as error:  # of many kinds, for an option of another type than PEFT expects
