@@ -2,6 +2,7 @@ from . import adapters as adapters
 from . import analysis as analysis
 from . import bases as bases
 from . import comparing as comparing
+from . import dialling as dialling
 from . import editing as editing
 from . import errors as errors
 from . import lora as lora
@@ -10,6 +11,7 @@ from . import metrics as metrics
 from . import moji as moji
 from . import planning as planning
 from . import recording as recording
+from . import replaying as replaying
 from . import sampling as sampling
 from . import shipped as shipped
 from . import steering as steering
