@@ -60,6 +60,7 @@ def test_it_opens_with_moji_and_an_adapter_and_every_control_has_a_name(page):
     assert page.labelled("Adapter").get_property("value") == "teapot (ships with atomtune)"
 
 
+@pytest.mark.studio
 def test_look_from_click_to_image(page, pipe):
     asks(page, "Look", 1)
     page.press("Draw")
@@ -68,11 +69,11 @@ def test_look_from_click_to_image(page, pipe):
     assert np.array_equal(page.pixels("Image with the adapter"), drawn(pipe, Settings(), 1))
     first = page.labelled("Atom").get_property("value")
     assert re.fullmatch(r"L\d+\[\d+\]", first) and page.picture("Heatmap of the atom over the image")
-    listed = [cell.text for cell in page.panel.find_elements("css selector", "table td") if cell.text]
+    listed = [cell.text for cell in page.panel.find_elements("css selector", "[data-testid^='cell-']")]
     assert first in listed
 
     page.click_at("Image with the adapter", 0.5, 0.55)
-    wait(lambda: (now := page.labelled("Atom").get_property("value")) and now != first)
+    page.until_said("Here act L|Drawing without L")
     said = page.until_said("Without L")
     assert page.labelled("Atom").get_property("value") in said
     page.click_at("Map of all atoms", 0.999, 0.01)
@@ -124,6 +125,7 @@ def test_steer_writes_a_preset_and_the_same_in_words(page, pipe, server):
     assert "board.keep(40)" in python
 
 
+@pytest.mark.studio
 def test_learn_from_images_to_a_run(page, server):
     page.tab("Learn")
     page.press("Take the example: five images of a teapot")
@@ -144,6 +146,7 @@ def test_learn_from_images_to_a_run(page, server):
     again.until_said("finished, 3 steps")
 
 
+@pytest.mark.studio
 def test_merge_from_two_adapters_to_an_image(page, server):
     page.tab("Merge")
     example = "teapot (ships with atomtune)"

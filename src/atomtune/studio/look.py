@@ -65,7 +65,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
         )
     name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")
-    seen, asked_at = gr.State(None, time_to_live=3600), gr.State(0.0)  # when an atom was asked for last
+    seen = gr.State(None, time_to_live=3600)
+    asked_at, shown_at = gr.State(0.0), gr.State(0.0)  # when an atom was asked for last, and which asking was answered
 
     def look(request: gr.Request, run: str, *given: Any) -> Shown:
         check, folder = easel.turn(str(request.session_hash)), workspace.run(run)
@@ -87,8 +88,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))), asked_at: time.time(),
         }  # fmt: skip
 
-    def show(request: gr.Request, found: Seen | None, address: str | None) -> Shown:
-        if found is None or not address:
+    def show(request: gr.Request, found: Seen | None, address: str | None, asked: float, answered: float) -> Shown:
+        if found is None or not address or asked == answered:
             return
         check, one = easel.turn(str(request.session_hash)), found.trace[address]
         if not isinstance(one, AtomTrace):
@@ -105,7 +106,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         yield {
             heat: places, when: gr.BarPlot(bars, sort=list(bars["timestep"])),
             about: said(f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"),
-            line: said(f"Drawing without {address} …"),
+            line: said(f"Drawing without {address} …"), shown_at: asked,
         }  # fmt: skip
         without = easel.draw(*found.asked, workspace.run(found.run), Settings(gains={address: 0.0}), check)
         most = float(largest_changes(found.image, without).max())
@@ -143,11 +144,13 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
 
     outputs = [base, adapted, whole, table, atom, seen, asked_at, line]
     inputs = [run, prompt, seed, steps]
-    gr.on([draw.click, prompt.submit], parts.reporting(line, look), inputs, outputs, **parts.LIVE)
-    details = [heat, influence, when, about, line]
-    gr.on([atom.input, asked_at.change], parts.reporting(line, show), [seen, atom], details, **parts.LIVE)
-    adapted.select(parts.reporting(line, at_place), seen, [atom, asked_at, line], **parts.QUIET)
-    whole.select(parts.reporting(line, in_map), seen, [atom, asked_at, line], **parts.QUIET)
-    table.select(in_table, None, [atom, asked_at], **parts.QUIET)
+    drawn = gr.on([draw.click, prompt.submit], parts.reporting(line, look), inputs, outputs, **parts.LIVE)
+    typed = atom.input(time.time, None, asked_at, **parts.QUIET)
+    place = adapted.select(parts.reporting(line, at_place), seen, [atom, asked_at, line], **parts.QUIET)
+    of_map = whole.select(parts.reporting(line, in_map), seen, [atom, asked_at, line], **parts.QUIET)
+    of_table = table.select(in_table, None, [atom, asked_at], **parts.QUIET)
+    details = [heat, influence, when, about, line, shown_at]
+    for event in (drawn, typed, place, of_map, of_table):
+        event.then(parts.reporting(line, show), [seen, atom, asked_at, shown_at], details, **parts.LIVE)
     name.click(parts.reporting(line, name_atoms), run, line, **parts.QUIET)
     parts.stopping(stop, easel, line)
