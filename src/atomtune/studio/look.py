@@ -65,8 +65,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
         )
     name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")
-    seen = gr.State(None, time_to_live=3600)
-    asked_at, shown_at = gr.State(0.0), gr.State(0.0)  # when an atom was asked for last, and which asking was answered
+    seen, asked_at, shown_at = gr.State(None, time_to_live=3600), gr.State(0.0), gr.State(0.0)  # when asked, answered
 
     def look(request: gr.Request, run: str, *given: Any) -> Shown:
         check, folder = easel.turn(str(request.session_hash)), workspace.run(run)

@@ -21,8 +21,17 @@ SHOWN = 512
 Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
-slider = functools.partial(gr.Slider, buttons=[])  # without a button that returns to what is no default of an adapter
 LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
+
+
+class Slider(gr.Slider):
+    """While "-" or nothing is in its box, which is no number yet, it has the value that it began with."""
+
+    def preprocess(self, payload: float) -> float:
+        return super().preprocess(self.value if payload is None else payload)
+
+
+slider = functools.partial(Slider, buttons=[])  # without a button that returns to what is no default of an adapter
 
 
 def status() -> gr.HTML:

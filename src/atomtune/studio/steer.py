@@ -74,11 +74,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     def redraw(request: gr.Request, *given: Any) -> Shown:
         """A draft at once, then the image; an older drawing of the same user ends."""
         *values, history = given
-        check, folder, asked = (
-            easel.turn(str(request.session_hash)),
-            workspace.run(given[0]),
-            parts.checked(*given[1:4]),
-        )
+        check, folder = easel.turn(str(request.session_hash)), workspace.run(given[0])
+        asked = parts.checked(*given[1:4])
         started, few = time.perf_counter(), min(parts.DRAFT, given[3])
         now = settings(easel.trained(folder), *values[4:])
         draft = easel.draw(asked[0], asked[1], few, folder, now, check)
@@ -133,11 +130,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     report, quiet = parts.reporting, parts.QUIET
     pictures = [image, base, last, before, line, python, command]
     drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before], "outputs": pictures}
-    gr.on(
-        [draw.click, prompt.submit, *(each.input for each in (density, floor, keep, *strengths))],
-        **drawing,
-        **parts.LIVE,
-    )
+    turning = [each.input for each in (density, floor, keep, *strengths)]
+    gr.on([draw.click, prompt.submit, *turning], **drawing, **parts.LIVE)
     gain.input(turn, [atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
     atom.change(lambda address, own: own.get(address, 1), [atom, gains], gain, **quiet)
     opening = [atom, gain, turned, *dials, line]
