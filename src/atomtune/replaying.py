@@ -12,8 +12,9 @@ of exactly these:
 
     key_i = digest(key_{i-1}, what acts at step i)
 
-Where an adapter's strength is 0 at a step, the base acts there, whatever its dials are. The sampler runs as always, and
-images are the same to the bit as without the memory.
+Where an adapter's strength is 0 at a step, the base acts there, whatever its dials are (attention atoms of strength 0
+would round otherwise: their one attention call is wider). The sampler runs as always, and images are the same to the
+bit as without the memory.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ class Replay:
                 self._answers.move_to_end(key)
                 return self._answers[key]
             self.computed += 1
-            found = forward(*args, **kwargs)
+            with nullcontext() if acts or adapter is None else denoiser(self.pipe).disable_adapter():
+                found = forward(*args, **kwargs)
             if keep:
                 self._keep(key, found)
             return found
