@@ -196,7 +196,6 @@ class SparseDictionary(Dials):
             and not self.floor.is_being_measured
             and not torch._C._are_functorch_transforms_active()  # has no jvp
             and x.dtype != torch.float16
-            and torch.is_grad_enabled()  # images drawn again, with parts that are known, must be the same to the bit
             and self.sigma.is_worthwhile(x.device)
         )
 
