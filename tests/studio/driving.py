@@ -166,6 +166,11 @@ class Page:
             time.sleep(0.05)
         return now
 
+    @property
+    def cells(self) -> list[str]:
+        """What stands in the cells of the tab's tables."""
+        return [cell.text for cell in self.panel.find_elements("css selector", "[data-testid^='cell-']")]
+
     def picture(self, alt: str) -> Any:
         """The image of this alternative text; None while it is not there."""
         for image in self.panel.find_elements("css selector", "img"):

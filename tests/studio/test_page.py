@@ -69,8 +69,7 @@ def test_look_from_click_to_image(page, pipe):
     assert np.array_equal(page.pixels("Image with the adapter"), drawn(pipe, Settings(), 1))
     first = page.labelled("Atom").get_property("value")
     assert re.fullmatch(r"L\d+\[\d+\]", first) and page.picture("Heatmap of the atom over the image")
-    listed = [cell.text for cell in page.panel.find_elements("css selector", "[data-testid^='cell-']")]
-    assert first in listed
+    assert first in page.cells
 
     page.click_at("Image with the adapter", 0.5, 0.55)
     page.until_said("Here act L|Drawing without L")
@@ -245,8 +244,7 @@ def test_compare_from_adapters_to_numbers(page, server):
     page.choose("Finished comparisons", "compared")
     wait(lambda: page.picture("Grid of images, a row for each adapter"))
     scores = json.loads((server.workspace / "compared" / "scores.json").read_text())["scores"]
-    cells = [cell.text for cell in page.panel.find_elements("css selector", "table td")]
-    assert f"{scores['teapot']['drift']:.3f}" in cells
+    assert f"{scores['teapot']['drift']:.3f}" in page.cells
 
 
 @pytest.mark.studio
