@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from atomtune.errors import UserError
-from atomtune.recording import AtomTrace
+from atomtune.recording import AtomTrace, LayerTrace
 from atomtune.tracing import Trace
 
 GREEN = (0, 112, 104)
@@ -47,6 +47,17 @@ def token_grid(tokens: int, aspect: float = 1.0) -> tuple[int, int]:
     return tokens // columns, columns
 
 
+def grid_of(layer: LayerTrace, tokens: int, aspect: float) -> tuple[int, int] | None:
+    """Rows and columns of the image's tokens in a layer, None if it has none. Of an unfamiliar base all tokens are
+    those of the image if they could be."""
+    if layer.grid or not layer.sees_image:
+        return layer.grid
+    try:
+        return token_grid(tokens, aspect)
+    except UserError:
+        return None
+
+
 def phases(timesteps: Collection[float]) -> dict[str, list[float]]:
     """Thirds of the timesteps by name, the noisiest first; fewer of them when there are fewer than three steps."""
     ordered = np.array(sorted(timesteps, reverse=True))
@@ -68,11 +79,12 @@ def acting_at(
         raise UserError(f"a place in an image has x and y from 0 to 1, got {x:g} and {y:g}.")
     found = []
     for layer in traced.layers:
-        maps = layer.maps(magnitude=True)[sample]
-        try:
-            rows, columns = token_grid(len(maps), aspect)
-        except UserError:
+        if not layer.sees_image:
             continue
+        maps = layer.maps(magnitude=True)[sample]
+        if (grid := grid_of(layer, len(maps), aspect)) is None:
+            continue
+        rows, columns = grid
         token = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
         energies = maps[token] * layer.norms.cpu()
         for row in energies.topk(min(count, len(energies))).indices.tolist():

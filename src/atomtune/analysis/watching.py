@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atomtune.analysis.heatmaps import phases, pooled, token_grid
+from atomtune.analysis.heatmaps import grid_of, phases, pooled
 from atomtune.bases import denoiser
-from atomtune.errors import UserError
 from atomtune.recording import LayerTrace
 from atomtune.sampling import Drawing, generate
 from atomtune.sizes import GivenSize
@@ -101,23 +100,12 @@ def watch(
     return Watched(drawings, layers, names, watched)
 
 
-def _grid(layer: LayerTrace, tokens: int, aspect: float) -> tuple[int, int] | None:
-    """Rows and columns of the image's tokens in a layer, None if it has none. Of an unfamiliar base all tokens are
-    those of the image if they could be."""
-    if layer.grid or not layer.sees_image:
-        return layer.grid
-    try:
-        return token_grid(tokens, aspect)
-    except UserError:
-        return None
-
-
 def _reduce(layer: LayerActivity, aspect: float) -> list[str]:
     """Turn the codes of one batch into activity, and delete them."""
     kept = layer.trace.kept_codes
     times = phases({codes.timestep for codes in kept if codes.timestep is not None})
     magnitudes, total = [], 0.0
-    layer.grid = _grid(layer.trace, kept[0].shape[1], aspect)
+    layer.grid = grid_of(layer.trace, kept[0].shape[1], aspect)
     magnitudes_of = layer.trace.maps if layer.grid else layer.trace.means
     maps = []
     for steps in times.values():
