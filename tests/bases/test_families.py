@@ -98,7 +98,7 @@ def test_captions_of_different_lengths_in_one_batch_are_each_answered_as_alone(b
         together = encoding.predict(model, noised, captions, torch.float32, family)
         for row, caption in enumerate(captions):
             alone = encoding.predict(model, noised.rows(slice(row, row + 1)), [caption], torch.float32, family)
-            assert_close(together[row : row + 1], alone, atol=2e-5, rtol=1e-4)
+            assert_close(together[row : row + 1], alone, atol=2e-5, rtol=1e-4)  # another batch rounds otherwise
 
 
 def test_captions_whose_lengths_differ_without_a_mask_are_refused():
@@ -117,7 +117,9 @@ def test_an_image_is_drawn_as_it_was_encoded(base):
         raw = pipe.vae.encode(family.autoencoding.pixels(pixels))
         mean = raw.latent_dist.mean if hasattr(raw, "latent_dist") else raw[0]
         whole = pipe.vae.decode(mean, return_dict=False)[0].reshape(1, 3, SIZE, SIZE)
-        assert_close(family.autoencoding.decode(pipe.vae, latents.mean), whole, atol=1e-4, rtol=1e-4)
+        assert_close(
+            family.autoencoding.decode(pipe.vae, latents.mean), whole, atol=1e-4, rtol=1e-4
+        )  # scaled and scaled back in float32
     assert latents.mean.shape[2:] == family.size(pipe, SIZE, SIZE)
     assert latents.mean.shape == latents.std.shape
 
