@@ -103,7 +103,7 @@ class MemoryPlan:
     options: dict[str, dict[str, Any]]
     """The options of `customize` that give each adapter."""
 
-    def fitting(self, adapter: str, gib: float) -> Need | None:
+    def fitting(self, adapter: str, gib: int | float) -> Need | None:
         """The first way of training that fits a card of so many GiB."""
         fits = (need for need in self.needs if need.adapter == adapter and need.card <= gib * GIB)
         return next((need for need in fits if need.way.there), None)

@@ -45,7 +45,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
                 undo, reset = gr.Button("Undo", min_width=80), gr.Button("As trained", min_width=80)
                 keep_it = gr.Button("Add to strip", min_width=80)
             gallery = gr.Gallery(
-                label="Strip of up to four settings: click one to go back to it", columns=STRIP, height=220,
+                label="Strip of up to four settings: click one to go back to it", columns=STRIP, height=280,
                 format="png", interactive=False, allow_preview=False, object_fit="contain",
             )  # fmt: skip
     with gr.Accordion("Keep it, or do the same elsewhere", open=False):
