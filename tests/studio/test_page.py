@@ -258,7 +258,7 @@ def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str,
     """Of every tab, in both widths, light and dark."""
 
     def take() -> None:
-        page.tab(page.name)  # away from the last field, whose list may be open
+        page.browser.execute_script("document.activeElement.blur()")  # its list may be open
         for theme in ("light", "dark"):
             page.browser.execute_script(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
             for width in (1280, 800):
