@@ -88,8 +88,9 @@ class Reader:
         """Embeddings [batch, length, 384] in float32 and the mask, where the encoder is; zero where nothing is said."""
         device = self.encoder.device
         ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        read = mask[:, None, None, :].bool()  # in this shape it is not looked at, for which we would have to wait
         with autocast(device.type):
-            hidden = self.encoder(ids, attention_mask=mask).last_hidden_state
+            hidden = self.encoder(ids, attention_mask=read).last_hidden_state
         return hidden.float() * mask[..., None], mask
 
 
