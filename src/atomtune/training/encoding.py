@@ -298,7 +298,8 @@ def encode(
         cache.class_conditioning = class_conditioning
     pipe.remove_all_hooks()
     release(pipe)
-    denoiser(pipe).to(device)
+    if not accelerator.is_fsdp2:  # which moves it shard by shard, because the whole may not fit
+        denoiser(pipe).to(device)
     return cache
 
 

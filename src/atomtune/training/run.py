@@ -20,7 +20,7 @@ from atomtune.files import write_text
 from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.storage.metadata import CONFIG_FILE
-from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving
+from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-SHARDING = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
-
 
 def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
     """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
@@ -151,21 +143,22 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
     _refuse_unknown_tracker(config.report_to)
-    _refuse_sharding()
     device, state = pick_device(config.device), PartialState()
     if state.num_processes > 1 and device != state.device:
         raise UserError(f"each of {state.num_processes} processes has a device of its own: leave the device out.")
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
+    fsdp = sharding.plugin(precision)
     _warn_overruled(config, precision)
     AcceleratorState._reset_state()  # so that a second run in one process can have another precision
     state.device = device  # accelerate has no argument for the device, and always reads it here
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
             dynamo_backend="no",
+            fsdp_plugin=fsdp,
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(str(config.out), str(config.out / "logs")),
         )
@@ -173,6 +166,8 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
         if "mixed precision" not in str(error):
             raise
         raise UserError(f"{precision} cannot be used on the device {str(device)!r}: {error}") from error
+    sharding.use(accelerator, fsdp)
+    return accelerator
 
 
 def _refuse_unknown_tracker(name: str) -> None:
@@ -185,16 +180,6 @@ def _refuse_unknown_tracker(name: str) -> None:
         raise UserError(f"there is no tracker {name!r}: expected none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
 
 
-def _refuse_sharding() -> None:
-    """Raise `UserError` if the environment asks accelerate to split the model, which a run cannot do."""
-    for variable, what in SHARDING.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
-            raise UserError(
-                f"{variable} asks for {what}, which splits a model over processes, and here every process trains a "
-                "whole adapter: start it without, with torchrun or `accelerate launch --multi_gpu`."
-            )
-
-
 def _warn_overruled(config: CustomizeConfig, precision: str) -> None:
     """Warn about settings of accelerate in the environment that the run's own options replace."""
     overruled = {  # variable: the option that replaces it, the run's value, and the value that means unset
@@ -203,6 +188,9 @@ def _warn_overruled(config: CustomizeConfig, precision: str) -> None:
             "gradient_accumulation_steps", str(config.gradient_accumulation_steps), "1",
         ),
         "ACCELERATE_DYNAMO_BACKEND": ("compilation", "no", "no"),
+        "FSDP_ACTIVATION_CHECKPOINTING": (
+            "gradient_checkpointing", str(config.gradient_checkpointing).lower(), "false",
+        ),
     }  # fmt: skip
     for variable, (option, ours, unset) in overruled.items():
         if (theirs := os.environ.get(variable, unset).lower()) not in (ours, unset):

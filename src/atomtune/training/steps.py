@@ -23,7 +23,7 @@ from atomtune.adapters import adapted_layers
 from atomtune.method.dictionary import measuring_floors
 from atomtune.sizes import Size
 from atomtune.storage import folders
-from atomtune.training import diverging, encoding, outcome
+from atomtune.training import diverging, encoding, outcome, sharding
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import Noised, prediction_loss
@@ -85,6 +85,8 @@ class Steps:
         self.steps = config.total_steps(len(cache.conditionings), accelerator.num_processes)
         optimizer = make_optimizer(config, self.parameters)
         schedule = make_schedule(config, optimizer, self.steps, accelerator.num_processes)
+        if accelerator.is_fsdp2:
+            sharding.choose_shards(accelerator, self.model)
         self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
 
     def _adapted(self, base: torch.nn.Module, start: Path | None) -> Any:
@@ -111,6 +113,8 @@ class Steps:
                 losses.append(self.accelerator.gather(own.detach()).mean())  # pyright: ignore
                 self.accelerator.backward(own)
                 if self.accelerator.sync_gradients:
+                    if self.accelerator.is_fsdp2:
+                        sharding.average_gradients(self.parameters, self._mean)
                     for dictionary in self.dictionaries:
                         dictionary.sigma.average_observations(self._mean)
                     self._keep_codes()

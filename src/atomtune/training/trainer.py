@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import re
@@ -18,7 +19,7 @@ from atomtune.files import write_text
 from atomtune.shell import command_line
 from atomtune.sizes import Size
 from atomtune.storage import folders
-from atomtune.training import checkpoints, diverging, encoding, outcome
+from atomtune.training import checkpoints, diverging, encoding, outcome, sharding
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.interruption import Interruption
@@ -91,7 +92,7 @@ class Trainer(Steps):
         config, accelerator = self.config, self.accelerator
         self._start_trackers()
         self.wrapped.train()
-        if self._sample_is_due() and not all(file.is_file() for file in self._sample_files()):
+        if self._sample_is_due() and self._in_any_process(not all(file.is_file() for file in self._sample_files())):
             self._sample()  # the run was stopped between the checkpoint and the last of its samples
         started, before = time.perf_counter(), self.seconds
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
@@ -112,13 +113,14 @@ class Trainer(Steps):
                 if self.step % config.checkpoint_every == 0 or self.step == self.steps or stop:
                     self._save_checkpoint()
                 if stop:
-                    accelerator.end_training()
+                    self._end_trackers()
                     raise KeyboardInterrupt
                 if self._sample_is_due():
                     self._sample()
         if not config.floor:  # for a floor that a user chooses
             self._measure_floor()
         samples = self._sample()
+        held_losses = self._held_losses() if self._takes_part else {}
         summary = self._numbers() | {
             "samples": samples,
             "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step)),
@@ -127,7 +129,7 @@ class Trainer(Steps):
             files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
             sheet = config.out / outcome.SHEET
             manifest.record(config.out, *files, config.out / "summary.json", sheet)
-            summary |= outcome.judged(config, samples, self.cache.images) | self._held_losses()
+            summary |= outcome.judged(config, samples, self.cache.images) | held_losses
             sampling.save_png(outcome.contact_sheet(config.out, self.cache.images, samples), sheet, {"step": self.step})
             summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
             if self.cache.misfits:
@@ -137,7 +139,7 @@ class Trainer(Steps):
             write_text(config.out / "summary.json", json.dumps(summary, indent=2))
             checkpoints.remove_old(self.folder, config.checkpoints_total_limit)
         accelerator.wait_for_everyone()
-        accelerator.end_training()
+        self._end_trackers()
         return summary
 
     def _start_trackers(self) -> None:
@@ -149,6 +151,12 @@ class Trainer(Steps):
         if self.accelerator.is_main_process:
             after = {*logs.glob("customize"), *logs.glob("customize/**/*")}
             manifest.record(self.config.out, *(after - before))
+
+    def _end_trackers(self) -> None:
+        """Not `end_training`, which also parts the processes, and there may be another run in them."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        atexit.register(self.accelerator.state.destroy_process_group)
 
     def _sample_is_due(self) -> bool:
         every = self.config.sample_every
@@ -188,6 +196,7 @@ class Trainer(Steps):
             "steps_per_second": round(self.step / self.seconds, 3),
             "loss": self.loss,
             "processes": self.accelerator.num_processes,
+            "sharded": self.accelerator.is_fsdp2,
             "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
             **self.measured,
         }
@@ -200,7 +209,7 @@ class Trainer(Steps):
 
     def _sample(self) -> list[str]:
         """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
-        if not self.accelerator.is_main_process:
+        if not self._takes_part:
             return []
         self._refuse_removed_folder()
         self.model.eval()
@@ -211,11 +220,18 @@ class Trainer(Steps):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
             decoding.offload()
-            manifest.record(self.config.out, file)
-            sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
+            if self.accelerator.is_main_process:
+                manifest.record(self.config.out, file)
+                sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
         self.pipe.vae = None
         self.model.train()
         return [str(file) for file in self._sample_files()]
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether the model runs in this process too for what the main process writes: always if it is sharded, because
+        each has a part of it."""
+        return self.accelerator.is_main_process or self.accelerator.is_fsdp2
 
     def _sample_files(self) -> list[Path]:
         samples = self.config.out / "samples"
@@ -243,6 +259,8 @@ class Trainer(Steps):
         if broken := [name for name, parameter in self._trained() if not torch.isfinite(parameter).all()]:
             place = list(dict(self.model.named_modules())).index(broken[0].rpartition(".")[0])
             raise self._diverged(f"the weights are not numbers any more, {diverging.described(self.model, place)}")
+        if self.accelerator.is_fsdp2:
+            sharding.reshard(self.model)
         scaler = self.accelerator.scaler
         state = {
             "optimizer": self.optimizer.state_dict(),

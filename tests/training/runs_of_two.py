@@ -1,0 +1,40 @@
+"""Run by test_sharding.py in each of two processes: the runs of a JSON file, one after the other.
+
+Each run is a dict of options of `customize`, and of "sharded": whether accelerate's FSDP2 is asked for.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from torch.distributed.tensor import DTensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import atomtune
+from atomtune.training import run
+from atomtune.training.trainer import Trainer
+
+
+class Watched(Trainer):
+    """Writes what this process holds: of the base's numbers and of the adapter's, the part that is here."""
+
+    def finish(self):
+        held = {"frozen": [0, 0], "trained": [0, 0]}
+        for parameter in self.model.parameters():
+            own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            counts = held["trained" if parameter.requires_grad else "frozen"]
+            counts[0] += own.numel()
+            counts[1] += parameter.numel()
+        summary = super().finish()
+        file = self.config.out / f"held-{self.accelerator.process_index}.json"
+        file.write_text(json.dumps(held))
+        return summary
+
+
+run.Trainer = Watched
+for options in json.loads(Path(sys.argv[1]).read_text()):
+    sharded = options.pop("sharded", False)
+    os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
+    atomtune.customize(**options)
