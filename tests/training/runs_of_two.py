@@ -1,6 +1,6 @@
-"""Run by test_sharding.py in each of two processes: the runs of a JSON file, one after the other.
+"""Run by test_processes.py in each of two processes: the runs of a JSON file, one after the other.
 
-Each run is a dict of options of `customize`, and of "sharded": whether accelerate's FSDP2 is asked for.
+Each run is a dict of options of `customize`, and `sharded`: whether accelerate's environment asks for FSDP2.
 """
 
 import json
@@ -18,7 +18,7 @@ from atomtune.training.trainer import Trainer
 
 
 class Watched(Trainer):
-    """Writes what this process holds: of the base's numbers and of the adapter's, the part that is here."""
+    """Writes what this process holds of the base and of the adapter: numbers here, and numbers of all."""
 
     def finish(self):
         held = {"frozen": [0, 0], "trained": [0, 0]}
@@ -35,6 +35,6 @@ class Watched(Trainer):
 
 run.Trainer = Watched
 for options in json.loads(Path(sys.argv[1]).read_text()):
-    sharded = options.pop("sharded", False)
+    sharded = options.pop("sharded")
     os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
     atomtune.customize(**options)

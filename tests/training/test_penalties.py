@@ -41,7 +41,7 @@ def test_the_density_error_moves_lambda_towards_the_density():
     c = torch.randn(500, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     σ: Any = SigmaConfig("jumprelu", threshold=0.5).build(8).double()  # λ = e^θ
     share = float((c > 0.5).double().mean())
-    error = density_error(σ.firing(c), 0.04)
+    error = density_error(σ.firing(c).mean(), 0.04)
     assert error.item() == pytest.approx((share / 0.04 - 1) ** 2)
     error.backward()
     near = ((c - 0.5).abs() < BANDWIDTH * 0.5 / 2).double().sum(0) / (500 * 8) / (BANDWIDTH * 0.5)

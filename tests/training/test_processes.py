@@ -9,37 +9,44 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import atomtune
+from atomtune.sampling import read_image, read_settings
+from atomtune.training import run as run_module
+from atomtune.training.trainer import Trainer
 
-def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
-    """`atomtune customize` in `processes` processes, started as the how-to says."""
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launch, "atomtune", "customize", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
-def train(processes: int, *arguments: str) -> None:
-    """The same, to the end."""
-    process = start(processes, *arguments)
+def launch(processes: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a script or a module in `processes` processes, as the how-to says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    everywhere = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(
+        [*command, *arguments], env=everywhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def start(processes: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`atomtune customize` in `processes` processes."""
+    return launch(processes, "-m", "atomtune", "customize", *arguments, **environment)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for its end, which should be a good one."""
     said = process.communicate()[1]
     assert process.returncode == 0, said
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_adapter(base, images, tmp_path):
-    options = ["--class-name", "dog", "--base", base, "--steps", "3", "--num-atoms", "8", "--sample-every", "0"]
-    adapters = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        train(processes, str(images), "--out", str(out), *options)
-        assert json.loads((out / "summary.json").read_text())["steps"] == 3
-        adapters[processes] = (out / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert adapters[1] != adapters[2]  # the second process took part
+def train(processes: int, *arguments: str) -> None:
+    """`atomtune customize` in `processes` processes, to the end."""
+    finish(start(processes, *arguments))
 
 
 def processes_of(rank: int, out: Path) -> list[int]:
@@ -75,32 +82,91 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_they_continue_to_the_
     assert weights[0] == weights[1]
 
 
+class Halves(Trainer):
+    """One process that computes the shares of two, one after the other: λ of `batch_topk` is that of the images of a
+    forward pass, and so is the first λ in units of the running scale."""
+
+    def _loss(self, micro):
+        losses = []
+        for self.half in (0, 1):
+            losses.append(super()._loss(micro))
+        return (losses[0] + losses[1]) / 2
+
+    def _parts(self, *ends):
+        rows = [(first, end - first) for first, end in zip((0, *ends), ends) if end > first]
+        return [slice(first + n * self.half // 2, first + n * (self.half + 1) // 2) for first, n in rows]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "topk": {"caption_dropout": 0.3, "lr_scheduler": "cosine", "sample_every": 2},
+    "jumprelu": {"activation": "jumprelu", "threshold": 0.5},
+    "scaled": {"activation": "jumprelu", "threshold": 0.5, "threshold_units": "scale", "density_penalty": 0.0},
+    "batch_topk": {"activation": "batch_topk"},
+    "dora": {"method": "dora", "rank": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+}
+
+
 @pytest.mark.slow
-def test_two_processes_do_what_one_does_with_twice_the_batch(base, images, tmp_path, monkeypatch):
-    """And a run may go on in another number of them, if a step takes as many images."""
+def test_two_processes_do_what_one_does_with_twice_the_batch(run, base, images, tmp_path, monkeypatch):
+    """With the whole base in each, and with FSDP2; and a run may go on in another number of processes, if a step takes
+    as many images. All in one launch, because starting takes longer than these runs."""
     monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "others.txt").write_text("a red cat\nthe snow\n")
-    options = [
-        "--class-name", "dog", "--base", base, "--num-atoms", "8", "--sample-every", "0", "--caption-dropout", "0.3",
-        "--lr-scheduler", "cosine", "--preserve", "--preserve-prompts", str(tmp_path / "others.txt"), "--floor", "1",
-        "--preserve-share", "0.5", "--checkpoint-every", "3", "--report-to", "none",
-    ]  # fmt: skip
-    numbers, weights = {}, {}
-    for name, starts in {"one": [(1, 4, 6)], "two": [(2, 2, 6)], "changed": [(2, 2, 3), (1, 4, 6)]}.items():
-        for processes, batch, steps in starts:
-            size = ["--batch-size", str(batch), "--steps", str(steps)]
-            train(processes, str(images), "--out", str(tmp_path / name), *options, *size)
-        numbers[name] = json.loads((tmp_path / name / "summary.json").read_text())
-        weights[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
-    for loss in ("loss", "held_loss"):
-        assert numbers["two"][loss] == pytest.approx(numbers["one"][loss], rel=1e-5)
-    for key, tensor in weights["two"].items():
-        assert_close(tensor, weights["one"][key], atol=1e-5, rtol=1e-5, msg=key)
-    levels = [tensor for key, tensor in weights["two"].items() if key.endswith("floor.levels")]
-    assert levels and all((level >= 0).all() for level in levels)  # measured, and the same in both processes
-    assert (numbers["changed"]["steps"], numbers["changed"]["processes"]) == (6, 1)
-    with pytest.raises(AssertionError, match="a step takes 4 images there and 2 now"):
-        train(1, str(images), "--out", str(tmp_path / "two"), *options, "--batch-size", "2", "--steps", "7")
+    common = {
+        "steps": 4, "checkpoint_every": 2, "sample_every": 0, "num_atoms": 8, "report_to": "none",
+        "preserve": True, "preserve_prompts": str(tmp_path / "others.txt"), "preserve_share": 0.5,
+    }  # fmt: skip
+    kinds = {kind: common | {"floor": float(kind != "dora")} | options for kind, options in KINDS.items()}
+    by_halves = ("scaled", "batch_topk")
+    numbers: dict[str, Any] = {kind: run(kind, batch_size=4, **kinds[kind]) for kind in kinds if kind not in by_halves}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Trainer", Halves)
+        for kind in by_halves:
+            numbers[kind] = run(kind, batch_size=4, preserve_weight=2.0, **kinds[kind])  # which is over the batch size
+    steady = {"lr_scheduler": "constant", "floor": 0.0, "sample_every": 0}  # what more steps do not change
+    kinds["steady"] = kinds["topk"] | steady
+    numbers["steady"] = run("steady", batch_size=4, **kinds["steady"])
+    run("moved", batch_size=4, **kinds["steady"] | {"steps": 1})
+
+    def of_two(kind: str, sharded: bool, **options: Any) -> dict[str, Any]:
+        out = str(tmp_path / f"{kind}-{sharded}")
+        own = {"images": str(images), "base": base, "class_name": "dog", "batch_size": 2, "out": out}
+        return kinds[kind] | own | {"sharded": sharded} | options
+
+    names = {f"{kind}-{sharded}": (kind, sharded) for sharded in (False, True) for kind in KINDS}
+    runs = [of_two(*name) for name in names.values()]
+    runs += [of_two("steady", True, out=str(tmp_path / "moved"), steps=steps) for steps in (2, 3)]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    finish(launch(2, str(Path(__file__).with_name("runs_of_two.py")), str(tmp_path / "runs.json")))
+    run("moved", batch_size=4, **kinds["steady"])
+
+    for name, (kind, sharded) in {"moved": ("steady", None), **names}.items():
+        found = json.loads((tmp_path / name / "summary.json").read_text())
+        for loss in ("loss", "held_loss"):
+            assert found[loss] == pytest.approx(numbers[kind][loss], rel=1e-5), (name, loss)
+        one, two = (load_file(tmp_path / out / "adapter" / "adapter_model.safetensors") for out in (kind, name))
+        assert one.keys() == two.keys()
+        for key, tensor in two.items():
+            assert_close(tensor, one[key], atol=1e-5, rtol=1e-5, msg=lambda text, at=(name, key): f"{at}: {text}")
+            if key.endswith("floor.levels"):
+                assert (tensor >= 0).all()  # measured
+        if sharded is None:
+            continue
+        assert (found["processes"], found["sharded"]) == (2, sharded)
+        for process in (0, 1):
+            held = json.loads((tmp_path / name / f"held-{process}.json").read_text())
+            assert held["trained"][0] == held["trained"][1]
+            share = held["frozen"][0] / held["frozen"][1]
+            assert share < 0.55 if sharded else share == 1
+    # What the sharded model drew is what its adapter draws in one process.
+    pipe = atomtune.load_base(base)
+    atomtune.load_adapter(pipe, tmp_path / "topk-True")
+    for file in sorted((tmp_path / "topk-True" / "samples").glob("step-000004-*.png")):
+        (again,) = atomtune.generate(pipe, read_settings(file)["prompt"], resolution=64)
+        assert_close(np.asarray(again.image), np.asarray(read_image(file)), atol=1, rtol=0)
+    assert len(list((tmp_path / "topk-True" / "samples").glob("*.png"))) == 4
+    with pytest.raises(atomtune.UserError, match="a step takes 4 images there and 2 now"):
+        run("topk-True", batch_size=2, **kinds["topk"] | {"steps": 7})
 
 
 @pytest.mark.slow

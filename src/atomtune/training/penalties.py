@@ -12,7 +12,7 @@ the least value of the sum is then M/C_o − 1. Cosines are used, because produc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,9 +38,9 @@ def orthogonality(atoms: Float[Tensor, "atoms out"]) -> Float[Tensor, ""]:
     return (cosines - torch.diag(cosines.diagonal())).square().sum() / len(atoms)
 
 
-def density_error(firing: Float[Tensor, "*batch atoms"], density: float) -> Float[Tensor, ""]:
+def density_error(measured: Float[Tensor, "*layers"], density: float) -> Float[Tensor, "*layers"]:
     """(ρ̂/ρ − 1)², ρ̂ the mean of what fires (`JumpReLU.firing`); its gradient goes to λ alone."""
-    return (firing.mean() / density - 1).square()
+    return (measured / density - 1).square()
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -54,16 +54,22 @@ def annealed(density: float, start: float | None, progress: float) -> float:
 
 
 class Penalties:
-    """The weighted sum of a run's penalties, over the dictionaries of its adapter."""
+    """The weighted sum of a run's penalties, over the dictionaries of its adapter; `mean` is that over processes."""
 
-    def __init__(self, config: CustomizeConfig, dictionaries: Sequence[SparseDictionary]) -> None:
-        self.config, self.dictionaries = config, dictionaries
-        self._terms: list[Tensor] = []
+    def __init__(
+        self,
+        config: CustomizeConfig,
+        dictionaries: Sequence[SparseDictionary],
+        mean: Callable[[Tensor], Tensor] = torch.clone,
+    ) -> None:
+        self.config, self.dictionaries, self._mean = config, dictionaries, mean
+        self._norms: list[Tensor] = []
+        self._densities: list[Tensor] = []
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Collect the penalties that need codes or coefficients, while the model runs inside the block."""
-        self._terms, hooks = [], []
+        self._norms, self._densities, hooks = [], [], []
         for dictionary in self.dictionaries:
             if self.config.l1:
                 hooks.append(dictionary.decoder.register_forward_pre_hook(self._saw_codes))
@@ -76,18 +82,25 @@ class Penalties:
                 hook.remove()
 
     def _saw_codes(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._terms.append(self.config.l1 * l1(inputs[0]))
+        self._norms.append(l1(inputs[0]))
 
     def _saw_coefficients(self, sigma: Any, inputs: tuple[Tensor, ...], _codes: Tensor) -> None:
         # Detached: the density should move λ, and not the coefficients that are near λ.
-        error = density_error(sigma.firing(_wide(inputs[0].detach())), self.config.density)
-        self._terms.append(self.config.density_penalty * error)
+        self._densities.append(sigma.firing(_wide(inputs[0].detach())).mean())
 
-    def total(self) -> Tensor | float:
-        """The sum of all penalties for the model's last run. Zero if there are none."""
-        terms = self._terms
+    def total(self, share: float = 1.0) -> Tensor | float:
+        """The sum of all penalties for the model's last run. Zero if there are none.
+
+        `share` is the number of images of that run over the mean number of all processes: the mean of the totals over
+        processes is then the total of one process with all images, and so is its gradient.
+        """
+        terms = [share * self.config.l1 * norm for norm in self._norms]
+        if self._densities:
+            own = share * torch.stack(self._densities)
+            measured = own + (self._mean(own.detach()) - own.detach())  # of all, with the gradient of the own part
+            terms.append(self.config.density_penalty * density_error(measured, self.config.density).sum())
         if self.config.orthogonality:
             weight = self.config.orthogonality
             terms = terms + [weight * orthogonality(d.decoder.weight) for d in self.dictionaries]
-        self._terms = []
+        self._norms, self._densities = [], []
         return torch.stack(terms).sum() / len(self.dictionaries) if terms else 0.0

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
 def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
     """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
 

@@ -79,7 +79,7 @@ class Steps:
         self.floored = bool(start and config.floor and any(d.floor.measured for d in self.dictionaries))
         if start is None and config.init_adapter is not None:
             self._start_floor()
-        self.penalties = Penalties(config, self.dictionaries)
+        self.penalties = Penalties(config, self.dictionaries, self._mean)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.loss, self.measured = 0, math.nan, {}
         self.steps = config.total_steps(len(cache.conditionings), accelerator.num_processes)
@@ -148,7 +148,8 @@ class Steps:
 
     def _first_output(self) -> tuple[int, int]:
         passes = range(self.config.gradient_accumulation_steps)
-        places = (diverging.first_output(self.model, lambda micro=micro: self._loss(micro)) for micro in passes)
+        # All of them, because processes may wait for each other in a forward pass.
+        places = [diverging.first_output(self.model, lambda micro=micro: self._loss(micro)) for micro in passes]
         return next((place for place in places if place[0] >= 0), (-1, -1))
 
     def _loss(self, micro: int) -> Tensor:
@@ -172,10 +173,12 @@ class Steps:
             latents = torch.cat([latents, cache.class_latents[size].draw(drawn, generator)])
             conditionings += [cache.class_conditioning[size]] * len(index)
         noised = self.objective.add_noise(latents, generator)
-        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), len(latents))]
+        rows = len(latents)
+        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), rows)]
         if self.others is not None:
             examples, captions = self.others[size].draw(self._others_due(micro), generator)
             groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
+            rows += len(captions)
         noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
         conditionings = [conditioning for _, some in groups for conditioning in some]
         counts = [len(some) for _, some in groups]
@@ -183,7 +186,7 @@ class Steps:
             prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype, cache.family)
         losses = prediction_loss(prediction, noised)
         own, *more = losses.split(counts)
-        loss = own.mean() + self.penalties.total()
+        loss = own.mean() + self.penalties.total(len(losses) * self.accelerator.num_processes / rows)
         if config.prior_preservation:
             loss = loss + config.prior_loss_weight * more[0].mean()
         if self.others is None:
