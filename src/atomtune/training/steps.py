@@ -283,7 +283,8 @@ class Steps:
         with trace(self.model) as counts:
             self._advance()
         for layer in counts.layers:  # a running mean, saved with the adapter: how much each atom is used
-            layer.dictionary.usage.lerp_(self._mean(layer.usage), 0.2)
+            tokens = torch.full_like(layer.usage, layer.tokens)  # each process may have seen another number
+            layer.dictionary.usage.lerp_(self._mean(layer.usage * tokens) / self._mean(tokens), 0.2)
         by_layer = [float(layer.firing_rate.mean()) for layer in counts.layers]
         self.measured = {
             "active_per_token": float(counts.active_per_token),
