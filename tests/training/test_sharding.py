@@ -35,6 +35,13 @@ def test_what_a_run_with_shards_cannot_do_is_refused_before_a_base_is_opened(run
         run(base="nowhere", mixed_precision="fp16" if "fp16" in sentence else "no")
 
 
+def test_one_process_has_the_whole_base_and_says_so(run, monkeypatch, caplog):
+    for variable, value in FSDP2.items():
+        monkeypatch.setenv(variable, value)
+    assert not run(steps=1)["sharded"]
+    assert "ACCELERATE_USE_FSDP is not used" in caplog.text
+
+
 def test_gradients_are_averaged_in_one_message():
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
     for number, parameter in enumerate(parameters[:2]):

@@ -18,6 +18,9 @@ def customize(config: Annotated[CustomizeConfig, Parameter(name="*")]) -> None:
     The result is a PEFT adapter in OUT/adapter. Options that are given neither as flags nor by --config come from
     atomtune's own recipe for the base, if there is one (`atomtune recipes` lists them). The defaults below are those
     that act with the --base, --config and --total-atoms of this command line.
+
+    On several cards: `accelerate launch -m atomtune customize ...`, and with `--use_fsdp --fsdp_version 2` before the
+    -m for a base that does not fit on one of them.
     """
     from atomtune.training import customize, outcome
 

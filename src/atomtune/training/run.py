@@ -95,7 +95,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 
     autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
-    if main and (free := free_memory(accelerator.device)) is not None:
+    # what a part of the base needs is not counted
+    if main and not accelerator.is_fsdp2 and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
 
         if said := check.warning(pipe, config, resolution, PRECISIONS[config.mixed_precision], free):

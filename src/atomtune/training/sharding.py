@@ -7,6 +7,7 @@ which FSDP2 then leaves alone, are averaged over processes here.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from atomtune.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import FullyShardedDataParallelPlugin
+
+logger = logging.getLogger(__name__)
 
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -50,8 +53,8 @@ def plugin(precision: str) -> FullyShardedDataParallelPlugin | None:
         )
     if precision == "fp16":
         raise UserError(
-            "with FSDP2 the precision cannot be fp16, because accelerate would divide the gradients by their scale "
-            "twice: set mixed_precision to bf16 or no."
+            "with FSDP2 the precision cannot be fp16, because accelerate unscales its gradients twice, which torch "
+            "refuses: set mixed_precision to bf16 or no."
         )
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -80,7 +83,11 @@ def use(accelerator: Accelerator, fsdp: FullyShardedDataParallelPlugin | None) -
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    if fsdp is not None and accelerator.num_processes > 1:
+    if fsdp is None:
+        return
+    if accelerator.num_processes == 1 and not accelerator.is_fsdp2:
+        logger.warning("ACCELERATE_USE_FSDP is not used: the one process of this run has the whole base")
+    else:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = fsdp
 

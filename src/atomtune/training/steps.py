@@ -182,7 +182,7 @@ class Steps:
         noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
         conditionings = [conditioning for _, some in groups for conditioning in some]
         counts = [len(some) for _, some in groups]
-        with self.penalties.watched():
+        with self.penalties.watched(), self.accelerator.autocast():  # which FSDP2 leaves to us
             prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype, cache.family)
         losses = prediction_loss(prediction, noised)
         own, *more = losses.split(counts)
