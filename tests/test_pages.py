@@ -22,6 +22,7 @@ ELSEWHERE = {  # first word of a command: where it is run
     "make": "tests/cli/test_demo.py, from the wheel",
     "source": "by the shell that runs the tests",
     "ACCELERATE_USE_CPU=1": "tests/training/test_processes.py",
+    "accelerate": "nowhere: it needs several cards",
 }
 FEW = "measure_every=1, sample_every=0"
 NOT_HERE = re.compile(r"\b[A-Z]+-[A-Z]+\b|PixArt-alpha/")  # a file of the reader's own, a download
