@@ -177,14 +177,15 @@ def refuse_different_bases(adapters: Sequence[AdapterInfo]) -> None:
             )
 
 
-def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo) -> str:
-    """Raise `UserError` if the adapter is known to come from another base; else return the sentence of that error."""
+def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo, weights: list[float] | None = None) -> str:
+    """Raise `UserError` if the adapter is known to come from another base; else return the sentence of that error.
+    `weights` is the base's fingerprint, by default that of the denoiser."""
     wanted, given = info.config.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
     if wanted == given:
         given = "the weights it has now"
     refusal = f"the adapter {info.path!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = info.metadata.get("base_fingerprint")
-    if expected is not None and not same_weights(expected, fingerprint(denoiser(pipe))):
+    if expected is not None and not same_weights(expected, weights or fingerprint(denoiser(pipe))):
         raise UserError(refusal)
     return refusal
 

@@ -169,6 +169,14 @@ class CustomizeConfig:
     accelerator has no bf16), and no, which means float32, on a CPU."""
     device: str = "auto"
     """Where to train: auto (the accelerator if there is one), cpu, cuda, cuda:1, mps, xpu."""
+    quantize: Literal["int8", "fp8", "nf4"] | None = None
+    """Keep the linear layers of the frozen base in so few bits, by torchao (int8, fp8) or bitsandbytes (nf4, which
+    needs a CUDA or XPU card): less memory for slightly other weights. Needs the extra `quantize`. moji is not
+    quantized."""
+    offload: Literal["model", "sequential", "group"] | None = None
+    """On an accelerator, what images are drawn with: of the class and of other prompts, before training, by diffusers'
+    offloading of whole models, or of layers one by one or in groups; and while samples of the run are decoded, the
+    denoiser waits on the CPU. Training itself has the denoiser on the accelerator."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them: slower, with less memory."""
     seed: int = 0

@@ -74,7 +74,7 @@ def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents
     return Latents(torch.cat(means), torch.cat(stds))
 
 
-def condition(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize, **options: Any) -> Conditioning:
+def condition(pipe: DiffusionPipeline, prompt: str | list[str], resolution: GivenSize, **options: Any) -> Conditioning:
     """The arguments with which the pipeline calls its denoiser for a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
 
@@ -117,9 +117,9 @@ def told_sizes(pipe: DiffusionPipeline, original: tuple[int, int], size: Size) -
     return {"original_size": (height, width), "crops_coords_top_left": corner, "target_size": size.shape}
 
 
-def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -> dict[str, Any]:
-    """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt with its default
-    guidance.
+def encode_prompt(pipe: DiffusionPipeline, prompt: str | list[str], resolution: GivenSize) -> dict[Any, Any]:
+    """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt, or a batch of
+    them, with its default guidance.
 
     Raises `UserError` for a pipeline without this function, a sampler or an autoencoder: it cannot be trained on.
     """
@@ -138,14 +138,14 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -
     return answers
 
 
-def _text(prompt: str | list[str]) -> str:
-    """The one text that a pipeline asks for, by itself or in a list."""
-    return prompt if isinstance(prompt, str) else prompt[0]
+def _text(prompt: str | list[str]) -> tuple[str, ...]:
+    """The texts that a pipeline asks for; one may be by itself or in a list."""
+    return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 
 @contextlib.contextmanager
-def replayed(pipe: DiffusionPipeline, answers: dict[str, Any]) -> Iterator[None]:
-    """Inside the block the pipeline draws the prompt of `answers`, a result of `encode_prompt`, without its text
+def replayed(pipe: DiffusionPipeline, answers: dict[Any, Any]) -> Iterator[None]:
+    """Inside the block the pipeline draws the prompts of `answers`, a result of `encode_prompt`, without its text
     encoder."""
     with replaced(pipe, "encode_prompt", lambda prompt, *args, **kwargs: answers[_text(prompt)]):
         yield
@@ -224,13 +224,6 @@ def predict(
     return family.predict(model, examples.noisy.to(dtype), examples.timesteps, conditioning)
 
 
-def release(pipe: DiffusionPipeline) -> None:
-    """Free the memory of the text encoders and the autoencoder: all their outputs are cached."""
-    for name in pipe.components:
-        if name.startswith(("text_encoder", "vae", "image_encoder")):
-            setattr(pipe, name, None)
-
-
 @dataclass
 class Cache:
     """All outputs of the text encoder and the autoencoder that a run needs."""
@@ -249,7 +242,7 @@ class Cache:
 
 
 def encode(
-    pipe: DiffusionPipeline,
+    base: bases.BaseParts,
     config: CustomizeConfig,
     resolution: Size,
     images: list[Image.Image],
@@ -257,22 +250,18 @@ def encode(
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
-    """Encode everything that a run will need, then free the memory of the encoders.
+    """Encode everything that a run will need, with one part of the base in memory at a time: the text encoders, the
+    autoencoder, and at the end the denoiser, on the accelerator. Images of the class are drawn by the denoiser with the
+    autoencoder beside it.
 
-    `originals` are the widths and heights of the images as they were given. Each part is on the accelerator while it
-    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see
-    `observed`).
+    `originals` are the widths and heights of the images as they were given. Raises `UserError` if the pipeline does not
+    draw as training assumes (see `observed`).
     """
-    device = accelerator.device
-    if device.type != "cpu":
-        pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
+    pipe, device = base.pipe, accelerator.device
     backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
     prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
-    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
-    sizes = [Size(*image.size) for image in images]
-    for size in dict.fromkeys([resolution, *sizes]):
-        check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
     class_prompt = config.class_prompt or f"a {config.class_name}"
+    sizes = [Size(*image.size) for image in images]
     known: dict[Any, Conditioning] = {}
 
     def encoded(caption: str, size: Size, told: dict[str, Any]) -> Conditioning:
@@ -281,34 +270,54 @@ def encode(
             known[key] = encode_caption(pipe, caption, size, **told)
         return known[key]
 
+    base.load(bases.TEXT)
+    bases.offload(pipe, device)
+    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     tell = config.aspect_ratio_buckets
     told = [told_sizes(pipe, own, size) if tell else {} for own, size in zip(originals, sizes, strict=True)]
     conditionings = [encoded(*each) for each in zip(captions, sizes, told, strict=True)]
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
     class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
-    pipe.maybe_free_model_hooks()
+    class_answer = encode_prompt(pipe, class_prompt, resolution) if config.prior_preservation else {}
+    pipe.remove_all_hooks()
+    base.free(bases.TEXT)
+
+    base.load(bases.IMAGES)
+    bases.offload(pipe, device)
+    for size in dict.fromkeys([resolution, *sizes]):
+        check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
     latents = encode_images(pipe, images + ([ImageOps.mirror(image) for image in images] if config.random_flip else []))
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
     cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
     if config.prior_preservation:
-        pipe.maybe_free_model_hooks()
-        drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)
+        with replayed(pipe, class_answer), accelerator.autocast():
+            drawn = _class_images(base, config, class_prompt, resolution, accelerator)
         for size in class_conditioning:
             cache.class_latents[size] = encode_images(pipe, [fitted(image, size) for image in drawn])
         cache.class_conditioning = class_conditioning
     pipe.remove_all_hooks()
-    release(pipe)
+    for part in (bases.TEXT, bases.IMAGES):
+        base.drop(part)
+
+    base.load(bases.DENOISER)
     denoiser(pipe).to(device)
     return cache
 
 
-def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator) -> list:
+def _class_images(
+    base: bases.BaseParts, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator
+) -> list:
     """Images of the class, drawn by the base; those that an earlier start drew are kept."""
     files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
+    if accelerator.is_main_process and not all(file.is_file() for file in files):
+        base.load(bases.DENOISER)
+        bases.offload(base.pipe, accelerator.device, config.offload or "model")
     for index, file in enumerate(files):
         if accelerator.is_main_process and not file.is_file():
-            (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
+            (drawing,) = sampling.generate(base.pipe, prompt, seed=config.seed + index, resolution=resolution)
             manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
+    if config.offload not in (None, "model"):
+        base.free(bases.DENOISER)  # with its hooks, with which it cannot be trained
     accelerator.wait_for_everyone()
     return [read_image(file) for file in files]

@@ -80,10 +80,10 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
     accelerator.wait_for_everyone()  # the main process writes files that the others read here
-    # on the CPU: its parts go to the device when they work
-    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])
+    base = bases.BaseParts(config.base, PRECISIONS[config.mixed_precision], accelerator.device, config.quantize)
+    pipe, weights = base.pipe, base.fingerprint()
     if config.init_adapter is not None:
-        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
+        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter), weights)
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
     images, originals = [], []
@@ -91,7 +91,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         image = data.read_image(file)
         images.append(data.fitted(image, buckets.nearest(*image.size, choices)))
         originals.append(image.size)
-    content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
+    content = content_of(config, weights, data.digest(images, list(examples.values())), preserved) | {
         "processes": processes
     }
     if not config.overwrite:
@@ -100,7 +100,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         logger.info("%s holds this run, finished", config.out)
         return _of_this_place(finished, config)
 
-    autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
     if main and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
@@ -117,11 +116,11 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         log = journal.Journal(config.out, steps) if main else None
         try:
             sizes = dict.fromkeys(Size(*image.size) for image in images if preserved)
-            others = {size: preserving.answered(pipe, config, preserved, size, accelerator) for size in sizes} or None
-            cache = encoding.encode(pipe, config, resolution, images, originals, list(examples.values()), accelerator)
+            others = {size: preserving.answered(base, config, preserved, size, accelerator) for size in sizes} or None
+            cache = encoding.encode(base, config, resolution, images, originals, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
-            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)
+            trainer = Trainer(config, accelerator, base, resolution, cache, others, log)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
             if main and not trained:

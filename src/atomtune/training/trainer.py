@@ -29,7 +29,6 @@ from atomtune.training.steps import Steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +43,16 @@ class Trainer(Steps):
         self,
         config: CustomizeConfig,
         accelerator: Accelerator,
-        pipe: DiffusionPipeline,
-        autoencoder: type[torch.nn.Module],
+        base: bases.BaseParts,
         resolution: Size,
         cache: encoding.Cache,
         others: dict[Size, Others] | None = None,
         log: Journal | None = None,
     ):
-        self.autoencoder, self.resolution, self.log = autoencoder, resolution, log
+        self.base, self.resolution, self.log = base, resolution, log
         self.folder = config.out / "checkpoints"
         resumed = checkpoints.newest_checkpoint(self.folder)
-        super().__init__(config, accelerator, pipe, cache, others, resumed / "adapter" if resumed else None)
+        super().__init__(config, accelerator, base.pipe, cache, others, resumed / "adapter" if resumed else None)
         self.seconds = 0.0
         if resumed:
             self._load_state(resumed)
@@ -199,21 +197,27 @@ class Trainer(Steps):
         }
 
     def _sample(self) -> list[str]:
-        """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
+        """Draw the sample prompts into `samples/`; the autoencoder is loaded for it, and on the device only while it
+        decodes. With `offload`, the denoiser then waits on the CPU."""
         if not self.accelerator.is_main_process:
             return []
         self._refuse_removed_folder()
         self.model.eval()
-        vae = bases.load_autoencoder(self.config.base, self.autoencoder)
-        _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
-        self.pipe.vae = vae
+        device, denoising = self.accelerator.device, None
+        self.base.load(bases.IMAGES, torch.float32)
+        if self.config.offload is not None:
+            _, denoising = cpu_offload_with_hook(self.model, device)
+        _, decoding = cpu_offload_with_hook(self.pipe.vae, device, denoising)
         for file, (prompt, answer) in zip(self._sample_files(), self.cache.samples.items(), strict=True):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
             decoding.offload()
             manifest.record(self.config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
-        self.pipe.vae = None
+        self.base.drop(bases.IMAGES)
+        if denoising is not None:
+            denoising.remove()
+            self.model.to(device)
         self.model.train()
         return [str(file) for file in self._sample_files()]
 
