@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import atomtune
-from atomtune.bases import denoiser
+from atomtune.bases import BaseParts, denoiser
 from atomtune.bases.families import UNFAMILIAR
 from atomtune.errors import UserError
 from atomtune.metrics import other_prompts as measured_prompts
@@ -29,6 +29,10 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "preserve"
 
 
+def parts(base):
+    return BaseParts(base, torch.float32)
+
+
 @pytest.fixture
 def prompts(tmp_path):
     file = tmp_path / "others.txt"
@@ -39,7 +43,7 @@ def prompts(tmp_path):
 def test_the_targets_are_what_the_base_answers(base, prompts, cache):
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     pipe = atomtune.load_base(base)
-    others = answered(pipe, config, other_prompts(config), 16, Accelerator(cpu=True))
+    others = answered(parts(base), config, other_prompts(config), 16, Accelerator(cpu=True))
     assert len(others.conditionings) == 2 and len(others.examples.weight) == 2 * DRAWS
     for place, prompt in enumerate([0] * DRAWS + [1] * DRAWS):
         example = others.examples.rows(slice(place, place + 1))
@@ -55,7 +59,7 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
 
     def found(base, **options):
         config = configure(**GIVEN | options, base=base, preserve_prompts=prompts)
-        return answered(atomtune.load_base(base), config, other_prompts(config), 16, accelerator)
+        return answered(parts(base), config, other_prompts(config), 16, accelerator)
 
     first = found(base)
     found(other_base)
@@ -100,7 +104,7 @@ def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, pr
     run("kept", preserve=True, preserve_prompts=prompts, preserve_share=2.0, preserve_weight=20.0, **options)
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     resolution = json.loads((tmp_path / "plain" / "summary.json").read_text())["resolution"]
-    others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
+    others = answered(parts(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
 
     def distance(out: str) -> float:
         pipe = atomtune.load_base(base)
@@ -183,7 +187,7 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     run("kept", preserve=True, preserve_prompts=prompts, floor=1.0, **options)
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     resolution = json.loads((tmp_path / "kept" / "summary.json").read_text())["resolution"]
-    others = answered(atomtune.load_base(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
+    others = answered(parts(base), config, other_prompts(config), resolution, Accelerator(cpu=True))
     pipe = atomtune.load_base(base)
     model = atomtune.load_adapter(pipe, tmp_path / "kept")
     conditioning = encoding.collate([each for each in others.conditionings for _ in range(DRAWS)], UNFAMILIAR)

@@ -21,7 +21,7 @@ from tests.training.quick import state, weights
 @pytest.fixture
 def no_base(monkeypatch):
     """A base that is opened fails the test."""
-    monkeypatch.setattr(bases, "load_base", None)
+    monkeypatch.setattr(bases, "BaseParts", None)
 
 
 def config_of(out: Path) -> dict:
@@ -99,7 +99,7 @@ def test_the_summary_stays_true_until_the_longer_run_has_finished(run, tmp_path,
 
 def test_a_run_does_not_go_back(run, monkeypatch):
     run()
-    monkeypatch.setattr(bases, "load_base", None)
+    monkeypatch.setattr(bases, "BaseParts", None)
     with pytest.raises(atomtune.UserError, match="has trained 4 steps already, and 3 are asked for"):
         run(steps=3)
 

@@ -17,7 +17,7 @@ from atomtune.bases.opening import (
     set_denoiser,
     side_multiple,
 )
-from atomtune.bases.quantizing import is_quantized, refuse_quantizing
+from atomtune.bases.quantizing import refuse_quantizing
 
 __all__ = [
     "DENOISER",
@@ -31,7 +31,6 @@ __all__ = [
     "denoiser",
     "fingerprint",
     "is_hub_name",
-    "is_quantized",
     "load_base",
     "native_resolution",
     "offload",

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
 
 from atomtune.bases.opening import MOJI
 from atomtune.errors import UserError
@@ -54,8 +53,3 @@ def quantization_config(kind: str, library: str, dtype: torch.dtype, keep: list[
 
     numbers = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
     return configs.TorchAoConfig(numbers, modules_to_not_convert=keep or None)
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether the weights of a model are quantized, by any means that diffusers or transformers knows."""
-    return getattr(model, "hf_quantizer", None) is not None

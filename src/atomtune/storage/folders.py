@@ -213,6 +213,7 @@ def load_adapter(
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    from atomtune.adapters.guard import guard_quantized
     from atomtune.adapters.model import refuse_taken_name
 
     info = adapter_info(path)
@@ -243,6 +244,7 @@ def load_adapter(
         raise unreadable(folder, error) from error
     except Exception as error:  # PEFT fails in many ways on options that it does not expect
         raise info.misfit(error) from error
+    guard_quantized(model)
     set_denoiser(pipe, model)
     return model
 

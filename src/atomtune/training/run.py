@@ -75,6 +75,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
     steps = config.total_steps(len(examples), processes)
+    bases.refuse_offload(config.offload, accelerator.device)
     preserved = preserving.other_prompts(config)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
