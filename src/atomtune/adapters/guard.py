@@ -2,7 +2,7 @@
 
 diffusers' `set_processor` replaces a processor, and the atoms with it; `fuse_projections` replaces processors too, and
 computes projections without calling their modules. A module with atoms gets its own version of each method, which
-raises `UserError`. So has every adapter on quantized weights, into which it cannot be merged without loss.
+raises `UserError`. So do PEFT's own methods where they would merge an adapter into quantized weights.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def refuse_fusing(*_args: object, **_kwargs: object) -> None:
 
 
 def guard_quantized(model: Any) -> None:
-    """Let PEFT's methods that merge raise `UserError` where the base of this `PeftModel` is quantized."""
-    if getattr(model.get_base_model(), "hf_quantizer", None) is not None:
+    """Let PEFT's methods that merge raise `UserError` where the base of this `PeftModel` is quantized. Atoms are never
+    merged."""
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None and model.peft_type != "ATOMS":
         for method in ("merge_adapter", "merge_and_unload"):
             setattr(model.base_model, method, refuse_merging_into_quantized)
 

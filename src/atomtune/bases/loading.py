@@ -244,8 +244,8 @@ class BaseParts:
             return getattr(_moji(dtype), name)
         part, options = self.parts[name], {}
         if self.quantize is not None and name != IMAGES:
-            first = [self._first().rpartition(".")[0]] if name == self.denoiser else []
-            options["quantization_config"] = quantization_config(self.quantize, part.library, dtype, first)
+            layer = self._first().rpartition(".")[0] if name == self.denoiser else ""  # "" for one outside of layers
+            options["quantization_config"] = quantization_config(self.quantize, part.library, dtype, layer or None)
         with _opening(self.name):
             return part.kind.from_pretrained(self.folder / name, dtype=dtype, use_safetensors=True, **options)
 

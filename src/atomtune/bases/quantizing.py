@@ -38,18 +38,19 @@ def refuse_quantizing(kind: str, base: str, device: torch.device) -> None:
         raise UserError(f"{kind} needs the package {PACKAGES[kind]}: pip install 'atomtune[quantize]'.")
 
 
-def quantization_config(kind: str, library: str, dtype: torch.dtype, keep: list[str]) -> Any:
-    """The configuration of "diffusers" or "transformers" that quantizes all linear layers of a model but those in
-    `keep`. They compute in `dtype`."""
+def quantization_config(kind: str, library: str, dtype: torch.dtype, keep: str | None = None) -> Any:
+    """The configuration of "diffusers" or "transformers" that quantizes all linear layers of a model but that of the
+    name `keep`. They compute in `dtype`."""
     configs: Any = import_module(library)
+    kept = None if keep is None else [keep]
     if kind == "nf4":
         return configs.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=keep or None,
+            llm_int8_skip_modules=kept,
         )
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
     numbers = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
-    return configs.TorchAoConfig(numbers, modules_to_not_convert=keep or None)
+    return configs.TorchAoConfig(numbers, modules_to_not_convert=kept)

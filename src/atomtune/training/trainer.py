@@ -181,6 +181,7 @@ class Trainer(Steps):
             "images": len(self.cache.conditionings),
             "resolution": self.resolution.plain,
             **bases.precision_and_device(self.pipe),
+            **({"quantize": config.quantize} if config.quantize else {}),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
