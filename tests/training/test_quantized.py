@@ -55,7 +55,7 @@ def test_a_stopped_run_on_a_quantized_base_goes_on_to_the_same_bits(run, tmp_pat
     run("apart", quantize="int8", steps=2)
     run("apart", quantize="int8", steps=4)
     assert weights(tmp_path / "whole") == weights(tmp_path / "apart")
-    with pytest.raises(atomtune.UserError, match="holds another run .*quantize 'int8' there and None now"):
+    with pytest.raises(atomtune.UserError, match=r"holds another run .*quantize 'int8' there and None now"):
         run("apart", steps=6)
 
 

@@ -57,6 +57,7 @@ def offload(pipe: Any, device: torch.device, kind: str = "model") -> None:
     if kind == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif kind == "group":
+        pipe.remove_all_hooks()  # as the others do by themselves
         pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type == "cuda")
     elif pipe.model_cpu_offload_seq:
         pipe.enable_model_cpu_offload(device=device)
