@@ -7,7 +7,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from torch.testing import assert_close
 
 from atomtune import UserError, bases
 from atomtune.bases import (
@@ -128,7 +127,7 @@ def test_on_a_cpu_nothing_is_offloaded_and_asking_for_it_is_refused():
     assert not pipe.mock_calls
     bases.refuse_offload(None, torch.device("cpu"))
     bases.refuse_offload("group", torch.device("cuda"))
-    with pytest.raises(UserError, match="offload moves the parts of a base to an accelerator .* device is cpu: leave"):
+    with pytest.raises(UserError, match=r"offload moves the parts of a base to .* device is cpu: leave"):
         bases.refuse_offload("model", torch.device("cpu"))
     with pytest.raises(UserError, match="offload must be one of model, sequential, group, got 'disk'"):
         bases.refuse_offload("disk", torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""Text encoders, autoencoder and denoiser are never in memory together, and on the accelerator while they work alone."""
+"""Text encoders, autoencoder and denoiser are never in memory together, and on the accelerator only to work."""
 
 import gc
 import json
