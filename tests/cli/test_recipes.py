@@ -8,6 +8,7 @@ import yaml
 from atomtune.cli import main
 from atomtune.training import load_recipe, recipe_names
 from atomtune.training.config import CustomizeConfig
+from atomtune.training.recipes import UNTRIED
 
 
 def printed(capsys, *words: str) -> str:
@@ -21,7 +22,9 @@ def test_every_recipe_is_listed_with_its_base_what_it_is_for_and_its_settings(ca
     assert list(blocks) == recipe_names()
     for name, block in blocks.items():
         words = " ".join(block.split())
-        assert len(words.partition(" base=")[0].split()) > 5 and words[0].isupper()
+        purpose = words.partition(" base=")[0]
+        assert len(purpose.split()) > 5 and words[0].isupper()
+        assert purpose.endswith(UNTRIED) == (not name.startswith("moji"))
         for key, value in load_recipe(name).items():
             assert f"{key}={', '.join(value) if isinstance(value, list) else value}" in words
 

@@ -21,6 +21,8 @@ from atomtune.training.config import LENGTH, CustomizeConfig, convert
 RECIPES = resources.files("atomtune.training") / "recipes"
 FEW_ATOMS, ONE_IMAGE, OTHER_METHODS = "few-atoms", "one-image", "lora"
 """Endings of the names of recipes for a small `total_atoms`, a single image, and LoRA, DoRA or OFT."""
+UNTRIED = "Never run on real weights."
+"""In the first lines of a recipe that was made from what others set."""
 
 
 def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
