@@ -155,7 +155,7 @@ def edit(
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
-    pipe = bases.load_base(base, dtype, device)
+    pipe = bases.load_base(base, dtype, device, config.quantize)
     source = fitted(read_image(image), bases.resolution_for(pipe, config.resolution))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}

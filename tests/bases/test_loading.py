@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +67,9 @@ def test_moji_is_whole_from_the_start_and_can_be_freed():
     parts.drop(IMAGES)
     assert parts.pipe.vae is None
     parts.load(IMAGES)
+    again: Any = parts.pipe.vae
     for key, tensor in vae.state_dict().items():
-        assert torch.equal(parts.pipe.vae.state_dict()[key], tensor)
+        assert torch.equal(again.state_dict()[key], tensor)
 
 
 def test_the_weights_of_a_base_in_several_files_are_known_without_loading_them(base, tmp_path):
@@ -96,3 +98,10 @@ def test_a_part_that_cannot_be_read_is_one_sentence(tmp_path):
         parts.load(IMAGES)
     with pytest.raises(atomtune.UserError, match="there is no base model"):
         BaseParts(str(tmp_path / "nothing"), torch.float32)
+    (tmp_path / "base" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(atomtune.UserError, match="could not be opened"):
+        parts.fingerprint()
+    index = tmp_path / "base" / "model_index.json"
+    index.write_text(index.read_text().replace("PixArtTransformer2DModel", "Transformer3000"))
+    with pytest.raises(atomtune.UserError, match="this version of diffusers has no Transformer3000"):
+        BaseParts(str(tmp_path / "base"), torch.float32)

@@ -114,9 +114,11 @@ def _refuse_missing(name: str) -> None:
 @contextlib.contextmanager
 def _opening(name: str) -> Iterator[None]:
     """Turn what diffusers and transformers raise for a base that cannot be read into a `UserError`."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {_EXPECTED}.") from error
 
@@ -141,8 +143,11 @@ class Part:
 
     @property
     def kind(self) -> Any:
-        """The class itself."""
-        return getattr(import_module(self.library), self.name)
+        """The class itself. Raises `ValueError` if the library does not have it."""
+        kind = getattr(import_module(self.library), self.name, None)
+        if kind is None:
+            raise ValueError(f"this version of {self.library} has no {self.name}")
+        return kind
 
     def build(self, dtype: torch.dtype) -> Any:
         """The model, frozen, on the meta device, where it has shapes and no values."""

@@ -50,7 +50,6 @@ def quantization_config(kind: str, library: str, dtype: torch.dtype, keep: str |
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=kept,
         )
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
-
-    numbers = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
-    return configs.TorchAoConfig(numbers, modules_to_not_convert=kept)
+    numbers: Any = import_module("torchao.quantization")
+    chosen = numbers.Int8WeightOnlyConfig() if kind == "int8" else numbers.Float8WeightOnlyConfig()
+    return configs.TorchAoConfig(chosen, modules_to_not_convert=kept)

@@ -107,17 +107,18 @@ def advice(found: "MemoryPlan", gpu: float) -> list[str]:
         if need is None:
             least = min(each.card for each in found.needs if each.adapter == adapter)
             sentences.append(f"{adapter}: does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
-            continue
-        words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
-        for name, value in found.options[adapter].items():
-            for each in value if isinstance(value, list) else [value]:
-                words += [f"--{name.replace('_', '-')}", each]
-        words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
-        command = command_line("customize", *words)
-        sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
+        else:
+            words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
+            for name, value in found.options[adapter].items():
+                for each in value if isinstance(value, list) else [value]:
+                    words += [f"--{name.replace('_', '-')}", each]
+            words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
+            command = command_line("customize", *words)
+            sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
         drawing = found.drawing(adapter, gpu)
         if drawing is None:
-            sentences.append(f"{adapter}: drawing does not fit {gpu:g} GB.")
+            least = min(each.card for each in found.drawings if each.adapter == adapter)
+            sentences.append(f"{adapter}: drawing does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
         else:
             command = command_line("generate", "OUT", "--prompt", "...", *drawing.way.flags.split())
             sentences.append(f"{adapter}: drawing fits, {drawing.card / GIB:.1f} needed: {command}")

@@ -141,7 +141,7 @@ def _answers(
     base.load(bases.TEXT)
     bases.offload(pipe, device)
     conditionings = [encoding.encode_caption(pipe, prompt, resolution) for prompt in prompts]
-    batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+    batches = [[*prompts[start : start + BATCH]] for start in range(0, len(prompts), BATCH)]
     told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
     pipe.remove_all_hooks()
     base.free(bases.TEXT)
