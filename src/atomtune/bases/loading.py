@@ -3,8 +3,9 @@
     base = BaseParts("black-forest-labs/FLUX.1-dev", torch.bfloat16)
     base.pipe                    the pipeline; its models are hollow
     base.load(TEXT)              the text encoders are real
-    base.free(TEXT)              and hollow again
+    base.drop(TEXT)              and gone
     base.load(DENOISER)
+    base.free(DENOISER)          hollow again
 
 A hollow model has the class, the configuration, the shapes and the precision of the real one, and takes no memory: each
 of its tensors is one zero that is seen as a whole tensor. A pipeline can do all with it but run it.

@@ -280,7 +280,7 @@ def encode(
     class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
     class_answer = encode_prompt(pipe, class_prompt, resolution) if config.prior_preservation else {}
     pipe.remove_all_hooks()
-    base.free(bases.TEXT)
+    base.drop(bases.TEXT)
 
     base.load(bases.IMAGES)
     bases.offload(pipe, device)
@@ -296,8 +296,7 @@ def encode(
             cache.class_latents[size] = encode_images(pipe, [fitted(image, size) for image in drawn])
         cache.class_conditioning = class_conditioning
     pipe.remove_all_hooks()
-    for part in (bases.TEXT, bases.IMAGES):
-        base.drop(part)
+    base.drop(bases.IMAGES)
 
     base.load(bases.DENOISER)
     denoiser(pipe).to(device)

@@ -144,7 +144,7 @@ def _answers(
     batches = [[*prompts[start : start + BATCH]] for start in range(0, len(prompts), BATCH)]
     told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
     pipe.remove_all_hooks()
-    base.free(bases.TEXT)
+    base.drop(bases.TEXT)
 
     base.load(bases.DENOISER)
     base.load(bases.IMAGES)
