@@ -47,13 +47,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     def beside(shown: list[str], texts: list[str]) -> None:
         """Each image with its caption beside it."""
         look: dict[str, Any] = {
-            "height": 110,
-            "width": 110,
-            "min_width": 110,
-            "scale": 0,
-            "buttons": [],
-            "format": "png",
-        }
+            "height": 110, "width": 110, "min_width": 110, "scale": 0, "buttons": [], "format": "png",
+        }  # fmt: skip
         for first in range(0, len(shown), 2):
             with gr.Row():
                 for number in range(first, min(first + 2, len(shown))):
