@@ -178,7 +178,7 @@ def test_a_run_outlives_the_studio_and_is_stopped_and_resumed(browser, tmp_path)
         stopped = journal.read(workspace / "long")
         assert stopped is not None and before.losses == stopped.losses[: len(before.losses)]
         page.press("Resume")
-        page.until_said("training: step [1-9]", 5 * WAIT)
+        page.until_said("training: step [1-9]")
         wait(lambda: (now := journal.read(workspace / "long")) and len(now.losses) > len(stopped.losses))
         page.press("Stop")
         page.until_said("stopped")

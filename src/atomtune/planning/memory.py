@@ -234,12 +234,12 @@ class Sizes:
 
     def training(self, adapted: Adapted, config: CustomizeConfig) -> Memory:
         """One optimizer step."""
-        return adapted.train(self._step(examples(config)))
+        return adapted.train(self.step(examples(config)))
 
     def samples(self, adapted: Adapted) -> Memory:
         """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
         frozen = adapted.frozen()
-        denoising = adapted.draw(self._step(1 + self.parts.guided), adapted.autocast)
+        denoising = adapted.draw(self.step(1 + self.parts.guided), adapted.autocast)
         decoding = self.decoding_samples
         if denoising > decoding.peak:
             return dataclasses.replace(frozen, activations=denoising)
@@ -250,12 +250,12 @@ class Sizes:
         """`atomtune generate`: all parts on the card."""
         frozen, decoding = adapted.frozen(), self.decoding
         texts = [by_kind[None] for by_kind in self.text_encoders.values()]
-        denoising = adapted.draw(self._step(1 + self.parts.guided), None)
+        denoising = adapted.draw(self.step(1 + self.parts.guided), None)
         weights = sum(each.weights for each in (frozen, decoding, *texts))
         highest = max(denoising, decoding.activations, *(each.activations for each in texts))
         return Memory(weights, frozen.adapter, activations=highest)
 
-    def _step(self, images: int) -> Step:
+    def step(self, images: int) -> Step:
         return Step(images, *self.latents, self.parts.tokens, self.dtype)
 
 
