@@ -1,8 +1,9 @@
 """What the transformer is fed: noisy latents of scenes, their captions as MiniLM reads them, the velocity to predict.
 
-Batch `number` is always the same, on every machine. On a CPU latents and text embeddings are computed when first met
-and kept, so that a step is the transformer's alone. On a card the latents of every scene lie in one table there from
-the start, captions are read anew each time (that costs less than moving them), and other processes make up the scenes.
+Batch `number` is always the same on machines of one kind; on a card the scenes are those of a CPU and the noise is
+drawn there. On a CPU latents and text embeddings are computed when first met and kept, so that a step is the
+transformer's alone. On a card the latents of every scene lie in one table there from the start, captions are read anew
+each time (that costs less than moving them), and other processes make up the scenes.
 """
 
 import os
@@ -25,6 +26,7 @@ from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, Mix, Scene
 from pretraining import autocast, autoencoder
 from pretraining.bundle import Reader
 from pretraining.drawings import Drawings
+from pretraining.graphs import Captured
 
 DROPPED_CAPTIONS = 0.1
 
@@ -76,9 +78,10 @@ def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """Four of five logit-normal around t = 250, where the signal is as strong as the noise and shapes are decided (as
     Stable Diffusion 3 does), the rest uniform: half of all uniform draws are nearly pure noise on latents this small.
     """
-    middle = 1000 * torch.sigmoid(torch.randn(count, generator=generator) - 1.1)
-    anywhere = 1000 * torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < 0.8, middle, anywhere).long()
+    device = generator.device
+    middle = 1000 * torch.sigmoid(torch.randn(count, generator=generator, device=device) - 1.1)
+    anywhere = 1000 * torch.rand(count, generator=generator, device=device)
+    return torch.where(torch.rand(count, generator=generator, device=device) < 0.8, middle, anywhere).long()
 
 
 @dataclass
@@ -109,23 +112,23 @@ class Batches:
     """Batches on a CPU; see `CardBatches` for those on a card."""
 
     def __init__(self, vae: AutoencoderTiny, mix: Mix = Mix()) -> None:  # noqa: B008
-        self.drawings = Drawings()
+        self.vae, self.drawings = vae, Drawings()
         self.scenes = Scenes(self.drawings, mix)
         self.latents, self.captions = Latents(vae, self.drawings), Captions()
         self.noise_schedule: Any = DDPMScheduler(**SCHEDULER)
 
     def __call__(self, number: int, count: int, sample: Callable[..., Tensor] = sample_timesteps) -> Batch:
         scenes, captions = self.scenes(number, count)
-        return self.noised(number, scenes, self.latents(scenes), *self.captions(captions), sample)
+        generator = torch.Generator().manual_seed(number)
+        return self.noised(generator, scenes, self.latents(scenes), *self.captions(captions), sample)
 
     def noised(
-        self, number: int, scenes: list[Scene], latents: Tensor, text: Tensor, mask: Tensor,
+        self, generator: torch.Generator, scenes: list[Scene], latents: Tensor, text: Tensor, mask: Tensor,
         sample: Callable[..., Tensor] = sample_timesteps,
     ) -> Batch:  # fmt: skip
-        """Latents with the noise and the steps that belong to batch `number`, drawn on the CPU."""
-        generator = torch.Generator().manual_seed(number)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = sample(len(latents), generator).to(latents.device)
+        """Latents with noise and steps, drawn where the latents are."""
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        timesteps = sample(len(latents), generator)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         target = self.noise_schedule.get_velocity(latents, noise, timesteps)
         return Batch(scenes, noisy, text, mask, timesteps, target)
@@ -136,6 +139,14 @@ class Batches:
         while True:
             yield self(number, count)
             number += step
+
+    def inputs(self, first: int, count: int, step: int = 1) -> Iterator[Any]:
+        """What `running` takes for the batches of `stream`."""
+        return self.stream(first, count, step)
+
+    def running(self, step: Callable[[Batch], Tensor]) -> Callable[[Any], Tensor]:
+        """A training step on a batch, as a function of `inputs`."""
+        return step
 
 
 class _Pictures(Dataset[np.ndarray]):
@@ -168,7 +179,7 @@ class CardBatches(Batches):
     """Batches on a card, from a bundle (see `pretraining.bundle`)."""
 
     def __init__(self, vae: AutoencoderTiny, bundle: Path, device: torch.device, mix: Mix = Mix()) -> None:  # noqa: B008
-        self.drawings = Drawings(bundle / "drawings.npz")
+        self.vae, self.drawings = vae, Drawings(bundle / "drawings.npz")
         self.scenes, self.reader = Scenes(self.drawings, mix), Reader(bundle, device)
         self.noise_schedule = DDPMScheduler(**SCHEDULER)
         self.workers, self.pinned = min(12, (os.cpu_count() or 2) - 1), device.type == "cuda"
@@ -190,9 +201,35 @@ class CardBatches(Batches):
             pictures = pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             yield (vae.encode(pictures, return_dict=False)[0] * vae.config["scaling_factor"]).half()
 
-    def stream(self, first: int, count: int, step: int = 1) -> Iterator[Batch]:
+    def inputs(self, first: int, count: int, step: int = 1) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """The number, rows of the table, token ids and mask of batches first, first + 1, ..., on the CPU."""
         assert step == 1, "one card"
         numbered = _Numbered(self.scenes, self.rows, self.reader, first, count)
-        for number, rows, ids, mask in DataLoader(numbered, None, num_workers=self.workers, pin_memory=self.pinned):
-            latents = self.table[rows.to(self.table.device, non_blocking=True)].float()
-            yield self.noised(number, [], latents, *self.reader.read(ids, mask))
+        yield from DataLoader(numbered, None, num_workers=self.workers, pin_memory=self.pinned)
+
+    def stream(self, first: int, count: int, step: int = 1) -> Iterator[Batch]:
+        for number, *read in self.inputs(first, count, step):
+            yield self.made(torch.Generator(self.table.device).manual_seed(number), *read)
+
+    def made(self, generator: torch.Generator, rows: Tensor, ids: Tensor, mask: Tensor) -> Batch:
+        """The batch of such rows and tokens."""
+        latents = self.table[rows.to(self.table.device, non_blocking=True)].float()
+        return self.noised(generator, [], latents, *self.reader.read(ids, mask))
+
+    def running(self, step: Callable[[Batch], Tensor]) -> Callable[[Any], Tensor]:
+        """`step` with the making of its batch, on a CUDA card as one graph; all noise is of one generator, which the
+        first number seeds."""
+        device = self.table.device
+        generator, places = torch.Generator(device), [torch.empty(0, device=device)] * 3
+        function = Captured(lambda: step(self.made(generator, *places)), generator)
+
+        def run(inputs: tuple[int, Tensor, Tensor, Tensor]) -> Tensor:
+            number, *read = inputs
+            if not function.calls:
+                generator.manual_seed(number)
+                places[:] = [tensor.to(device) for tensor in read]
+            for place, tensor in zip(places, read, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            return function()
+
+        return run

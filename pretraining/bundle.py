@@ -3,12 +3,16 @@
     drawings.npz        every drawing at every size, compressed                            8 MiB
     text.safetensors    MiniLM with the words of captions alone, 8 bits a weight          11 MiB
     words.json          the tokens of each word
+    model/              MiniLM's tokenizer and configuration                               1 MiB
 
-`Reader` turns captions into what MiniLM's own tokenizer and weights give, to about one percent.
+`Reader` turns captions into what MiniLM's own tokenizer and weights give, to about one percent. There,
+`python -m pretraining.bundle DIR --unpack SITE` writes into SITE, which belongs on PYTHONPATH, the package in which
+moji's pipeline looks for its text encoder, and puts the drawings where `pretraining.evaluate` looks for them.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,9 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from atomtune.moji.names import SEEN_NAMES, spoken
-from atomtune.moji.pipeline import text_encoder
+from atomtune.moji.pipeline import TEXT_ENCODER, text_encoder
 from atomtune.moji.scenes import BACKGROUNDS, PLACES, SIZES, STYLES
-from pretraining import autocast
+from pretraining import CACHE, autocast
 from pretraining.drawings import Drawings
 
 EMBEDDING = "embeddings.word_embeddings.weight"
@@ -44,7 +48,10 @@ def write(folder: Path, drawings: Drawings) -> None:
     used = special + sorted({token for ids in tokens.values() for token in ids} - set(special))
     row = {token: index for index, token in enumerate(used)}
     numbered = {word: [row[token] for token in ids] for word, ids in tokens.items()}
-    (folder / "words.json").write_text(json.dumps({"config": encoder.config.to_diff_dict(), "words": numbered}))
+    written = {"config": encoder.config.to_diff_dict(), "words": numbered, "rows": used}
+    (folder / "words.json").write_text(json.dumps(written))
+    tokenizer.save_pretrained(folder / "model")
+    encoder.config.save_pretrained(folder / "model")
     state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("pooler")}
     state[EMBEDDING] = state[EMBEDDING][used]
     stored: dict[str, Tensor] = {}
@@ -58,18 +65,36 @@ def write(folder: Path, drawings: Drawings) -> None:
     save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / "text.safetensors")
 
 
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """MiniLM's weights in float32, with rows for the words of captions alone."""
+    stored = load_file(folder / "text.safetensors")
+    return {
+        name: (tensor.float() * stored[f"{name}.scale"].float()).flatten(1) if f"{name}.scale" in stored else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(".scale")
+    }
+
+
+def unpack(folder: Path, site: Path) -> None:
+    """Make the package of moji's text encoder in `site` (words that no caption has are zeros); cache the drawings."""
+    model = site / TEXT_ENCODER / "model"
+    shutil.copytree(folder / "model", model, dirs_exist_ok=True)
+    (site / TEXT_ENCODER / "__init__.py").touch()
+    state, config = read_state(folder), json.loads((folder / "words.json").read_text())
+    every = torch.zeros(config["config"]["vocab_size"], state[EMBEDDING].shape[1])
+    every[config["rows"]] = state[EMBEDDING]
+    save_file(state | {EMBEDDING: every}, model / "model.safetensors", metadata={"format": "pt"})
+    CACHE.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "drawings.npz", CACHE / "drawings.npz")
+
+
 class Reader:
     """Captions to MiniLM's token embeddings, on any device."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         written = json.loads((folder / "words.json").read_text())
         self.words: dict[str, list[int]] = written["words"]
-        stored = load_file(folder / "text.safetensors")
-        state = {
-            name: (tensor.float() * stored[f"{name}.scale"].float()).flatten(1) if f"{name}.scale" in stored else tensor
-            for name, tensor in stored.items()
-            if not name.endswith(".scale")
-        }
+        state = read_state(folder)
         config = BertConfig(**written["config"] | {"vocab_size": len(state[EMBEDDING])})
         self.encoder = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
         self.encoder.load_state_dict(state)
@@ -88,12 +113,18 @@ class Reader:
         """Embeddings [batch, length, 384] in float32 and the mask, where the encoder is; zero where nothing is said."""
         device = self.encoder.device
         ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        read = mask[:, None, None, :].bool()  # in this shape it is not looked at, for which we would have to wait
         with autocast(device.type):
-            hidden = self.encoder(ids, attention_mask=mask).last_hidden_state
+            hidden = self.encoder(ids, attention_mask=read).last_hidden_state
         return hidden.float() * mask[..., None], mask
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder, Drawings())
+    parser.add_argument("--unpack", type=Path, metavar="SITE", help="make the text encoder's package there instead")
+    options = parser.parse_args()
+    if options.unpack:
+        unpack(options.folder, options.unpack)
+    else:
+        write(options.folder, Drawings())

@@ -31,7 +31,7 @@ from pretraining.autoencoder import held_out_pictures, psnr
 from pretraining.drawings import Drawings
 from pretraining.transformer import KEPT
 
-BATCH = 20
+BATCH, CARD_BATCH = 20, 200
 
 
 def scenes(drawings: Drawings, count: int, kept_out: bool = False, small: bool = False) -> list[Scene]:
@@ -51,9 +51,9 @@ def scenes(drawings: Drawings, count: int, kept_out: bool = False, small: bool =
 
 def draw(pipe: Any, wanted: list[Scene]) -> list[Image.Image]:
     """A picture of each scene's full caption; picture i has seed i."""
-    pictures = []
-    for start in range(0, len(wanted), BATCH):
-        part = wanted[start : start + BATCH]
+    pictures, size = [], BATCH if pipe.device.type == "cpu" else CARD_BATCH
+    for start in range(0, len(wanted), size):
+        part = wanted[start : start + size]
         noise = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
         pictures += pipe([caption(scene) for scene in part], generator=noise).images
     return pictures
@@ -111,9 +111,9 @@ def point(images: int, base: dict[str, float], small: dict[str, float]) -> dict[
     return {"images_seen": images, **base, "small_place": small["place"], "small_name_first": small["name_first"]}
 
 
-def of_kept(folder: Path, images: int, seen: list[Scene], small: list[Scene]) -> dict[str, float]:
+def of_kept(folder: Path, images: int, seen: list[Scene], small: list[Scene], device: str = "cpu") -> dict[str, float]:
     """The point of the weights in a folder that pretraining kept."""
-    pipe = load(folder)
+    pipe = load(folder).to(device)
     pipe.set_progress_bar_config(disable=True)
     return point(images, score(draw(pipe, seen), seen), score(draw(pipe, small), small))
 
@@ -125,11 +125,32 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, default=Path("docs/results/moji-samples.png"))
     parser.add_argument("--nearest", type=Path, default=Path("docs/results/moji-nearest.png"))
     parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--kept", type=Path, default=CACHE / KEPT, help="folder of the weights that pretraining kept")
+    parser.add_argument("--only-kept", action="store_true", help="score these alone, and add them to the history")
+    parser.add_argument("--device", default="cpu", help="where those are drawn with")
     options = parser.parse_args()
-    drawings, pipe = Drawings(), load()
+    drawings = Drawings()
+    before = json.loads(options.json.read_text()) if options.json.exists() else {}
+    history = {past["images_seen"]: past for past in before.get("history", [])}
+    seen, small = scenes(drawings, options.prompts), scenes(drawings, options.prompts // 4, small=True)
+    for folder in sorted(options.kept.glob("*")):
+        if (images := int(folder.name)) not in history:
+            history[images] = of_kept(folder, images, seen, small, options.device)
+    if options.only_kept:
+        result = before
+    else:
+        result = measured(drawings, seen, small, options)
+        history[result["images_seen"]] = point(result["images_seen"], result["base"], result["small"])
+    result["history"] = [history[images] for images in sorted(history)]
+    with atomic_file(options.json) as file:
+        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def measured(drawings: Drawings, seen: list[Scene], small: list[Scene], options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers of the weights in the package; its samples are written."""
+    pipe, kept = load(), scenes(drawings, options.prompts // 4, kept_out=True)
     pipe.set_progress_bar_config(disable=True)
-    seen, kept = scenes(drawings, options.prompts), scenes(drawings, options.prompts // 4, kept_out=True)
-    small = scenes(drawings, options.prompts // 4, small=True)
     drawn_seen, drawn_kept = draw(pipe, seen), draw(pipe, kept)
     near = nearest(drawn_seen, seen, drawings)
     result = {
@@ -146,19 +167,10 @@ def main() -> None:
         },
         "nearest_has_the_name": float(np.mean([one.scene.name == s.name for one, s in zip(near, seen, strict=True)])),
     }
-    before = json.loads(options.json.read_text()) if options.json.exists() else {}
-    history = {past["images_seen"]: past for past in before.get("history", [])}
-    history[result["images_seen"]] = point(result["images_seen"], result["base"], result["small"])
-    for folder in (CACHE / KEPT).glob("*"):
-        if (images := int(folder.name)) not in history:
-            history[images] = of_kept(folder, images, seen, small)
-    result["history"] = [history[images] for images in sorted(history)]
-    with atomic_file(options.json) as file:
-        Path(file).write_text(json.dumps(result, indent=1) + "\n")
     rows = [drawn_seen[start : start + 8] for start in range(0, 64, 8)]
     save_png(grid(rows, [""] * len(rows)), options.samples)
     save_png(beside(drawn_seen, near, drawings), options.nearest)
-    print(json.dumps(result, indent=1))
+    return result
 
 
 if __name__ == "__main__":

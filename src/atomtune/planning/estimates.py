@@ -150,7 +150,7 @@ class Adapted:
         with Storages(step.device) as seen:
             seen.leave_out([*tensors_of(self.model), *self._state()])
             with CudaFunctions(self.autocast):
-                output = self._run(step)
+                output = self.run(step)
             loss = output.float().square().mean()
             loss.backward()
             del output, loss
@@ -162,9 +162,10 @@ class Adapted:
     def draw(self, step: Step, autocast: torch.dtype | None) -> int:
         """Bytes of activations of one denoising step."""
         self.model.eval()
-        return activations(self.model, lambda: self._run(step), autocast)
+        return activations(self.model, lambda: self.run(step), autocast)
 
-    def _run(self, step: Step) -> Tensor:
+    def run(self, step: Step) -> Tensor:
+        """The prediction of the denoiser for one step."""
         output = self.model(**step_inputs(self.part.name, self.part.config, step), return_dict=False)[0]
         return torch.stack(output) if isinstance(output, list) else output
 

@@ -260,12 +260,12 @@ class Sizes:
 
     def training(self, adapted: Adapted, config: CustomizeConfig) -> Memory:
         """One optimizer step."""
-        return adapted.train(self._step(examples(config)))
+        return adapted.train(self.step(examples(config)))
 
     def samples(self, adapted: Adapted) -> Memory:
         """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
         frozen = adapted.frozen()
-        denoising = adapted.draw(self._step(1 + self.parts.guided), adapted.autocast)
+        denoising = adapted.draw(self.step(1 + self.parts.guided), adapted.autocast)
         decoding = self.decoding_samples
         if denoising > decoding.peak:
             return dataclasses.replace(frozen, activations=denoising)
@@ -275,9 +275,7 @@ class Sizes:
     def drawings(self, adapted: Adapted, ways: Sequence[Way]) -> list[tuple[Way, Memory]]:
         """`atomtune generate` in each way: with all parts on the card, or one after the other."""
         frozen = adapted.frozen()
-        whole = Memory(
-            frozen.weights, frozen.adapter, activations=adapted.draw(self._step(1 + self.parts.guided), None)
-        )
+        whole = Memory(frozen.weights, frozen.adapter, activations=adapted.draw(self.step(1 + self.parts.guided), None))
         found = []
         for way in ways:
             denoising = whole if way.quantize is None else estimates.quantized(whole, adapted.model, way.quantize)
@@ -291,7 +289,7 @@ class Sizes:
             found.append((way, max(each, key=lambda part: part.peak) if way.offload else together))
         return found
 
-    def _step(self, images: int) -> Step:
+    def step(self, images: int) -> Step:
         return Step(images, *self.latents, self.parts.tokens, self.dtype)
 
 
