@@ -162,6 +162,10 @@ class CustomizeConfig:
     random_flip: bool = False
     """Flip each image left to right half of the times that it is seen, at random. Not for subjects whose left and right
     differ, such as a text or a logo."""
+    alpha_mask: bool = False
+    """The alpha channel of an image says how much each part of it counts in the loss: nothing where it is transparent.
+    The colours are then those that the file holds below, not mixed with white. Images without alpha count everywhere.
+    """
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"

@@ -7,7 +7,10 @@ import hashlib
 import logging
 import os
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +21,11 @@ from torch import Tensor
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import GivenSize, Size
+from atomtune.training.buckets import nearest
 from atomtune.training.captions import is_caption, read_captions
 
 logger = logging.getLogger(__name__)
+_Converted = TypeVar("_Converted")
 
 _NOT_DECODED = {
     "BUFR",
@@ -43,7 +48,7 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     """
     images = expanded(images)
     files = image_files(images)
-    several = [file.name for file in files if _decoded(file)[1] > 1]
+    several = [file.name for file in files if _decoded(file, to_rgb)[1] > 1]
     captions = read_captions(files, default_caption)
     _warn(images, "only the first frame is used of", several)
     _warn(images, "captions differ for", captions.differing)
@@ -107,11 +112,57 @@ def read_image(file: Path) -> Image.Image:
     The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames, the first is
     returned.
     """
-    return _decoded(file)[0]
+    return _decoded(file, to_rgb)[0]
 
 
-def _decoded(file: Path) -> tuple[Image.Image, int]:
-    """The image, and how many frames there are."""
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is trained on."""
+
+    image: Image.Image
+    """RGB, of the size that is trained on."""
+    original: tuple[int, int]
+    """Width and height of the file, upright."""
+    alpha: Image.Image | None = None
+    """Grey, of the same size: how much each pixel counts in the loss. None if all count alike."""
+
+    def mirrored(self) -> Picture:
+        """The mirror image."""
+        alpha = None if self.alpha is None else ImageOps.mirror(self.alpha)
+        return Picture(ImageOps.mirror(self.image), self.original, alpha)
+
+
+def read_picture(file: Path, sizes: Sequence[Size], alpha_mask: bool = False) -> Picture:
+    """The image, scaled and cropped to the one of `sizes` that is most like its own shape.
+
+    With `alpha_mask` its alpha channel, if it has one, becomes `Picture.alpha`, and the colours are those that the file
+    holds below it, not mixed with white. Raises `UserError` if nothing is visible.
+    """
+    (image, alpha), _ = _decoded(file, _split if alpha_mask else lambda decoded: (to_rgb(decoded), None))
+    size = nearest(*image.size, list(sizes))
+    cropped = None if alpha is None else fitted(alpha, size, Image.Resampling.BOX)
+    if cropped is not None and cropped.getextrema() == (0, 0):
+        raise UserError(
+            f"{file} is transparent everywhere, at {size} pixels, so with alpha_mask nothing of it is left to learn: "
+            "remove it, or make opaque what should be learnt."
+        )
+    return Picture(fitted(image, size), image.size, cropped)
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of an image, also where it is transparent, and its alpha channel, if it has one."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        transparent = image.info.get("transparency")
+        opaque = np.asarray(image) != transparent
+        return to_rgb(image), None if transparent is None else Image.fromarray(opaque).convert("L")
+    if not image.has_transparency_data:
+        return to_rgb(image), None
+    image = image.convert("RGBA")
+    return image.convert("RGB"), image.getchannel("A")
+
+
+def _decoded(file: Path, convert: Callable[[Image.Image], _Converted]) -> tuple[_Converted, int]:
+    """The upright image after `convert`, and how many frames there are."""
     if file.suffix.lower() in _HEIF and not with_heif():
         raise UserError(
             f"{file} needs pillow-heif to be read: install it with pip install 'atomtune[heif]', or save it as JPEG."
@@ -123,7 +174,7 @@ def _decoded(file: Path) -> tuple[Image.Image, int]:
             with Image.open(file) as image:
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # PSD's are its layers
                 _scale_transparent_colour(image)
-                decoded = to_rgb(ImageOps.exif_transpose(image))
+                decoded = convert(ImageOps.exif_transpose(image))
         for warning in minor:
             logger.warning("%s: %s", file, warning.message)
         return decoded, frames
@@ -187,10 +238,10 @@ def _largest(mode: str, values: np.ndarray) -> int:
     )
 
 
-def fitted(image: Image.Image, size: GivenSize) -> Image.Image:
+def fitted(image: Image.Image, size: GivenSize, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Scale the image until it covers `size`, keep the proportions, and crop the centre."""
     size = Size.of(size)
-    return ImageOps.fit(image, (size.width, size.height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (size.width, size.height), resampling)
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -198,9 +249,17 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def digest(images: list[Image.Image], captions: list[str]) -> str:
-    """Sixteen hex digits that differ if the images or captions differ."""
+def alpha_tensor(alpha: Image.Image | None, size: Size) -> Float[Tensor, "1 height width"]:
+    """An alpha channel as numbers from 0 to 1; all 1 of an image without."""
+    if alpha is None:
+        return torch.ones(1, *size.shape)
+    return torch.from_numpy(np.array(alpha))[None].float() / 255
+
+
+def digest(pictures: list[Picture], captions: list[str]) -> str:
+    """Sixteen hex digits that differ if the images, their alpha or captions differ."""
     sha = hashlib.sha256()
-    for image, caption in zip(images, captions, strict=True):
-        sha.update(image.tobytes() + caption.encode() + b"\0")
+    for picture, caption in zip(pictures, captions, strict=True):
+        alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
+        sha.update(picture.image.tobytes() + alpha + caption.encode() + b"\0")
     return sha.hexdigest()[:16]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -28,7 +28,7 @@ from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
 from atomtune.training.buckets import crop_corner
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.data import fitted, read_image, to_tensor
+from atomtune.training.data import Picture, alpha_tensor, fitted, read_image, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, replaced, until_reached
 
@@ -50,6 +50,8 @@ class Latents:
 
     mean: Float[Tensor, "n channels height width"] | list[Tensor]
     std: Float[Tensor, "n channels height width"] | list[Tensor]
+    mask: list[Tensor] | None = None
+    """How much each latent counts in the loss (see `Noised.mask`)."""
 
     def draw(self, index: list[int], generator: torch.Generator) -> Float[Tensor, "batch channels height width"]:
         """A fresh sample for each image in `index`, all of one size, as diffusers' DreamBooth scripts draw from their
@@ -57,21 +59,32 @@ class Latents:
         mean, std = (torch.stack([part[i] for i in index]) for part in (self.mean, self.std))
         return mean + std * torch.randn(mean.shape, generator=generator)
 
+    def masks(self, index: list[int]) -> Float[Tensor, "batch channels height width"] | None:
+        """The masks of these images, which are all of one size."""
+        return None if self.mask is None else torch.stack([self.mask[i] for i in index])
+
 
 @torch.no_grad()
-def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents:
+def encode_images(
+    pipe: DiffusionPipeline, images: Sequence[Image.Image], alphas: Sequence[Image.Image | None] = ()
+) -> Latents:
     """Plain latents of the images, normalized as the denoiser expects them, in float32 on the CPU.
 
-    The autoencoder runs in float32: some overflow in half precision.
+    `alphas` are their alpha channels, if these count in the loss. The autoencoder runs in float32: some overflow in
+    half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
     device = getattr(pipe, "_execution_device", vae.device)  # with offloading, the autoencoder is moved there
     autoencoding = family_of(pipe).autoencoding
     encoded = [autoencoding.encode(vae, to_tensor(image)[None].to(device)) for image in images]
     means, stds = zip(*encoded, strict=True)
+    mask = None
+    if any(alpha is not None for alpha in alphas):
+        numbers = [alpha_tensor(alpha, Size(*image.size)) for alpha, image in zip(alphas, images, strict=True)]
+        mask = [autoencoding.mask(alpha[None], mean)[0] for alpha, mean in zip(numbers, means)]
     if len({mean.shape for mean in means}) > 1:
-        return Latents([mean[0] for mean in means], [std[0] for std in stds])
-    return Latents(torch.cat(means), torch.cat(stds))
+        return Latents([mean[0] for mean in means], [std[0] for std in stds], mask)
+    return Latents(torch.cat(means), torch.cat(stds), mask)
 
 
 def condition(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize, **options: Any) -> Conditioning:
@@ -252,20 +265,19 @@ def encode(
     pipe: DiffusionPipeline,
     config: CustomizeConfig,
     resolution: Size,
-    images: list[Image.Image],
-    originals: list[tuple[int, int]],
+    pictures: list[Picture],
     captions: list[str],
     accelerator: Accelerator,
 ) -> Cache:
     """Encode everything that a run will need, then free the memory of the encoders.
 
-    `originals` are the widths and heights of the images as they were given. Each part is on the accelerator while it
-    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see
-    `observed`).
+    Each part is on the accelerator while it works, and at the end only the denoiser. Raises `UserError` if the pipeline
+    does not draw as training assumes (see `observed`).
     """
     device = accelerator.device
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
+    images, originals = [picture.image for picture in pictures], [picture.original for picture in pictures]
     backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
     prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
@@ -287,7 +299,8 @@ def encode(
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
     class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
     pipe.maybe_free_model_hooks()
-    latents = encode_images(pipe, images + ([ImageOps.mirror(image) for image in images] if config.random_flip else []))
+    seen = pictures + ([picture.mirrored() for picture in pictures] if config.random_flip else [])
+    latents = encode_images(pipe, [picture.image for picture in seen], [picture.alpha for picture in seen])
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
     cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
     if config.prior_preservation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def held_losses(
     for size in dict.fromkeys(cache.sizes):  # a batch has one
         own = [i for i in index if cache.sizes[i] == size]
         noised = objective.add_noise(cache.latents.draw(own, generator), generator)
+        noised = replace(noised, mask=cache.latents.masks(own))
         parts = [slice(first, first + batch_size) for first in range(0, len(own), batch_size)]
         batches += [(noised.rows(part), [cache.conditionings[i] for i in own[part]]) for part in parts]
 

@@ -153,5 +153,6 @@ def _answers(
         with accelerator.autocast():
             answer = encoding.predict(base, part, [conditioning] * DRAWS, base.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
-        answers.append({"examples": asdict(examples), "conditioning": conditioning})
+        kept = {name: part for name, part in asdict(examples).items() if part is not None}
+        answers.append({"examples": kept, "conditioning": conditioning})
     return answers

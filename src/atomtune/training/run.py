@@ -86,12 +86,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
-    images, originals = [], []
-    for file in examples:
-        image = data.read_image(file)
-        images.append(data.fitted(image, buckets.nearest(*image.size, choices)))
-        originals.append(image.size)
-    content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
+    pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
+    content = content_of(config, pipe, data.digest(pictures, list(examples.values())), preserved) | {
         "processes": processes
     }
     if not config.overwrite:
@@ -102,6 +98,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 
     autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
+    if main and config.alpha_mask and all(picture.alpha is None for picture in pictures):
+        logger.warning("%s: no image has an alpha channel, so alpha_mask changes nothing", config.images)
     if main and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
 
@@ -116,9 +114,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         log = journal.Journal(config.out, steps) if main else None
         try:
-            sizes = dict.fromkeys(Size(*image.size) for image in images if preserved)
+            sizes = dict.fromkeys(Size(*picture.image.size) for picture in pictures if preserved)
             others = {size: preserving.answered(pipe, config, preserved, size, accelerator) for size in sizes} or None
-            cache = encoding.encode(pipe, config, resolution, images, originals, list(examples.values()), accelerator)
+            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,10 @@ class Steps:
             latents = torch.cat([latents, cache.class_latents[size].draw(drawn, generator)])
             conditionings += [cache.class_conditioning[size]] * len(index)
         noised = self.objective.add_noise(latents, generator)
-        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), len(latents))]
+        parts = self._parts(len(index), len(latents))
+        groups = [(noised.rows(part), conditionings[part]) for part in parts]
+        if (mask := cache.latents.masks(seen)) is not None:
+            groups[0] = (replace(groups[0][0], mask=mask[parts[0]]), groups[0][1])
         if self.others is not None:
             examples, captions = self.others[size].draw(self._others_due(micro), generator)
             groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
