@@ -63,12 +63,13 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
     monkeypatch.setattr(preserving.sampling, "generate", None)  # nothing is drawn any more
     again = found(base, out="another run", class_name="cat", seed=5)
     assert len(again.conditionings) == len(first.conditionings)
-    for field in fields(first.examples):
-        assert torch.equal(getattr(again.examples, field.name), getattr(first.examples, field.name))
+    names = [field.name for field in fields(first.examples) if field.name != "mask"]  # which they have none of
+    for name in names:
+        assert torch.equal(getattr(again.examples, name), getattr(first.examples, name))
     prompts.write_text("a car on a hill\n", encoding="utf-8")
     one = found(base)  # each prompt by itself
-    for field in fields(first.examples):
-        assert torch.equal(getattr(one.examples, field.name), getattr(first.examples, field.name)[DRAWS:])
+    for name in names:
+        assert torch.equal(getattr(one.examples, name), getattr(first.examples, name)[DRAWS:])
     prompts.write_text("a tree\n", encoding="utf-8")
     with pytest.raises(TypeError):  # other prompts are drawn
         found(base)

@@ -1,4 +1,11 @@
-"""Images and captions: a folder in, RGB images with a caption each out."""
+"""Images and captions: a folder in, RGB images with a caption each out.
+
+The images are in the folder itself, or in folders inside it that each show one subject and have names as kohya's
+sd-scripts read them:
+
+    photos/10_sks teapot/    its images are seen ten times in an epoch; token "sks", class "teapot"
+    photos/5_ohwx octopus/
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +31,7 @@ from atomtune.files import expanded
 from atomtune.sizes import GivenSize, Size
 from atomtune.training.buckets import nearest
 from atomtune.training.captions import is_caption, read_captions
+from atomtune.training.config import refuse_angle_brackets
 
 logger = logging.getLogger(__name__)
 _Converted = TypeVar("_Converted")
@@ -37,17 +46,87 @@ _NOT_DECODED = {
 }  # Pillow knows these by name; but cannot decode them
 _HEIF = (".heic", ".heif", ".hif")
 _NAMED = 5  # files that a warning names
+_NAME = re.compile(r"(\d+)_(\S+)\s+(\S.*)")  # of a folder of a subject
+
+
+@dataclass(frozen=True)
+class SubjectFolder:
+    """What the name of a folder says of the images in it."""
+
+    path: Path
+    repeats: int
+    """How many times each of them is seen in an epoch."""
+    token: str
+    class_name: str
+
+    @property
+    def caption(self) -> str:
+        """The caption of images that have none of their own."""
+        return f"a {self.token} {self.class_name}"
+
+
+def subject_folders(images: Path) -> list[SubjectFolder]:
+    """The folders of subjects in `images`, by name; none if the images are in `images` itself.
+
+    Raises `UserError` if there are images in `images` too or in a folder with another name, and for two classes with
+    one token.
+    """
+    images = expanded(images)
+    inside = [folder for folder in sorted(images.iterdir()) if _holds_images(folder)] if images.is_dir() else []
+    named = {folder: found for folder in inside if (found := _NAME.fullmatch(folder.name))}
+    if not named:
+        return []
+    example = next(iter(named)).name
+    if any(map(_is_image, images.iterdir())):
+        raise UserError(
+            f"{str(images)!r} holds images, and folders of subjects such as {example!r} too: move the images into one "
+            "of the folders, or the folders elsewhere."
+        )
+    if others := [folder.name for folder in inside if folder not in named]:
+        raise UserError(
+            f"the folder {others[0]!r} in {str(images)!r} holds images and is not named REPEATS_TOKEN CLASS as "
+            f"{example!r} is: rename it, or move it elsewhere."
+        )
+    found = [SubjectFolder(folder, int(name[1]), name[2], " ".join(name[3].split())) for folder, name in named.items()]
+    classes: dict[str, str] = {}
+    for folder in found:
+        refuse_angle_brackets(folder.caption)
+        if folder.repeats < 1:
+            raise UserError(
+                f"the folder {folder.path.name!r} must begin with 1 at least: its images would not be seen."
+            )
+        if classes.setdefault(folder.token, folder.class_name) != folder.class_name:
+            raise UserError(
+                f"the folders in {str(images)!r} give one token, {folder.token!r}, to a {classes[folder.token]} and to a "
+                f"{folder.class_name}: give each subject a token of its own."
+            )
+    return found
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".") and any(map(_is_image, folder.iterdir()))
 
 
 def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     """Every image and its caption, sorted by name. Each image is decoded once, to check that it can be.
 
     Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the images (see `captions`), else they
-    are `default_caption`. Other files in the folder are logged as a warning, one line for each kind, except names
-    that begin with a dot. Raises `UserError` for an empty folder, a broken image or a broken caption.
+    are `default_caption`, or what the name of the image's folder says (see `subject_folders`). Other files in the
+    folder are logged as a warning, one line for each kind, except names that begin with a dot. Raises `UserError` for an
+    empty folder, a broken image or a broken caption.
     """
     images = expanded(images)
-    files = image_files(images)
+    if not (folders := subject_folders(images)):
+        return _examples_of(images, default_caption)
+    inside = [folder.path for folder in folders]
+    others = [file.name for file in sorted(images.iterdir()) if file not in inside and not file.name.startswith(".")]
+    _warn(images, "beside the folders of images, and not read:", others)
+    return {file: text for folder in folders for file, text in _examples_of(folder.path, folder.caption).items()}
+
+
+def _examples_of(images: Path, default_caption: str) -> dict[Path, str]:
+    """The images in this folder itself, or the one image that it is."""
+    files = _images_of(images)
     several = [file.name for file in files if _decoded(file, to_rgb)[1] > 1]
     captions = read_captions(files, default_caption)
     _warn(images, "only the first frame is used of", several)
@@ -92,7 +171,12 @@ def _is_image(file: Path) -> bool:
 
 
 def image_files(images: Path) -> list[Path]:
-    """The images in a folder (or the one image that `images` is), by name."""
+    """The images in a folder, or in its folders of subjects (or the one image that `images` is), by name."""
+    places = [folder.path for folder in subject_folders(images)] or [images]
+    return [file for place in places for file in _images_of(place)]
+
+
+def _images_of(images: Path) -> list[Path]:
     if images.is_file():
         return [images]
     if not images.is_dir():
@@ -101,7 +185,7 @@ def image_files(images: Path) -> list[Path]:
     if not files:
         raise UserError(
             f"there are no images in {str(images)!r}: expected files ending in .png, .jpg, .webp or the like, "
-            "in the folder itself."
+            "in the folder itself, or in folders with names such as '10_sks teapot' (repeats, token, class)."
         )
     return files
 
@@ -256,9 +340,9 @@ def alpha_tensor(alpha: Image.Image | None, size: Size) -> Float[Tensor, "1 heig
     return torch.from_numpy(np.array(alpha))[None].float() / 255
 
 
-def digest(pictures: list[Picture], captions: list[str]) -> str:
-    """Sixteen hex digits that differ if the images, their alpha or captions differ."""
-    sha = hashlib.sha256()
+def digest(pictures: list[Picture], captions: list[str], folders: Sequence[str] = ()) -> str:
+    """Sixteen hex digits that differ if the images, their alpha, captions or the names of their folders differ."""
+    sha = hashlib.sha256("".join(f"{name}\0" for name in folders).encode())
     for picture, caption in zip(pictures, captions, strict=True):
         alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
         sha.update(picture.image.tobytes() + alpha + caption.encode() + b"\0")

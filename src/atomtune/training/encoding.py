@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from atomtune import bases, manifest, sampling
 from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
-from atomtune.metrics.pixels import clear_backgrounds
 from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
@@ -31,12 +31,13 @@ from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import Picture, alpha_tensor, fitted, read_image, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, replaced, until_reached
+from atomtune.training.subjects import Shown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
-SAMPLES = 2  # default prompts of the sample images
+SAMPLES = 2  # default prompts of the sample images; of several subjects one each
 Conditioning = dict[str, Any]
 """Arguments of the denoiser other than the noisy latents and the timestep, for a batch."""
 
@@ -255,10 +256,10 @@ class Cache:
     sizes: list[Size]
     samples: dict[str, Any]  # prompt: what encode_prompt returned
     images: list[Image.Image]
-    backgrounds: list[str]  # colours that suit the subject, on a base that draws plain ones
+    shown: Shown
     misfits: list[str]  # what makes the images hard to learn for the base
-    class_latents: dict[Size, Latents] = field(default_factory=dict)
-    class_conditioning: dict[Size, Conditioning] = field(default_factory=dict)
+    class_latents: dict[Size, Latents] = field(default_factory=dict)  # those of each class after the other
+    class_conditioning: dict[Size, list[Conditioning]] = field(default_factory=dict)  # one for each class
 
 
 def encode(
@@ -267,6 +268,7 @@ def encode(
     resolution: Size,
     pictures: list[Picture],
     captions: list[str],
+    shown: Shown,
     accelerator: Accelerator,
 ) -> Cache:
     """Encode everything that a run will need, then free the memory of the encoders.
@@ -278,13 +280,16 @@ def encode(
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
     images, originals = [picture.image for picture in pictures], [picture.original for picture in pictures]
-    backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
-    prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
+    if config.base == bases.MOJI:
+        shown = shown.on_clear_backgrounds(images)
+    each = 1 if shown.several else SAMPLES
+    defaults = (prompt for subject in shown.subjects for prompt in config.prompts(subject, each))
+    prompts = config.sample_prompts or tuple(defaults)
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     sizes = [Size(*image.size) for image in images]
     for size in dict.fromkeys([resolution, *sizes]):
         check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
-    class_prompt = config.class_prompt or f"a {config.class_name}"
+    class_prompts = [config.class_prompt or f"a {name}" for name in shown.classes] if config.prior_preservation else []
     known: dict[Any, Conditioning] = {}
 
     def encoded(caption: str, size: Size, told: dict[str, Any]) -> Conditioning:
@@ -297,15 +302,15 @@ def encode(
     told = [told_sizes(pipe, own, size) if tell else {} for own, size in zip(originals, sizes, strict=True)]
     conditionings = [encoded(*each) for each in zip(captions, sizes, told, strict=True)]
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
-    class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
+    class_conditioning = {size: [encoded(prompt, size, {}) for prompt in class_prompts] for size in sizes}
     pipe.maybe_free_model_hooks()
     seen = pictures + ([picture.mirrored() for picture in pictures] if config.random_flip else [])
     latents = encode_images(pipe, [picture.image for picture in seen], [picture.alpha for picture in seen])
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
-    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
+    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, shown, misfits)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
-        drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)
+        drawn = _class_images(pipe, config, class_prompts, resolution, accelerator)
         for size in class_conditioning:
             cache.class_latents[size] = encode_images(pipe, [fitted(image, size) for image in drawn])
         cache.class_conditioning = class_conditioning
@@ -315,10 +320,17 @@ def encode(
     return cache
 
 
-def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator) -> list:
-    """Images of the class, drawn by the base; those that an earlier start drew are kept."""
-    files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
-    for index, file in enumerate(files):
+def _class_images(
+    pipe: DiffusionPipeline,
+    config: CustomizeConfig,
+    prompts: Sequence[str],
+    resolution: GivenSize,
+    accelerator: Accelerator,
+) -> list[Image.Image]:
+    """Images of each class, drawn by the base; those that an earlier start drew are kept."""
+    planned = list(itertools.product(prompts, range(config.num_class_images)))
+    files = [config.out / "class_images" / f"{number:04d}.png" for number in range(len(planned))]
+    for (prompt, index), file in zip(planned, files):
         if accelerator.is_main_process and not file.is_file():
             (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
             manifest.record(config.out, file)

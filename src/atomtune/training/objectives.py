@@ -49,8 +49,9 @@ class Noised:
         return self._each(lambda part: part.to(device))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Noised:
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Noised(*(None if part is None else function(part) for part in parts))
+        parts = [getattr(self, field.name) for field in fields(self)]
+        changed: list[Any] = [None if part is None else function(part) for part in parts]
+        return Noised(*changed)
 
 
 class Diffusion:

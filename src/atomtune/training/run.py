@@ -27,6 +27,7 @@ from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.recipes import configure
 from atomtune.training.steps import PRECISIONS
+from atomtune.training.subjects import shown_in
 from atomtune.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ SHARDING = {
 
 
 def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
+    """Train an adapter on images of a subject and return the run's numbers, which are also in `out/summary.json`.
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
@@ -74,8 +75,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # in place of "auto"
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
-    steps = config.total_steps(len(examples), processes)
-    preserved = preserving.other_prompts(config)
+    shown = shown_in(config, examples)
+    steps = config.total_steps(len(shown.order), processes)
+    preserved = preserving.other_prompts(config, shown.classes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
@@ -87,9 +89,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
     pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
-    content = content_of(config, pipe, data.digest(pictures, list(examples.values())), preserved) | {
-        "processes": processes
-    }
+    digest = data.digest(pictures, list(examples.values()), shown.folders)
+    content = content_of(config, pipe, digest, preserved) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:
@@ -116,7 +117,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         try:
             sizes = dict.fromkeys(Size(*picture.image.size) for picture in pictures if preserved)
             others = {size: preserving.answered(pipe, config, preserved, size, accelerator) for size in sizes} or None
-            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), accelerator)
+            cache = encoding.encode(pipe, config, resolution, pictures, list(examples.values()), shown, accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
             trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)
@@ -138,8 +139,8 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
     """The numbers of a finished run, with a command that works here: the run may have been moved since."""
     if "next_command" not in finished or not (config.out / "adapter" / CONFIG_FILE).is_file():
         return finished
-    backgrounds = folders.adapter_info(config.out).metadata.get("backgrounds") or ()
-    return finished | {"next_command": outcome.next_command(config, backgrounds)}
+    subjects = folders.adapter_info(config.out).subjects
+    return finished | {"next_command": outcome.next_command(config, subjects)}
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
