@@ -9,6 +9,7 @@ from atomtune import metrics
 from atomtune.analysis import learnt as module
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.learnt import NOISE, Learnt, learnt
+from atomtune.prompts import Subject
 from tests.analysis.tiny import adapted_pixart
 
 
@@ -61,11 +62,13 @@ def test_on_moji_the_judge_compares_the_drawings_with_the_images(pipe, run, monk
     monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
     monkeypatch.setattr(metrics, "load_judge", Judge)
     drawn = {prompt: (image_of(0.1), image_of(0.8)) for prompt in ("a", "b", "c")}
-    found = learnt(pipe, run, drawn, "teapot")
+    found = learnt(pipe, run, drawn, [Subject("sks", "teapot")])
     assert found.numbers == pytest.approx({"fidelity_before": 0.1, "fidelity": 0.8, "recognised": 1, "drawings": 3})
     assert "fidelity of 0.80" in str(found) and "1 of 3 drawings for a teapot" in str(found)
     assert found.verdict == "This subject was learnt."
-    assert "recognised" not in learnt(pipe, run, drawn, "my own thing").numbers  # the judge does not know the word
+    assert (
+        "recognised" not in learnt(pipe, run, drawn, [Subject("sks", "my own thing")]).numbers
+    )  # the judge does not know the word
     assert learnt(pipe, run, {"a": (image_of(0.1), image_of(0.2))}).little
 
 

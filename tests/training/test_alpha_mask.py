@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_with_its_masks_beside_other_examples(run, images,
     run("ignored", **options | {"alpha_mask": False})
     assert weights(tmp_path / "ignored") != weights(tmp_path / "whole")
     with_alpha(images, 0, Image.new("L", (64, 48), 9))
-    with pytest.raises(UserError, match="other images or captions"):
+    with pytest.raises(UserError, match="other images, captions or repeats there"):
         run("whole", **options)
 
 

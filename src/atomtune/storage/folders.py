@@ -109,12 +109,12 @@ class AdapterInfo:
     def prompts(self, num: int = 1) -> list[str]:
         """Up to `num` prompts that show what it learnt (see `subject_prompts`), for each of its subjects. None if the
         adapter does not name the words that it was trained with."""
+        return [prompt for subject in self.subjects for prompt in self.prompts_of(subject, num)]
+
+    def prompts_of(self, subject: Subject, num: int) -> list[str]:
+        """Up to `num` prompts that show one of its subjects."""
         base = self.config.get("base_model_name_or_path") or ""
-        return [
-            prompt
-            for subject in self.subjects
-            for prompt in subject_prompts(base, str(subject), subject.backgrounds, num)
-        ]
+        return subject_prompts(base, str(subject), subject.backgrounds, num)
 
     def peft_config(self) -> Any:
         """The configuration as PEFT's object. Raises `UserError` if PEFT cannot make one."""

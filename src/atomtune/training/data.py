@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -97,9 +97,18 @@ def subject_folders(images: Path) -> list[SubjectFolder]:
             )
         if classes.setdefault(folder.token, folder.class_name) != folder.class_name:
             raise UserError(
-                f"the folders in {str(images)!r} give one token, {folder.token!r}, to a {classes[folder.token]} and to a "
+                f"the folders in {str(images)!r} give one token, {folder.token!r}, to a {classes[folder.token]} and a "
                 f"{folder.class_name}: give each subject a token of its own."
             )
+    return found
+
+
+def by_subject(images: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The images of each subject ("sks teapot"), by the folders in `images`; all under "" if there are none."""
+    names = {folder.path: f"{folder.token} {folder.class_name}" for folder in subject_folders(images)}
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(names.get(file.parent, ""), []).append(file)
     return found
 
 
@@ -112,8 +121,8 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
 
     Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the images (see `captions`), else they
     are `default_caption`, or what the name of the image's folder says (see `subject_folders`). Other files in the
-    folder are logged as a warning, one line for each kind, except names that begin with a dot. Raises `UserError` for an
-    empty folder, a broken image or a broken caption.
+    folder are logged as a warning, one line for each kind, except names that begin with a dot. Raises `UserError` for
+    an empty folder, a broken image or a broken caption.
     """
     images = expanded(images)
     if not (folders := subject_folders(images)):

@@ -42,11 +42,11 @@ def held_losses(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """The mean loss without the adapter, `held_loss_before`, and with it, `held_loss`, on the same noise and timesteps
-    for both, from `generator` (CPU): `HELD_DRAWS` of them, over the images in turn. Of several subjects also those of
-    each, as `by_subject`."""
+    for both, from `generator` (CPU): `HELD_DRAWS` of them at least, over the images in turn. Of several subjects those
+    of each too, as `by_subject`."""
     shown = cache.shown
     groups = [shown.images_of(number) for number in range(len(shown.subjects))]
-    turns = [groups[place % len(groups)] for place in range(HELD_DRAWS)]
+    turns = [groups[place % len(groups)] for place in range(max(HELD_DRAWS, len(groups)))]
     index = [own[place // len(groups) % len(own)] for place, own in enumerate(turns)]
     batches, order = [], []
     for size in dict.fromkeys(cache.sizes):  # a batch has one
@@ -132,9 +132,9 @@ def contact_sheet(out: Path, shown: Shown, images: Sequence[Image.Image], last: 
     for prompt in [settings[Path(file)]["prompt"] for file in last]:
         drawn = {own["step"]: file for file, own in settings.items() if own["prompt"] == prompt}
         stride = -(-len(drawn) // STEPS_SHOWN)
-        shown = sorted(drawn, reverse=True)[::stride][::-1]
-        rows.append([_small(sampling.read_image(drawn[step])) for step in shown])
-        labels.append(f"{prompt}, after {', '.join(map(str, shown))} steps")
+        steps = sorted(drawn, reverse=True)[::stride][::-1]
+        rows.append([_small(sampling.read_image(drawn[step])) for step in steps])
+        labels.append(f"{prompt}, after {', '.join(map(str, steps))} steps")
     return sampling.grid(rows, labels)
 
 
