@@ -46,12 +46,18 @@ def learn(base, photos, tmp_path):
     return learn
 
 
-def test_names_of_folders_say_repeats_token_and_class(photos):
+def test_names_of_folders_say_repeats_token_and_class(photos, caplog):
     (photos / "1_ohwx cat" / "0.txt").write_text("a photo of ohwx cat")
     folders = [(folder.repeats, folder.token, folder.class_name) for folder in subject_folders(photos)]
     assert folders == [(1, "ohwx", "cat"), (2, "sks", "dog")]
     captions = find_examples(photos, "not used")
     assert list(captions.values()) == ["a photo of ohwx cat", "a ohwx cat", "a sks dog"]
+    assert not caplog.text
+    (photos / "1_ohwx cat" / "1.txt").write_text("a photo of a cat")
+    (photos / "notes").mkdir()
+    find_examples(photos, "not used")
+    assert "1_ohwx cat: the token 'ohwx' of the folder is not in the captions of 1.png" in caplog.text
+    assert "beside the folders of images, and not read: notes" in caplog.text
     assert image_files(photos) == list(captions)
     shown = shown_in(configure(images=photos, out="out"), captions)
     assert [str(subject) for subject in shown.subjects] == ["ohwx cat", "sks dog"]

@@ -130,7 +130,13 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     inside = [folder.path for folder in folders]
     others = [file.name for file in sorted(images.iterdir()) if file not in inside and not file.name.startswith(".")]
     _warn(images, "beside the folders of images, and not read:", others)
-    return {file: text for folder in folders for file, text in _examples_of(folder.path, folder.caption).items()}
+    found = {}
+    for folder in folders:
+        own = _examples_of(folder.path, folder.caption)
+        without = [file.name for file, text in own.items() if folder.token not in text.split()]
+        _warn(folder.path, f"the token {folder.token!r} of the folder is not in the captions of", without)
+        found |= own
+    return found
 
 
 def _examples_of(images: Path, default_caption: str) -> dict[Path, str]:
