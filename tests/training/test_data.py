@@ -291,6 +291,7 @@ def test_a_picture_has_the_colours_below_its_alpha(tmp_path, mode):
     beneath = 255 if mode == "16 bits" else 60  # a grey value that stands for transparency is no colour
     assert np.array(picture.image)[4, 7].tolist() == [beneath] * 3
     assert data.read_picture(file, [Size(8, 8)]).alpha is None
+    assert [np.array(picture.visible)[4, x, 0] for x in (0, 7)] == [60, 255]
     flipped = picture.mirrored()
     assert flipped.alpha is not None and np.array(flipped.alpha)[:, 4:].min() == 255
 

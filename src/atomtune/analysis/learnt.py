@@ -19,6 +19,7 @@ from torch import Tensor
 from atomtune import bases
 from atomtune.analysis.examples import training_examples
 from atomtune.errors import UserError
+from atomtune.moji.scenes import with_article
 from atomtune.prompts import Subject
 from atomtune.training import data
 from atomtune.training.outcome import LITTLE_FIDELITY, learnt_little
@@ -56,7 +57,7 @@ class Learnt:
     def verdict(self) -> str:
         """One sentence, for each subject; empty without numbers."""
         if self.each:
-            return " ".join(f"{name}: {one.verdict}" for name, one in self.each.items())
+            return " ".join(one.verdict.replace("This subject", f"“{name}”") for name, one in self.each.items())
         if self.little:
             return "This subject was hardly learnt."
         if "fidelity" in self.numbers:
@@ -79,7 +80,7 @@ class Learnt:
             if "recognised" in n:
                 said += (
                     f" The judge that measures this, a small network that knows 534 things, takes {n['recognised']} of "
-                    f"{n['drawings']} drawings for a {self.class_name}."
+                    f"{n['drawings']} drawings for {with_article(self.class_name)}."
                 )
             return said
         if "held_loss" in n:

@@ -225,6 +225,13 @@ class Picture:
     alpha: Image.Image | None = None
     """Grey, of the same size: how much each pixel counts in the loss. None if all count alike."""
 
+    @property
+    def visible(self) -> Image.Image:
+        """What counts of it, on white."""
+        if self.alpha is None:
+            return self.image
+        return Image.composite(self.image, Image.new("RGB", self.image.size, "white"), self.alpha)
+
     def mirrored(self) -> Picture:
         """The mirror image."""
         alpha = None if self.alpha is None else ImageOps.mirror(self.alpha)

@@ -255,7 +255,7 @@ class Cache:
     empty: list[Conditioning]  # those of the empty caption, for each image too
     sizes: list[Size]
     samples: dict[str, Any]  # prompt: what encode_prompt returned
-    images: list[Image.Image]
+    images: list[Image.Image]  # what counts of them, on white
     shown: Shown
     misfits: list[str]  # what makes the images hard to learn for the base
     class_latents: dict[Size, Latents] = field(default_factory=dict)  # those of each class after the other
@@ -280,8 +280,9 @@ def encode(
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
     images, originals = [picture.image for picture in pictures], [picture.original for picture in pictures]
+    visible = [picture.visible for picture in pictures]
     if config.base == bases.MOJI:
-        shown = shown.on_clear_backgrounds(images)
+        shown = shown.on_clear_backgrounds(visible)
     each = 1 if shown.several else SAMPLES
     defaults = (prompt for subject in shown.subjects for prompt in config.prompts(subject, each))
     prompts = config.sample_prompts or tuple(defaults)
@@ -307,7 +308,7 @@ def encode(
     seen = pictures + ([picture.mirrored() for picture in pictures] if config.random_flip else [])
     latents = encode_images(pipe, [picture.image for picture in seen], [picture.alpha for picture in seen])
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
-    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, shown, misfits)
+    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, visible, shown, misfits)
     if config.prior_preservation:
         pipe.maybe_free_model_hooks()
         drawn = _class_images(pipe, config, class_prompts, resolution, accelerator)
