@@ -133,6 +133,6 @@ def _prompts_about(info: "AdapterInfo", count: int) -> list[str]:
     classes = list(dict.fromkeys(subject.class_name for subject in info.subjects))
     generator = torch.Generator().manual_seed(0)
     crossed = crossed_prompts(words, classes, 4 * count * max(1, len(words)), generator, _backgrounds(info))
-    texts = [prompt.text for prompt in crossed]
+    texts = list(dict.fromkeys(prompt.text for prompt in crossed))
     by_subject = [[text for text in texts if word in text] for word in words] or [texts]
     return [text for turn in zip(*by_subject) for text in turn][:count]
