@@ -192,10 +192,7 @@ def _warn_of_missing(
         why = "the images that the first adapter was trained on are not known or no longer there"
         how = "name their folder with --images"
         if len(first.subjects) > 1:
-            why, how = (
-                "the first adapter learnt several subjects",
-                "name the images of one with --images, and prompt it",
-            )
+            why, how = "the first adapter learnt several subjects", "name the folder of one with --images and prompt it"
         logger.warning("%s, so %s cannot say how like them the drawings are: %s", why, ", ".join(without), how)
     if len(classes) != 1 and (without := [name for name in metrics if name in ("pres", "div")]):
         why = "is of several classes" if classes else "does not name its class"

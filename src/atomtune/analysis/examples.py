@@ -67,9 +67,8 @@ def training_examples(
     """Every image of a folder, `draws` times, each with noise and a timestep of its own.
 
     `caption` is for images that have no caption of their own, and `alpha_mask` lets their alpha count in the loss, see
-    `atomtune.customize`. The pipeline needs its text
-    encoder and its autoencoder. Raises `UserError` for a folder without images, and for a pipeline that does not draw
-    as training assumes (see `training.observed`).
+    `atomtune.customize`. The pipeline needs its text encoder and its autoencoder. Raises `UserError` for a folder
+    without images, and for a pipeline that does not draw as training assumes (see `training.observed`).
     """
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)

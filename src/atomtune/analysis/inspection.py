@@ -74,11 +74,11 @@ def inspect(
 ) -> Inspection:
     """Draw and measure everything that the report shows. The board's dials are left as they were.
 
-    `subjects` are what was learnt; `against` is the name of another adapter on the model
-    and prompts of it, with which the overlap is measured. `backgrounds` are the colours on which names are looked for.
-    `run` are the settings of `customize` that the adapter was trained with: its images are shown.
-    `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
-    steps. `on_progress(stage, done, total)` is called as images are drawn.
+    `subjects` are what was learnt; `against` is the name of another adapter on the model and prompts of it, with which
+    the overlap is measured. `backgrounds` are the colours on which names are looked for. `run` are the settings of
+    `customize` that the adapter was trained with: its images are shown. `steps`, `guidance_scale` and `resolution` are
+    the pipeline's own by default; the images for names take half the steps. `on_progress(stage, done, total)` is called
+    as images are drawn.
     """
     model, atoms, prompts = denoiser(pipe), board(pipe, adapter), list(dict.fromkeys(prompts))
     classes, words = list(dict.fromkeys(each.class_name for each in subjects)), [str(each) for each in subjects]
