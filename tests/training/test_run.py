@@ -162,7 +162,9 @@ def test_other_images_and_another_base_are_another_run(run, base, images, tmp_pa
     with pytest.raises(atomtune.UserError, match=r"holds another run \(on a base with other weights than .*other"):
         run(base=str(other))
     Image.new("RGB", (64, 64)).save(images / "0.png")
-    with pytest.raises(atomtune.UserError, match=r"\(other images or captions there than in .* --init-adapter"):
+    with pytest.raises(
+        atomtune.UserError, match=r"\(other images, captions or repeats there than in .* --init-adapter"
+    ):
         run()
 
 

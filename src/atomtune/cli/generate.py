@@ -118,8 +118,9 @@ def generate(
 
 
 def drawing_command(out: Path, info: "AdapterInfo") -> str:
-    """A command that draws what the adapter of a run learnt."""
-    return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
+    """A command that draws what the adapter of a run learnt, each of its subjects."""
+    prompts = [info.prompts_of(subject, 3)[-1] for subject in info.subjects] or ["..."]
+    return command_line("generate", out, *(word for prompt in prompts for word in ("--prompt", prompt)), "--num", 4)
 
 
 def _refuse_other_dials(

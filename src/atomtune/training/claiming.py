@@ -168,7 +168,7 @@ def refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> No
     """Raise `UserError` if `out` holds a run that learns from something else."""
     there = content | _record(config.out)
     if there["images"] != content["images"]:
-        raise _another_run(config, f"other images or captions there than in {config.images} now")
+        raise _another_run(config, f"other images, captions or repeats there than in {config.images} now")
     if there.get("preserved") != content.get("preserved"):
         raise _another_run(config, "other prompts to preserve there than now")
     if not bases.same_weights(there["base"], content["base"]):

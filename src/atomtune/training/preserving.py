@@ -61,11 +61,11 @@ class Others:
         return self.examples.rows(chosen), [self.conditionings[place // DRAWS] for place in chosen.tolist()]
 
 
-def other_prompts(config: CustomizeConfig) -> list[str]:
+def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[str]:
     """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things, among them those most
-    like the class, in contexts that take turns, and the empty prompt, which guidance uses.
+    like the classes of what is learnt, in contexts that take turns, and the empty prompt, which guidance uses.
 
-    The class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
+    A class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
     one as it was keeps the other from being learnt (experiments/drift/README.md).
     """
     if not config.preserve:
@@ -74,7 +74,7 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
         return read_prompts(config.preserve_prompts)
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
     said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
-    nearest = most_like_first(config.class_name, EVERYDAY)
+    nearest = most_like_first(classes, EVERYDAY)
     things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
     return [*(said[thing] for thing in things), ""]
 
@@ -168,6 +168,7 @@ def _answers(
         with accelerator.autocast():
             answer = encoding.predict(model, part, [conditioning] * DRAWS, model.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
-        answers.append({"examples": asdict(examples), "conditioning": conditioning})
+        kept = {name: part for name, part in asdict(examples).items() if part is not None}
+        answers.append({"examples": kept, "conditioning": conditioning})
     base.free(bases.DENOISER)
     return answers

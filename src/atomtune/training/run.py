@@ -27,6 +27,7 @@ from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.recipes import configure
 from atomtune.training.steps import PRECISIONS
+from atomtune.training.subjects import shown_in
 from atomtune.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ SHARDING = {
 
 
 def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
+    """Train an adapter on images of a subject and return the run's numbers, which are also in `out/summary.json`.
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
@@ -74,9 +75,10 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # in place of "auto"
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
-    steps = config.total_steps(len(examples), processes)
+    shown = shown_in(config, examples)
+    steps = config.total_steps(len(shown.order), processes)
     bases.refuse_offload(config.offload, accelerator.device)
-    preserved = preserving.other_prompts(config)
+    preserved = preserving.other_prompts(config, shown.classes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
@@ -87,14 +89,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter), weights)
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
-    images, originals = [], []
-    for file in examples:
-        image = data.read_image(file)
-        images.append(data.fitted(image, buckets.nearest(*image.size, choices)))
-        originals.append(image.size)
-    content = content_of(config, weights, data.digest(images, list(examples.values())), preserved) | {
-        "processes": processes
-    }
+    pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
+    digest = data.digest(pictures, list(examples.values()), shown.folders)
+    content = content_of(config, weights, digest, preserved) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:
@@ -102,6 +99,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         return _of_this_place(finished, config)
 
     main = accelerator.is_main_process
+    if main and config.alpha_mask and all(picture.alpha is None for picture in pictures):
+        logger.warning("%s: no image has an alpha channel, so alpha_mask changes nothing", config.images)
     if main and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
 
@@ -116,9 +115,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         log = journal.Journal(config.out, steps) if main else None
         try:
-            sizes = dict.fromkeys(Size(*image.size) for image in images if preserved)
+            sizes = dict.fromkeys(Size(*picture.image.size) for picture in pictures if preserved)
             others = {size: preserving.answered(base, config, preserved, size, accelerator) for size in sizes} or None
-            cache = encoding.encode(base, config, resolution, images, originals, list(examples.values()), accelerator)
+            cache = encoding.encode(base, config, resolution, pictures, list(examples.values()), shown, accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
             trainer = Trainer(config, accelerator, base, resolution, cache, others, log)
@@ -140,8 +139,8 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
     """The numbers of a finished run, with a command that works here: the run may have been moved since."""
     if "next_command" not in finished or not (config.out / "adapter" / CONFIG_FILE).is_file():
         return finished
-    backgrounds = folders.adapter_info(config.out).metadata.get("backgrounds") or ()
-    return finished | {"next_command": outcome.next_command(config, backgrounds)}
+    subjects = folders.adapter_info(config.out).subjects
+    return finished | {"next_command": outcome.next_command(config, subjects)}
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:

@@ -125,9 +125,11 @@ class Trainer(Steps):
             files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
             sheet = config.out / outcome.SHEET
             manifest.record(config.out, *files, config.out / "summary.json", sheet)
-            summary |= outcome.judged(config, samples, self.cache.images) | self._held_losses()
-            sampling.save_png(outcome.contact_sheet(config.out, self.cache.images, samples), sheet, {"step": self.step})
-            summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
+            shown, images = self.cache.shown, self.cache.images
+            summary |= outcome.joined(outcome.judged(config, shown, samples, images), self._held_losses())
+            drawn = outcome.contact_sheet(config.out, shown, images, samples)
+            sampling.save_png(drawn, sheet, {"step": self.step})
+            summary["next_command"] = outcome.next_command(config, shown.subjects)
             if self.cache.misfits:
                 summary["misfits"] = self.cache.misfits
             self._write_adapter(config.out / "adapter")
@@ -172,12 +174,12 @@ class Trainer(Steps):
         return f"`{command}`{together} {goes_on}"
 
     def _numbers(self) -> dict[str, Any]:
-        config = self.config
+        config, shown = self.config, self.cache.shown
+        words = {"token": shown.subjects[0].token, "class_name": shown.subjects[0].class_name}
         return {
             "base": config.base,
             "method": config.method,
-            "token": config.token,
-            "class_name": config.class_name,
+            **({"subjects": [str(subject) for subject in shown.subjects]} if shown.several else words),
             "images": len(self.cache.conditionings),
             "resolution": self.resolution.plain,
             **bases.precision_and_device(self.pipe),
@@ -230,18 +232,17 @@ class Trainer(Steps):
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
-        (prompt,) = config.prompts(self.cache.backgrounds, 1)
+        subjects = self.cache.shown.subjects
+        (prompt,) = config.prompts(subjects[0], 1)
         targets = self.model.peft_config["default"].target_modules
         modules = targets if isinstance(targets, str) else ", ".join(sorted(targets))
         folders.save_adapter(
             self.model,
             folder,
             base=config.base,
-            token=config.token,
-            class_name=config.class_name,
-            backgrounds=self.cache.backgrounds,
+            **folders.words_of(subjects),
             license=config.license,
-            card=model_card(config, modules, self._numbers(), prompt),
+            card=model_card(config, subjects, modules, self._numbers(), prompt),
         )
 
     def _save_checkpoint(self) -> None:
