@@ -171,7 +171,10 @@ class Pretraining:
         if saved:
             self.model.load_state_dict(saved["model"])
             self.average.load_state_dict(saved["average"])
+            rates = [group["lr"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # of its device; in older checkpoints it is a number
             self.images, self.restarted_at = saved["images"], saved["restarted_at"]
         prepare(self.model)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -1,18 +1,18 @@
 """Opening bases, and what they say of themselves."""
 
 import shutil
+from unittest.mock import Mock
 
 import huggingface_hub.constants
 import pytest
 import torch
-from torch.testing import assert_close
+from diffusers import DiffusionPipeline
 
-from atomtune import UserError
+from atomtune import UserError, bases
 from atomtune.bases import (
     call_options,
     denoiser,
     fingerprint,
-    load_autoencoder,
     load_base,
     native_resolution,
     resolution_for,
@@ -48,8 +48,6 @@ def test_a_base_from_a_folder(base):
     assert call_options(pipe)["use_resolution_binning"] is False
     assert draw(pipe).shape == (1, 3, 64, 64)
     assert load_base(base, torch.bfloat16).transformer.dtype == torch.bfloat16
-    vae = load_autoencoder(base, type(pipe.vae))
-    assert_close(vae.state_dict(), pipe.vae.state_dict(), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "a b"])
@@ -104,3 +102,32 @@ def test_half_precision_warns_of_nothing(capfd):
     """diffusers warns of a cast by its own `to`, also where no module must stay in float32."""
     assert load_base("moji", "bfloat16").transformer.dtype == torch.bfloat16
     assert "should be kept in float32" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "kind, called",
+    [
+        ("model", ("enable_model_cpu_offload", {"device": torch.device("cuda")})),
+        ("sequential", ("enable_sequential_cpu_offload", {"device": torch.device("cuda")})),
+        ("group", ("enable_group_offload", {"offload_type": "leaf_level", "use_stream": True})),
+    ],
+)
+def test_offloading_is_that_of_diffusers(kind, called):
+    """On a card that is not there, so the calls are only written down."""
+    pipe = Mock(model_cpu_offload_seq="text_encoder->transformer->vae")
+    bases.offload(pipe, torch.device("cuda"), kind)
+    name, _, options = pipe.mock_calls[-1]
+    assert (name, options) == called
+    assert callable(getattr(DiffusionPipeline, name))
+
+
+def test_on_a_cpu_nothing_is_offloaded_and_asking_for_it_is_refused():
+    pipe = Mock()  # which would write down a call
+    bases.offload(pipe, torch.device("cpu"), "model")
+    assert not pipe.mock_calls
+    bases.refuse_offload(None, torch.device("cpu"))
+    bases.refuse_offload("group", torch.device("cuda"))
+    with pytest.raises(UserError, match=r"offload moves the parts of a base to .* device is cpu: leave"):
+        bases.refuse_offload("model", torch.device("cpu"))
+    with pytest.raises(UserError, match="offload must be one of model, sequential, group, got 'disk'"):
+        bases.refuse_offload("disk", torch.device("cuda"))

@@ -130,6 +130,22 @@ def test_adapters_draw_as_generate_does(base, images, tmp_path):
         assert np.abs(difference).max() <= 1
 
 
+def test_an_adapter_of_several_subjects_has_no_fidelity_to_all_of_their_images(runs, base, images, tmp_path, caplog):
+    shutil.copytree(runs[0], tmp_path / "two")
+    pipe = atomtune.load_base(base)
+    atomtune.load_adapter(pipe, runs[0])
+    words = [{"token": "sks", "class_name": "dog"}, {"token": "ohwx", "class_name": "cat"}]
+    atomtune.save_adapter(pipe, tmp_path / "two" / "adapter", subjects=words)
+    options = {"num": 1, "steps": 1, "clip": str(write_clip(tmp_path / "clip"))}
+    found = atomtune.compare([tmp_path / "two"], tmp_path / "out", metrics=["clip", "drift", "div"], **options)
+    assert {prompt.split()[1] for prompt in found["prompts"]} == {"sks", "ohwx"}
+    assert not {"clip_i", "div"} & found["scores"]["two"].keys() and "pixels" in found["scores"]["two"]
+    assert "the first adapter learnt several subjects, so clip cannot say" in caplog.text
+    assert "the first adapter is of several classes, so there is no div" in caplog.text
+    found = atomtune.compare([tmp_path / "two"], tmp_path / "out", ["a sks dog"], ["clip"], images, **options)
+    assert "clip_i" in found["scores"]["two"]
+
+
 def test_what_cannot_be_scored_is_said(runs, images, tmp_path, caplog):
     moved = tmp_path / "moved"
     shutil.copytree(runs[0], moved)

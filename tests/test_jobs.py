@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from atomtune.errors import UserError
@@ -106,6 +107,11 @@ def test_what_there_is_at_a_glance(tmp_path):
         ("made-elsewhere", "customize", "stopped at step 4 of 9"),
         ("downloaded", "", "an adapter"),
     ]
+    # A job whose run has ended, or not begun anew, still runs: it can be resumed only later.
+    own = {"words": ["customize"], "out": str(run), "pid": os.getpid(), "born": psutil.Process().create_time()}
+    (queue.folder / "0003-made-elsewhere.started.json").write_text(json.dumps(own))
+    assert ("made-elsewhere", "customize", "running") in overview(queue, {"made-elsewhere": run})
+    (queue.folder / "0003-made-elsewhere.started.json").unlink()
     queue.stop_run(tmp_path / "waits")
     with pytest.raises(UserError, match="made-elsewhere is not being trained now"):
         queue.stop_run(run)

@@ -20,7 +20,7 @@ LAYERS = [
     {"comparing", "easel", "editing", "jobs", "lora", "origins", "sweeping", "workspace"},
     {"training", "analysis", "planning"},
     {"storage", "metrics", "sampling", "prompts", "replaying", "dialling"},
-    {"atoms", "bases", "moji", "recording", "showing", "steering", "tracing"},
+    {"atoms", "bases", "kept", "moji", "recording", "showing", "steering", "tracing"},
     {"adapters"},
     {"method"},
 ]

@@ -45,7 +45,7 @@ def test_the_backgrounds_that_suit_a_subject_go_with_its_adapter_into_all_that_i
 
 
 def test_names_of_atoms_are_looked_for_where_the_subject_is_seen():
-    texts = [prompt.text for prompt in crossed_prompts("sks teapot", "teapot", 60, backgrounds=["white", "orange"])]
+    texts = [prompt.text for prompt in crossed_prompts(["sks teapot"], ["teapot"], 60, backgrounds=["white", "orange"])]
     assert {text.split()[-2] for text in texts} == {"white", "orange"}
 
 

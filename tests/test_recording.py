@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atomtune.analysis.importance import importance
 from atomtune.errors import UserError
-from atomtune.recording import KeptCodes, LayerTrace, ModelRun
+from atomtune.kept import KeptCodes, ModelRun
+from atomtune.recording import LayerTrace
 from atomtune.steering import board
 from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, run, transformer, wake

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.method.sigma import SigmaConfig
+from atomtune.planning.storages import Storages
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.models import Case, output
 
@@ -59,6 +60,16 @@ class Step:
         self.model.eval()
         output(self.model, self.inputs)
 
+    def memory(self) -> int:
+        """Bytes that a training step takes at most, what is trained included and the frozen weights not."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        given = [*self.model.parameters(), *self.model.buffers()]
+        given += [value for value in self.inputs.values() if isinstance(value, Tensor)]
+        with Storages(self.first.device.type) as counted:
+            counted.leave_out(given)
+            self.train()
+        return counted.peak + sum(p.numel() * p.element_size() for p in trained)
+
     def flops(self, what: str) -> int:
         with FlopCounterMode(display=False, custom_mapping=BAG) as counter:
             getattr(self, what)()
@@ -92,13 +103,14 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def measure(case: Case, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """By method: seconds of each round, FLOPs, peak memory above the weights, and the files."""
+    """By method: seconds of each round, FLOPs, memory beside the frozen weights, and the files."""
     steps = steps_of(case, device)
     found: dict[str, dict[str, Any]] = {name: {"train": [], "draw": []} for name in steps}
     for name, step in steps.items():  # the first calls allocate and choose kernels
         for what in ("train", "draw"):
             getattr(step, what)()
             found[name][f"{what}_flops"] = step.flops(what)
+        found[name]["memory"] = step.memory()
     gc.collect()
     gc.disable()
     try:

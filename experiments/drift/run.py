@@ -205,7 +205,7 @@ def _measure_floor(pipe: Any, atoms: Any, name: str) -> None:
     from atomtune.training import configure
     from atomtune.training.preserving import other_prompts
 
-    prompts = other_prompts(configure(images="-", class_name=name, out="-", preserve=True))
+    prompts = other_prompts(configure(images="-", class_name=name, out="-", preserve=True), [name])
     with atoms.measure_floor():
         sampling.generate(pipe, prompts, steps=QUICKLY, batch_size=10)
 

@@ -111,8 +111,8 @@ little against uniform ones; higher rates and larger batches were tried, lower a
 
 ## What helps from here on
 
-Each idea goes on from the weights after 1.5 million images, {onward.IMAGES:,} more on a CPU or {onward.CARD_IMAGES:,} on
-a card (`python -m experiments --only moji_onward`). {onward.PROMPTS} prompts are drawn with a short and with a long
+Each idea goes on from the weights after 1.5 million images, {onward.IMAGES:,} more on a CPU or {onward.CARD_IMAGES:,}
+on a card (`python -m experiments --only moji_onward`). {onward.PROMPTS} prompts are drawn with a short and with a long
 running average of the weights, and on a card as many of small things off the center. The rule, fixed before the runs:
 an idea is adopted when names and styles together are at least three points above going on as before, names not more
 than two points below, and held-out loss not more than 1 % above; or when names and places of small things together are

@@ -97,14 +97,14 @@ def compare(
     prompts = list(prompts) or infos[0].prompts(8)
     if not prompts:
         raise UserError(f"{infos[0].path} does not say what it learnt: give prompts to compare with.")
-    class_name = infos[0].metadata.get("class_name")
-    parts = [part for info in infos for part in info.metadata.get("merged_from") or [info.metadata]]
-    plain = [without_tokens(prompt, [part.get("token") or "" for part in parts]) for prompt in prompts]
+    classes = list(dict.fromkeys(subject.class_name for subject in infos[0].subjects))
+    tokens = [part.get("token") or "" for info in infos for part in info.parts]
+    plain = [without_tokens(prompt, tokens) for prompt in prompts]
     if "judge" in metrics and name != bases.MOJI:
         raise UserError("the judge knows moji's drawings alone: choose clip or dino on another base.")
     models = load_models(metrics, clip, dino, pick_device(device))
     photos = _references(infos[0], images)
-    _warn_of_missing(metrics, photos, class_name)
+    _warn_of_missing(metrics, photos, infos[0], classes)
     rows: dict[str, list[Image.Image]] = {}
     references: list[Image.Image] = []
     drawing = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
@@ -124,8 +124,8 @@ def compare(
         if {"drift", "pres", "div"} & {*metrics}:
             others = {
                 key: _drawn(out, f"{label}/{key}", pipe, adapter, texts, **drawing)
-                for key, texts in other_prompts(class_name or "thing", *OTHERS).items()
-                if class_name or key != "class"
+                for key, texts in other_prompts(classes or "thing", *OTHERS).items()
+                if len(classes) == 1 or key != "class"
             }
             untouched = untouched or others
             numbers |= changes(models, metrics, untouched, others, references)
@@ -176,7 +176,7 @@ def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Im
         return []
     if images is None:
         training = runs.training_of(expanded(info.path))
-        if training is None:
+        if training is None or len(info.subjects) > 1:  # whose images are not one subject's
             return []
         with contextlib.suppress(UserError):  # no longer there
             return [read_image(file) for file in image_files(Path(training["images"]))]
@@ -184,15 +184,19 @@ def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Im
     return [read_image(file) for file in image_files(expanded(images))]
 
 
-def _warn_of_missing(metrics: Sequence[str], references: Sequence[Any], class_name: str | None) -> None:
+def _warn_of_missing(
+    metrics: Sequence[str], references: Sequence[Any], first: folders.AdapterInfo, classes: Sequence[str]
+) -> None:
     """Say which numbers there will not be, and why."""
     if not references and (without := [name for name in metrics if name in ("judge", "clip", "dino", "pres")]):
-        logger.warning(
-            "the images that the first adapter was trained on are not known or no longer there, so %s cannot say how "
-            "like them the drawings are: name their folder with --images", ", ".join(without),
-        )  # fmt: skip
-    if not class_name and (without := [name for name in metrics if name in ("pres", "div")]):
-        logger.warning("the first adapter does not name its class, so there is no %s", " and no ".join(without))
+        why = "the images that the first adapter was trained on are not known or no longer there"
+        how = "name their folder with --images"
+        if len(first.subjects) > 1:
+            why, how = "the first adapter learnt several subjects", "name the folder of one with --images and prompt it"
+        logger.warning("%s, so %s cannot say how like them the drawings are: %s", why, ", ".join(without), how)
+    if len(classes) != 1 and (without := [name for name in metrics if name in ("pres", "div")]):
+        why = "is of several classes" if classes else "does not name its class"
+        logger.warning("the first adapter %s, so there is no %s", why, " and no ".join(without))
 
 
 def _labelled(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:

@@ -32,7 +32,7 @@ from atomtune.steering import AtomBoard, board
 from atomtune.storage import folders
 from atomtune.training import configure, customize
 from atomtune.training.data import fitted, read_image
-from atomtune.training.recipes import ONE_IMAGE, recipe_for
+from atomtune.training.recipes import ONE_IMAGE, recipe_for, recipe_name_for
 
 PRESET = "preset.json"
 RESULTS = ("edit.png", "edit.json", PRESET)
@@ -143,7 +143,9 @@ def edit(
     source_prompt = source_prompt or "an image"
     base = str(options.get("base", bases.MOJI))
     run: dict[str, Any] = {"sample_every": 0, "seed": seed, "device": str(device)}
-    recipe = recipe_for(base, options, ONE_IMAGE) or {"epochs": 60}  # as in the paper
+    recipe = recipe_for(base, options, ONE_IMAGE)
+    if not (recipe_name_for(base, ONE_IMAGE) or "").endswith(ONE_IMAGE):  # no recipe, or one for several images
+        recipe = {"epochs": 60, "gradient_accumulation_steps": 1}  # as in the paper
     run |= {"mixed_precision": str(dtype).removeprefix("torch.")} | recipe | options
     run |= {"images": image, "class_name": source_prompt, "caption": source_prompt, "out": out, "method": "atoms"}
     config = configure(**run)
@@ -153,7 +155,7 @@ def edit(
     manifest.refuse_foreign(config.out, *RESULTS)
     customize(config)
 
-    pipe = bases.load_base(base, dtype, device)
+    pipe = bases.load_base(base, dtype, device, config.quantize)
     source = fitted(read_image(image), bases.resolution_for(pipe, config.resolution))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}

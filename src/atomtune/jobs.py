@@ -145,7 +145,8 @@ def overview(queue: Queue, runs: Mapping[str, Path]) -> list[tuple[str, str, str
         rows[name] = (name, job.words[0], f"{job.state}: {said}" if said else job.state)
     for name, path in runs.items():
         job, progress = latest.get(name), read(path)
-        if progress is not None and (job is None or job.state not in ("queued", "failed")):
+        at_work = progress is not None and progress.running
+        if progress is not None and (job is None or at_work or job.state not in ("queued", "running", "failed")):
             rows[name] = (name, job.words[0] if job else "customize", str(progress))
         rows.setdefault(name, (name, "", "an adapter"))
     return list(rows.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from atomtune.bases import MOJI
 from atomtune.moji.names import SEEN_NAMES, spoken
@@ -21,6 +22,23 @@ EVERYDAY, MEASURED = ([spoken(name) for name in SEEN_NAMES[first::2]] for first 
 measured."""
 ANY_SUBJECT = ("white", "black", "yellow")
 """Backgrounds for a subject whose colours are not known: no two are close to one colour."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that an adapter learns, in the words of its prompts: "a sks teapot"."""
+
+    token: str
+    class_name: str
+    backgrounds: tuple[str, ...] = ()
+    """The colours that suit it, the clearest first (moji alone)."""
+
+    def __str__(self) -> str:
+        return f"{self.token} {self.class_name}"
+
+    def is_in(self, prompt: str) -> bool:
+        """Whether a prompt has its token, as a word."""
+        return without_tokens(prompt, [self.token]) != " ".join(prompt.split())
 
 
 def subject_prompts(base: str, subject: str, backgrounds: Sequence[str] = (), num: int = 3) -> list[str]:

@@ -37,7 +37,8 @@ from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.bases.families import family_of_denoiser
 from atomtune.errors import UserError
-from atomtune.recording import AtomTrace, LayerTrace, ModelRun
+from atomtune.kept import ModelRun
+from atomtune.recording import AtomTrace, LayerTrace
 
 
 def bare_model(model: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 
 from atomtune.adapters.targets import TARGETS
@@ -115,6 +116,26 @@ def language_model(kind: str, **options: Any) -> nn.Module:
 
 
 CLIP: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
+
+
+def aura_flow() -> nn.Module:
+    """With gates that let something through, as after training: at first they are near zero."""
+    model = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=2,
+        num_single_dit_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_projection_dim=24,
+        joint_attention_dim=16,
+        pos_embed_max_size=64,
+    )
+    for module in model.modules():
+        if isinstance(module, AdaLayerNormZero):
+            nn.init.normal_(module.linear.weight)
+    return model
 
 
 def image_ids(height: int, width: int, axes: int = 3) -> Tensor:
@@ -345,6 +366,17 @@ FAMILIES = [
         },
         attention=["attn"],
         linear=["to_v"],
+    ),
+    Family(
+        "AuraFlow",
+        aura_flow,
+        lambda noise: {
+            "hidden_states": noise(2, 4, 8, 8),
+            "timestep": torch.tensor([0.03, 0.7]),
+            "encoder_hidden_states": noise(2, 5, 16),
+        },
+        attention=["attn"],
+        linear=["to_v", "add_v_proj"],
     ),
     Family(
         "Wan",

@@ -8,6 +8,7 @@ from atomtune.analysis.inspection import CHANGED, SEEN, inspect
 from atomtune.analysis.ladders import counts
 from atomtune.analysis.watching import watch
 from atomtune.metrics import drift
+from atomtune.prompts import Subject
 from atomtune.sampling import generate
 from atomtune.steering import board
 from atomtune.tracing import trace
@@ -15,7 +16,7 @@ from tests.adapters.tiny import wake
 from tests.analysis.tiny import adapted_pixart
 
 PROMPTS = ["a red dog", "a cat on a blue background"]
-QUICK = {"steps": 3, "top": 3, "naming_prompts": 5, "subject": "sks dog", "class_name": "dog"}
+QUICK = {"steps": 3, "top": 3, "naming_prompts": 5, "subjects": [Subject("sks", "dog")]}
 
 
 @pytest.fixture(scope="module")

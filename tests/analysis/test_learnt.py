@@ -9,6 +9,7 @@ from atomtune import metrics
 from atomtune.analysis import learnt as module
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.learnt import NOISE, Learnt, learnt
+from atomtune.prompts import Subject
 from tests.analysis.tiny import adapted_pixart
 
 
@@ -61,12 +62,39 @@ def test_on_moji_the_judge_compares_the_drawings_with_the_images(pipe, run, monk
     monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
     monkeypatch.setattr(metrics, "load_judge", Judge)
     drawn = {prompt: (image_of(0.1), image_of(0.8)) for prompt in ("a", "b", "c")}
-    found = learnt(pipe, run, drawn, "teapot")
+    found = learnt(pipe, run, drawn, [Subject("sks", "teapot")])
     assert found.numbers == pytest.approx({"fidelity_before": 0.1, "fidelity": 0.8, "recognised": 1, "drawings": 3})
     assert "fidelity of 0.80" in str(found) and "1 of 3 drawings for a teapot" in str(found)
     assert found.verdict == "This subject was learnt."
-    assert "recognised" not in learnt(pipe, run, drawn, "my own thing").numbers  # the judge does not know the word
+    assert (
+        "recognised" not in learnt(pipe, run, drawn, [Subject("sks", "my own thing")]).numbers
+    )  # the judge does not know the word
     assert learnt(pipe, run, {"a": (image_of(0.1), image_of(0.2))}).little
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_each_of_several_subjects_is_compared_with_its_own_images(pipe, tmp_path, monkeypatch, judged):
+    if judged:
+        monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
+        monkeypatch.setattr(metrics, "load_judge", Judge)
+    for name, count in (("1_sks teapot", 1), ("3_ohwx thing", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            image_of(0.9 - 0.1 * number).save(tmp_path / name / f"{number}.png")
+    drawn = {"a sks teapot": (image_of(0.1), image_of(0.8)), "a ohwx thing": (image_of(0.1), image_of(0.2))}
+    found = learnt(pipe, {"images": str(tmp_path)}, drawn, [Subject("ohwx", "thing"), Subject("sks", "teapot")])
+    assert [words for _, words in found.images] == ["a sks teapot", "a ohwx thing", "a ohwx thing"]
+    assert list(found.each) == ["sks teapot", "ohwx thing"] and not found.numbers
+    if judged:
+        assert [one.numbers["fidelity"] for one in found.each.values()] == pytest.approx([0.8, 0.2])
+        assert found.verdict == "“sks teapot” was learnt. “ohwx thing” was hardly learnt." and found.little
+        assert str(found).startswith("sks teapot: The drawings have a fidelity of 0.80")
+    else:
+        examples = training_examples(pipe, tmp_path, "not used", seed=NOISE)
+        with torch.no_grad():
+            losses = examples.losses().unflatten(0, (4, 3)).mean(0)
+        expected = [float(losses[0]), float(losses[1:].mean())]
+        assert [one.numbers["held_loss"] for one in found.each.values()] == pytest.approx(expected, rel=1e-4)
 
 
 def test_images_of_different_subjects_are_not_for_the_judge(pipe, run, monkeypatch):

@@ -6,9 +6,11 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 
-from atomtune import board
+from atomtune import board, metrics
+from atomtune.analysis import likeness as module
 from atomtune.analysis.examples import training_examples
 from atomtune.analysis.likeness import NOISE, Likeness, Rung, halvings, proposal, with_best
+from atomtune.sampling import Drawing
 from tests.adapters.tiny import atom_config, transformer, wake
 from tests.analysis.tiny import adapted_pixart
 
@@ -39,6 +41,31 @@ def test_likeness_is_the_share_of_what_all_atoms_gain(images):
     base = loss()
     assert measured == pytest.approx((base - few) / (base - whole), rel=1e-3)
     assert likeness.known == (base > whole)
+
+
+def test_on_moji_each_subject_is_judged_by_its_own_images(tmp_path, monkeypatch):
+    pipe, seen = adapted_pixart(), []
+    monkeypatch.setattr(module.bases, "MOJI", pipe.name_or_path)
+
+    class Judge:
+        def fidelity(self, images, references):
+            seen.append((len(images), len(references)))
+            return np.array([0.5])
+
+    monkeypatch.setattr(metrics, "load_judge", Judge)
+    for name, count in (("1_sks dog", 1), ("1_ohwx cat", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (64, 64)).save(tmp_path / name / f"{number}.png")
+    drawn = []
+    monkeypatch.setattr(
+        module.sampling,
+        "generate",
+        lambda pipe, prompts, num: drawn.append((prompts, num)) or [Drawing(Image.new("RGB", (8, 8)), {})] * num,
+    )
+    assert Likeness(pipe, tmp_path, "not used").whole == 0.5
+    assert drawn[:2] == [(["a ohwx cat"], 5), (["a sks dog"], 5)]
+    assert seen[:2] == [(5, 2), (5, 1)]
 
 
 def test_the_ladder_halves_until_little_is_left_and_drops_nothing():

@@ -92,7 +92,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_crossed_prompts_are_balanced_and_independent():
-    prompts = crossed_prompts("sks teapot", "teapot", 120, torch.Generator().manual_seed(0))
+    prompts = crossed_prompts(["sks teapot"], ["teapot"], 120, torch.Generator().manual_seed(0))
     assert len({prompt.text for prompt in prompts}) > 100
     factors = sorted({f for p in prompts for f in p.factors}, key=str)
     presence = torch.tensor([[float(f in p.factors) for f in factors] for p in prompts])
@@ -107,7 +107,7 @@ def test_crossed_prompts_are_balanced_and_independent():
 
 
 def test_prompts_read_as_moji_reads_them():
-    texts = [prompt.text for prompt in crossed_prompts(None, num=60)]
+    texts = [prompt.text for prompt in crossed_prompts(num=60)]
     assert all(text.startswith("a ") and text.endswith(" background") and "  " not in text for text in texts)
     assert any(" on an orange background" in text for text in texts)
     assert not any("sks" in text for text in texts)

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 
 from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import FAMILIES, family_of, family_of_denoiser
+from atomtune.bases.layouts import OneFrame
 from atomtune.errors import UserError
 from atomtune.training import encoding, observed
 from atomtune.training.data import to_tensor
@@ -178,3 +180,39 @@ def test_what_is_learnt_is_what_the_pipeline_draws(base):
     learn(pipe, latents, conditioning, **base.learning)
     after = (drawn(pipe, **short) - latents.mean).square().mean()
     assert after < before
+
+
+def speckled() -> Image.Image:
+    """An alpha channel with another value at every pixel, growing from left to right, and none at the top."""
+    values = np.random.default_rng(0).integers(0, 64, (SIZE, SIZE)) + np.arange(SIZE) * 191 // SIZE
+    values[: SIZE // 4] = 0
+    return Image.fromarray(values.astype(np.uint8))
+
+
+@every_base
+def test_the_loss_weighs_each_latent_by_the_mean_alpha_of_its_pixels(base):
+    """Σ a e² / (channels · Σ a) over the autoencoder's own latents, in float64, whatever the layout of the denoiser."""
+    pipe = base.pipe()
+    family = family_of(pipe)
+    latents = encoding.encode_images(pipe, [picture()] * 2, [speckled(), None])
+    plain, masks = latents.draw([0, 1], torch.Generator()), latents.masks([0, 1])
+    side, patch = pipe.vae_scale_factor, family.autoencoding.patch
+    count, channels = SIZE // side, plain.shape[1] // patch**2
+    errors = torch.randn(2, channels, count, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pixels, expected = np.asarray(speckled(), dtype=float) / 255, []
+    alphas = [[[pixels[y * side :, x * side :][:side, :side].mean() for x in range(count)] for y in range(count)]]
+    alphas.append([[1.0] * count] * count)
+    for alpha, error in zip(alphas, errors):
+        cells = [(y, x, channel) for y in range(count) for x in range(count) for channel in range(channels)]
+        total = sum(alpha[y][x] * float(error[channel, y, x]) ** 2 for y, x, channel in cells)
+        expected.append(total / sum(alpha[y][x] for y, x, _ in cells))
+    framed = errors[:, :, None] if isinstance(family.autoencoding, OneFrame) else errors
+    wrong = plain + family.autoencoding.arranged(framed).float()
+
+    def denoiser(sample: Any, return_dict: bool, **times: Any) -> list[Any]:
+        return [family.layout.pack(family.signed(wrong))]
+
+    noised = Noised(plain, torch.full((2,), 500), plain, torch.ones(2), masks)
+    losses = prediction_loss(family.predict(denoiser, plain, noised.timesteps, {}), noised)
+    assert_close(losses.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert masks is not None and bool((masks[1] == 1).all())  # without alpha, exactly as without a mask

@@ -102,5 +102,5 @@ def test_everything_else_that_a_run_may_train_on(base, images, tmp_path, monkeyp
     half = {"method": "lora", "rank": 2, "mixed_precision": "bf16"}
     if base.name != "Sana":  # whose miniature autoencoder
         half["gradient_checkpointing"] = True
-    summary = atomtune.customize(**options | half, out=str(tmp_path / "lora"))
+    summary = atomtune.customize(**options | prior | half, out=str(tmp_path / "lora"))
     assert summary["dtype"] == "bfloat16" and torch.isfinite(torch.tensor(summary["loss"]))

@@ -303,6 +303,14 @@ WRONG = {
     "density of 4": (["generate", "{run}", "--prompt", "x", "--density", "4"], "density must be in (0, 1], got 4"),
     "density without adapter": (["generate", "--prompt", "x", "--density", "0.1"], "--density needs an adapter"),
     "negative steps": (["generate", "{run}", "--prompt", "x", "--steps", "-3"], "steps must be at least 1, got -3"),
+    "offload on a CPU": (
+        ["generate", "{run}", "--prompt", "x", "--offload", "model", "--device", "cpu"],
+        "the device is cpu: leave it out",
+    ),
+    "nf4 on a CPU": (
+        ["generate", "--prompt", "x", "--quantize", "nf4", "--base", "{run}", "--device", "cpu"],
+        "nf4 needs a CUDA or XPU card, and the device is cpu",
+    ),
     "no images": (["generate", "{run}", "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
     "prompts file": (["generate", "{run}", "--prompts-file", "{empty}/none.txt"], "none.txt could not be read"),
     "unknown base": (["generate", "--base", "{empty}", "--prompt", "x"], "there is no base model '{empty}'"),

@@ -1,6 +1,7 @@
 """`atomtune inspect` on a miniature PixArt-Σ: the page is written, and mistakes are one sentence."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from atomtune.analysis import report
 from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
-from atomtune.storage.folders import save_adapter
+from atomtune.storage.folders import adapter_info, save_adapter
 from tests.analysis.tiny import adapted_pixart
 from tests.cli.test_cli import said
 from tests.tiny_pixart import save_tiny_pixart
@@ -43,6 +44,25 @@ def test_without_prompts_and_beside_another(adapter, tmp_path):
     page = (adapter / "report.html").read_text()
     assert "Overlap with" in page
     assert "sks dog" in page
+
+
+def test_of_two_subjects_both_are_drawn_and_named(adapter, tmp_path, monkeypatch):
+    """On backgrounds that suit both."""
+    words = [
+        {"token": "sks", "class_name": "dog", "backgrounds": ["red", "blue", "white"]},
+        {"token": "ohwx", "class_name": "cat", "backgrounds": ["white", "black", "red"]},
+    ]
+    base = adapter_info(adapter).base
+    both = save_adapter(adapted_pixart().transformer, tmp_path / "both", base=base, subjects=words)
+    main(["inspect", str(both), *QUICK])
+    page = (both / "report.html").read_text()
+    assert "What was learnt: <em>sks dog, ohwx cat</em>" in page
+    prompts = re.findall(r"<figcaption>(a [^<]*)</figcaption>", page.partition('id="others"')[0])
+    assert len(prompts) == 8 and {re.findall(r"on a (\w+) background", prompt)[0] for prompt in prompts} <= {
+        "red",
+        "white",
+    }
+    assert [("sks dog" in prompt, "ohwx cat" in prompt) for prompt in prompts] == [(True, False), (False, True)] * 4
 
 
 def test_mistakes_are_one_sentence(adapter, tmp_path, capsys):

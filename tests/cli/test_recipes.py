@@ -8,6 +8,7 @@ import yaml
 from atomtune.cli import main
 from atomtune.training import load_recipe, recipe_names
 from atomtune.training.config import CustomizeConfig
+from atomtune.training.recipes import UNTRIED
 
 
 def printed(capsys, *words: str) -> str:
@@ -21,7 +22,9 @@ def test_every_recipe_is_listed_with_its_base_what_it_is_for_and_its_settings(ca
     assert list(blocks) == recipe_names()
     for name, block in blocks.items():
         words = " ".join(block.split())
-        assert len(words.partition(" base=")[0].split()) > 5 and words[0].isupper()
+        purpose = words.partition(" base=")[0]
+        assert len(purpose.split()) > 5 and words[0].isupper()
+        assert purpose.endswith(UNTRIED) == (not name.startswith("moji"))
         for key, value in load_recipe(name).items():
             assert f"{key}={', '.join(value) if isinstance(value, list) else value}" in words
 
@@ -35,7 +38,7 @@ def test_a_recipe_is_printed_as_yaml_that_can_be_a_configuration(name, capsys):
 def test_a_recipe_that_is_not_there_is_refused_with_the_names_of_all(capsys):
     with pytest.raises(SystemExit):
         main(["recipes", "mojo"])
-    assert "there is no recipe 'mojo': expected one of moji, moji-few-atoms," in capsys.readouterr().err
+    assert "there is no recipe 'mojo': expected one of flux.1-dev, flux.2-dev," in capsys.readouterr().err
 
 
 def defaults(capsys, *words: str) -> dict[str, str]:

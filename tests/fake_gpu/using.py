@@ -245,4 +245,4 @@ def test_no_step_of_a_drawing_waits_for_the_card(card):
 def test_a_report_is_measured_on_the_card(card):
     pipe = adapted_pixart()
     pipe.to("gpu")
-    assert inspect(pipe, PROMPTS[:1], class_name="dog", top=1, naming_prompts=2, steps=1, batch_size=2).rows
+    assert inspect(pipe, PROMPTS[:1], top=1, naming_prompts=2, steps=1, batch_size=2).rows

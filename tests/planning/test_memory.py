@@ -30,10 +30,13 @@ def test_a_plan_has_every_adapter_and_every_way(found):
         assert set(need.encoding) == {"text_encoder", "vae"}
         assert need.peak == max(each.peak for each in (*need.encoding.values(), need.training, need.samples))
         assert need.card > need.peak
-    for adapter, drawing in found.drawing.items():
+    for adapter in found.adapters:
         need = next(each for each in found.needs if each.adapter == adapter)
         encoder = need.encoding["text_encoder"].weights
-        assert drawing.weights > need.training.weights + encoder  # all parts are on the card
+        by_way = {each.way: each.memory for each in found.drawings if each.adapter == adapter}
+        assert by_way[Way()].weights > need.training.weights + encoder  # all parts are on the card
+        assert by_way[Way(offload="model")].peak < by_way[Way()].peak
+        assert by_way[Way(quantize="nf4")].weights < by_way[Way(quantize="int8")].weights < by_way[Way()].weights
     assert found.to_dict()["needs"][0]["peak"] == found.needs[0].peak
 
 
@@ -41,15 +44,36 @@ def test_the_advice_is_a_command_that_works(found):
     """Its options are those that `customize` has."""
     for sentence in advice(found, 8.0):
         words = shlex.split(sentence.partition(" needed: ")[2])
+        if "generate" in words:
+            cli.parsed(words[words.index("generate") :])
+            continue
         _, (config,), _ = cli.parsed(words[words.index("customize") :])
         assert config.resolution == Size.of(64) and config.gradient_checkpointing is False
     for sentence in advice(found, 0.1):
-        assert "does not fit 0.1 GB; the least is 0.6 GB." in sentence
+        assert "does not fit 0.1 GB; the least is 0.6 GB." in sentence  # to train, and to draw
 
 
-def test_only_options_that_customize_has_are_advised():
+def test_ways_have_the_options_that_the_commands_have():
+    import inspect
+
+    from atomtune.cli.generate import generate
+
     names = {field.name for field in dataclasses.fields(CustomizeConfig)}
-    assert Way(True).there and Way(True, "int8").there == ("quantize" in names)
+    assert {field.name for field in dataclasses.fields(Way)} <= names
+    assert {"quantize", "offload"} <= inspect.signature(generate).parameters.keys()
+    assert Way(True, "int8").flags == "--gradient-checkpointing --quantize int8"
+    assert Way(offload="model").flags == "--offload model" and str(Way(offload="model")) == "offload model"
+
+
+def test_a_plan_can_be_made_for_a_quantized_base_alone(base, found):
+    asked = plan_memory(base, 64, quantize="fp8")
+    assert {each.way.quantize for each in (*asked.needs, *asked.drawings)} == {"fp8"}
+    assert dataclasses.replace(asked.needs[1], way=Way(True, "int8")) == found.needs[2]  # of as many bytes
+
+
+def test_what_cannot_be_quantized_is_refused(base):
+    with pytest.raises(UserError, match="quantize must be one of int8, fp8, nf4, got 'int3'"):
+        plan_memory(base, 64, quantize="int3")
 
 
 def test_the_recipe_of_a_base_is_among_its_adapters():

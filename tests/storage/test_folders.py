@@ -23,8 +23,9 @@ from atomtune.bases import (
     fingerprint,
     load_base,
 )
+from atomtune.prompts import Subject
 from atomtune.storage.cards import read_card
-from atomtune.storage.folders import ADAPTER_FILES, adapter_info, load_adapter, save_adapter
+from atomtune.storage.folders import ADAPTER_FILES, adapter_info, load_adapter, save_adapter, words_of
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 from tests.tiny_pixart import adapted, draw, save_tiny_pixart, tiny_pixart
 
@@ -43,6 +44,33 @@ def test_an_adapter_draws_the_same_after_saving(base, tmp_path, config, name):
     info = adapter_info(tmp_path / "run")
     assert (info.base, info.metadata["token"]) == (base, "sks")
     assert read_card(tmp_path / "run" / "adapter") == "# dog"
+
+
+def test_the_header_names_every_subject(base, tmp_path):
+    words = [
+        {"token": "sks", "class_name": "dog", "backgrounds": ["red"]},
+        {"token": "ohwx", "class_name": "garden gnome"},
+    ]
+    save_adapter(adapted(base).transformer, tmp_path / "two", base=base, subjects=words, license="mit")
+    info = adapter_info(tmp_path / "two")
+    assert info.trained_for == {"subjects": words, "license": "mit"}
+    assert info.subjects == [Subject("sks", "dog", ("red",)), Subject("ohwx", "garden gnome")]
+    assert info.prompts(1) == ["a sks dog on a red background", "a ohwx garden gnome"]
+    save_adapter(adapted(base).transformer, tmp_path / "one", base=base, **words_of([Subject("zwx", "cat")]))
+    assert adapter_info(tmp_path / "one").metadata["token"] == "zwx"
+    merge([tmp_path / "two", tmp_path / "one"], tmp_path / "merged")
+    assert [str(subject) for subject in adapter_info(tmp_path / "merged").subjects] == [
+        "sks dog",
+        "ohwx garden gnome",
+        "zwx cat",
+    ]
+
+
+@pytest.mark.parametrize("subjects", [[{"token": 1}], [{"backgrounds": "red"}], [{"subjects": [1]}]])
+def test_subjects_of_another_kind_are_refused(base, tmp_path, subjects):
+    save_adapter(adapted(base).transformer, tmp_path / "two", base=base, subjects=subjects)
+    with pytest.raises(UserError, match="subjects is"):
+        adapter_info(tmp_path / "two")
 
 
 def test_a_second_adapter_is_saved_in_a_folder_of_its_own(base, tmp_path):

@@ -141,6 +141,11 @@ class Page:
         field.send_keys(Keys.ENTER)
         field.send_keys(Keys.TAB)
 
+    def drop(self, *files: Path) -> None:
+        """Give files to the tab's field for them."""
+        field = self.panel.find_element("css selector", "input[type=file]")
+        field.send_keys("\n".join(map(str, files)))
+
     def press(self, text: str) -> None:
         """Press the button of this text in the open tab."""
 
@@ -206,6 +211,8 @@ class Page:
         """The whole page, as high as it is."""
         set_width(self.browser, width)
         time.sleep(0.6)
+        loaded = "return [...document.images].filter(i => i.offsetParent).every(i => i.complete && i.naturalWidth > 0)"
+        wait(lambda: self.browser.execute_script(loaded), 30)
         height = self.browser.execute_script("return document.documentElement.scrollHeight")
         set_width(self.browser, width, min(height, 4000))
         time.sleep(0.4)

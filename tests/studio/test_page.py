@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,12 @@ import pytest
 
 from atomtune import generate, load_adapter, load_base
 from atomtune.dialling import Settings
-from atomtune.shipped import ADAPTER
+from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.steering import board
 from atomtune.studio.parts import enlarged
 from atomtune.training import journal
 from tests.browser import set_width
-from tests.studio.driving import WAIT, Page, wait
+from tests.studio.driving import WAIT, Page, studio, wait
 
 PROMPT = "a sks teapot on a red background"
 STEPS = 6  # of sampling, so that tests are short
@@ -132,17 +134,62 @@ def test_learn_from_images_to_a_run(page, server):
     wait(lambda: page.picture("Image 5"))
     page.write("Caption 1", "a sks teapot on grass")
     page.write("Name of the run", "pot")
-    page.write("Training steps", 3)
+    page.write("Training steps", 60)
     page.press("Learn")
     page.until_said("Queued: .*customize")
     assert (server.workspace / "images" / "pot" / "00.txt").read_text() == "a sks teapot on grass"
-    page.until_said("finished, 3 steps", 5 * WAIT)
+    page.until_said("finished, 60 steps", 5 * WAIT)
     progress = journal.read(server.workspace / "pot")
-    assert progress is not None and [step for step, _ in progress.losses][-1] == 3
+    assert progress is not None and [step for step, _ in progress.losses][-1] == 60
     wait(lambda: page.panel.find_elements("css selector", ".thumbnail-item img"))  # its samples
     again = Page(page.browser, server.url)  # after a reload
     again.tab("Learn")
-    again.until_said("finished, 3 steps")
+    again.until_said("finished, 60 steps")
+
+
+@pytest.mark.studio
+def test_a_run_outlives_the_studio_and_is_stopped_and_resumed(browser, tmp_path):
+    """And one that was begun on a command line is there, too."""
+    workspace = tmp_path / "runs"
+    with studio(workspace) as server:
+        page = Page(browser, server.url)
+        page.tab("Learn")
+        page.drop(*sorted((IMAGES / "teapot").glob("*.png")))
+        wait(lambda: page.picture("Image 5"))
+        page.write("What is it?", "teapot")
+        wait(lambda: page.labelled("Caption 1").get_property("value") == "a sks teapot")
+        page.write("Name of the run", "long")
+        page.write("Training steps", 4000)
+        page.press("Learn")
+        page.until_said("training: step [1-9]", 5 * WAIT)
+    before = journal.read(workspace / "long")
+    assert before is not None and before.state == "training"  # with the studio closed
+    words = ["customize", IMAGES / "teapot", "--class-name", "teapot", "--out", workspace / "typed", "--steps", 2]
+    subprocess.run([sys.executable, "-m", "atomtune", *map(str, words)], check=True, capture_output=True)
+    with studio(workspace) as server:
+        page = Page(browser, server.url)
+        page.tab("Learn")
+        wait(lambda: "typed" in page.cells)
+        page.choose("Run", "long")
+        page.until_said("training: step [1-9]")
+        page.press("Stop")
+        page.until_said("long stops after its step, with a checkpoint")
+        page.until_said("stopped")
+        stopped = journal.read(workspace / "long")
+        assert stopped is not None and before.losses == stopped.losses[: len(before.losses)]
+        page.press("Resume")
+        page.until_said("training: step [1-9]")
+        wait(lambda: (now := journal.read(workspace / "long")) and len(now.losses) > len(stopped.losses))
+        page.press("Stop")
+        page.until_said("stopped")
+
+
+@pytest.mark.studio
+def test_what_is_no_image_is_refused_in_a_sentence(page, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    page.tab("Learn")
+    page.drop(tmp_path / "notes.png")
+    page.until_said("notes.png .*image")
 
 
 @pytest.mark.studio
@@ -216,7 +263,7 @@ def test_edit_from_an_image_to_a_ladder(page, server):
     page.press("Take the example")
     wait(lambda: "red" in page.labelled("What it should become").get_property("value"))
     page.write("Name of the run", "edited")
-    page.write("Training steps", 20)
+    page.write("Training steps", 100)
     page.press("Edit")
     page.until_said("Queued, see Learn: .*edit")
     wait(lambda: (server.workspace / "edited" / "edit.json").is_file(), 10 * WAIT)

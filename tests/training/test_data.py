@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atomtune.errors import UserError
+from atomtune.sizes import Size
 from atomtune.training import data
 
 CAPTION = "a sks teapot"
@@ -257,8 +258,47 @@ def test_broken_captions_are_named(images, line, sentence):
         data.find_examples(images, CAPTION)
 
 
-def test_the_digest_tells_images_and_captions_apart():
-    black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
-    digests = {data.digest([black], ["a"]), data.digest([white], ["a"]), data.digest([black], ["b"])}
-    assert len(digests) == 3
+def test_the_digest_tells_images_alpha_and_captions_apart():
+    black, white = (data.Picture(Image.new("RGB", (8, 8), colour), (8, 8)) for colour in ("black", "white"))
+    half = data.Picture(black.image, black.original, Image.new("L", (8, 8), 127))
+    pairs = [(black, "a"), (white, "a"), (black, "b"), (half, "a")]
+    digests = {data.digest([picture], [caption]) for picture, caption in pairs}
+    assert len(digests) == 4
     assert data.digest([black], ["a"]) in digests
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "16 bits"])
+def test_a_picture_has_the_colours_below_its_alpha(tmp_path, mode):
+    """Left half opaque, right half transparent; as a picture without alpha the right half is white."""
+    file, colour = tmp_path / "a.png", Image.new("L", (32, 16), 60)
+    alpha = Image.new("L", (32, 16), 255)
+    alpha.paste(0, (16, 0, 32, 16))
+    if mode == "RGBA":
+        Image.merge("RGBA", [colour, colour, colour, alpha]).save(file)
+    elif mode == "LA":
+        Image.merge("LA", [colour, alpha]).save(file)
+    elif mode == "P":
+        palette = alpha.point(lambda value: 1 if value else 0).convert("P")
+        palette.putpalette([60, 60, 60, 60, 60, 60])
+        palette.save(file, transparency=0)
+    else:
+        values = np.where(np.asarray(alpha) > 0, 60 * 257, 5).astype(np.uint16)
+        Image.fromarray(values).save(file, transparency=5)
+    picture = data.read_picture(file, [Size(8, 8)], alpha_mask=True)  # the centre of it
+    assert picture.original == (32, 16) and picture.alpha is not None
+    assert np.array(picture.alpha)[:, :4].min() == 255 and np.array(picture.alpha)[:, 4:].max() == 0
+    assert np.array(data.read_picture(file, [Size(8, 8)]).image)[4, 7].tolist() == [255] * 3
+    beneath = 255 if mode == "16 bits" else 60  # a grey value that stands for transparency is no colour
+    assert np.array(picture.image)[4, 7].tolist() == [beneath] * 3
+    assert data.read_picture(file, [Size(8, 8)]).alpha is None
+    assert [np.array(picture.visible)[4, x, 0] for x in (0, 7)] == [60, 255]
+    flipped = picture.mirrored()
+    assert flipped.alpha is not None and np.array(flipped.alpha)[:, 4:].min() == 255
+
+
+def test_a_picture_without_anything_visible_is_refused(tmp_path):
+    image = Image.new("RGBA", (64, 16), (10, 20, 30, 0))
+    image.putpixel((0, 0), (10, 20, 30, 255))  # which the crop removes
+    image.save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png is transparent everywhere, at 16 pixels"):
+        data.read_picture(tmp_path / "a.png", [Size.of(16)], alpha_mask=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune import moji
-from atomtune.bases import call_options, load_base
+from atomtune.bases import DENOISER, IMAGES, TEXT, BaseParts, call_options, load_base
 from atomtune.bases.families import UNFAMILIAR
 from atomtune.moji.pipeline import MAX_TOKENS
 from atomtune.training import encoding
@@ -76,12 +76,16 @@ def test_a_batch_of_conditionings(pipe):
 
 
 def test_a_prompt_is_drawn_the_same_with_the_text_encoder_gone(base):
-    pipe: Any = load_base(base)
+    parts = BaseParts(base, torch.float32)
+    for part in (TEXT, IMAGES, DENOISER):
+        parts.load(part)
+    pipe: Any = parts.pipe
     options = call_options(pipe) | {"num_inference_steps": 2, "output_type": "latent"}
     before = pipe("a red dog", generator=torch.Generator().manual_seed(0), **options).images
     answer = encoding.encode_prompt(pipe, "a red dog", 64)
     references = [weakref.ref(pipe.text_encoder), weakref.ref(pipe.vae)]
-    encoding.release(pipe)
+    parts.drop(TEXT)
+    parts.drop(IMAGES)
     gc.collect()
     assert [reference() for reference in references] == [None, None]
     with encoding.replayed(pipe, answer):

@@ -15,13 +15,14 @@ from atomtune.bases import denoiser, load_base
 from atomtune.bases.families import UNFAMILIAR
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
-from atomtune.prompts import subject_prompts
+from atomtune.prompts import Subject, subject_prompts
 from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
 from atomtune.shipped import IMAGES
 from atomtune.storage.folders import adapter_info, load_adapter
 from atomtune.training import data, encoding, outcome, steps, trainer
 from atomtune.training.objectives import objective_for
+from atomtune.training.subjects import Shown
 
 TEAPOTS = IMAGES / "teapot"
 
@@ -110,7 +111,8 @@ def test_the_sheet_has_the_images_and_each_prompts_samples_by_step(tmp_path):
             save_png(Image.new("RGB", (64, 64), colour), file, {"prompt": prompt, "step": step})
     (tmp_path / "samples" / "step-mine.png").write_text("not a sample")
     last = [str(tmp_path / "samples" / f"step-000100-{number}.png") for number in (0, 1)]
-    sheet = np.asarray(outcome.contact_sheet(tmp_path, [Image.new("RGB", (2000, 2000), "blue")] * 2, last))
+    shown = Shown((Subject("sks", "dog"),), (0, 0), (1, 1))
+    sheet = np.asarray(outcome.contact_sheet(tmp_path, shown, [Image.new("RGB", (2000, 2000), "blue")] * 2, last))
     rows = [[*dict.fromkeys(map(tuple, sheet[y, 160:].tolist()))] for y in (128, 400, 660)]
     reds = [[r for r, g, b in row if r < 255 and g == b == 0] for row in rows]
     assert (0, 0, 255) in rows[0]

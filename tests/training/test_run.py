@@ -21,7 +21,7 @@ from tests.training.quick import state, weights
 @pytest.fixture
 def no_base(monkeypatch):
     """A base that is opened fails the test."""
-    monkeypatch.setattr(bases, "load_base", None)
+    monkeypatch.setattr(bases, "BaseParts", None)
 
 
 def config_of(out: Path) -> dict:
@@ -99,7 +99,7 @@ def test_the_summary_stays_true_until_the_longer_run_has_finished(run, tmp_path,
 
 def test_a_run_does_not_go_back(run, monkeypatch):
     run()
-    monkeypatch.setattr(bases, "load_base", None)
+    monkeypatch.setattr(bases, "BaseParts", None)
     with pytest.raises(atomtune.UserError, match="has trained 4 steps already, and 3 are asked for"):
         run(steps=3)
 
@@ -162,7 +162,9 @@ def test_other_images_and_another_base_are_another_run(run, base, images, tmp_pa
     with pytest.raises(atomtune.UserError, match=r"holds another run \(on a base with other weights than .*other"):
         run(base=str(other))
     Image.new("RGB", (64, 64)).save(images / "0.png")
-    with pytest.raises(atomtune.UserError, match=r"\(other images or captions there than in .* --init-adapter"):
+    with pytest.raises(
+        atomtune.UserError, match=r"\(other images, captions or repeats there than in .* --init-adapter"
+    ):
         run()
 
 

@@ -13,26 +13,30 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "sentence"),
+    ("environment", "options", "sentence"),
     [
         (
             {"ACCELERATE_USE_DEEPSPEED": "true"},
             "asks for DeepSpeed, .*: start it without, .* --use_fsdp",
         ),
-        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "asks for Megatron-LM"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "yes"}, "asks for a parallelism config"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP 1, and here .* --fsdp_version 2"),
-        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS asks .* never run"),
-        (FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "accelerate cannot use the settings of FSDP"),
-        (FSDP2 | {"ACCELERATE_MIXED_PRECISION": "bf16"}, "the precision cannot be fp16"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, {}, "asks for Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "yes"}, {}, "asks for a parallelism config"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "asks for FSDP 1, and here .* --fsdp_version 2"),
+        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, "FSDP_OFFLOAD_PARAMS asks .* never run"),
+        (FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, {}, "accelerate cannot use the settings of FSDP"),
+        (FSDP2, {"mixed_precision": "fp16"}, "the precision cannot be fp16"),
+        (FSDP2, {"offload": "model"}, "offload was never run with FSDP2"),
+        (FSDP2, {"quantize": "int8"}, "quantize was never run with FSDP2"),
     ],
     ids=str,
 )
-def test_what_a_run_with_shards_cannot_do_is_refused_before_a_base_is_opened(run, monkeypatch, environment, sentence):
+def test_what_a_run_with_shards_cannot_do_is_refused_before_a_base_is_opened(
+    run, monkeypatch, environment, options, sentence
+):
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(atomtune.UserError, match=sentence):
-        run(base="nowhere", mixed_precision="fp16" if "fp16" in sentence else "no")
+        run(base="nowhere", **options)
 
 
 def test_one_process_has_the_whole_base_and_says_so(run, monkeypatch, caplog):

@@ -2,7 +2,7 @@
 
 diffusers' `set_processor` replaces a processor, and the atoms with it; `fuse_projections` replaces processors too, and
 computes projections without calling their modules. A module with atoms gets its own version of each method, which
-raises `UserError`.
+raises `UserError`. So do PEFT's own methods where they would merge an adapter into quantized weights.
 """
 
 from __future__ import annotations
@@ -52,4 +52,20 @@ def refuse_fusing(*_args: object, **_kwargs: object) -> None:
     raise UserError(
         "projections cannot be fused while atoms are attached, because the atoms would be silently lost: unload the "
         "adapter first."
+    )
+
+
+def guard_quantized(model: Any) -> None:
+    """Let PEFT's methods that merge raise `UserError` where the base of this `PeftModel` is quantized. Atoms are never
+    merged."""
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None and model.peft_type != "ATOMS":
+        for method in ("merge_adapter", "merge_and_unload"):
+            setattr(model.base_model, method, refuse_merging_into_quantized)
+
+
+def refuse_merging_into_quantized(*_args: object, **_kwargs: object) -> None:
+    """Replaces `merge_adapter` and `merge_and_unload`."""
+    raise UserError(
+        "an adapter cannot be merged into quantized weights, because what it changes is smaller than their rounding: "
+        "merge it into the base that is not quantized."
     )

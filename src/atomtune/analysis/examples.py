@@ -10,7 +10,7 @@ The rest of `analysis` takes any callable, so the atoms of a text model are meas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +62,13 @@ def training_examples(
     draws: int = 4,
     seed: int = 0,
     resolution: GivenSize | None = None,
+    alpha_mask: bool = False,
 ) -> Examples:
     """Every image of a folder, `draws` times, each with noise and a timestep of its own.
 
-    `caption` is for images that have no caption of their own, see `atomtune.customize`. The pipeline needs its text
-    encoder and its autoencoder. Raises `UserError` for a folder without images, and for a pipeline that does not draw
-    as training assumes (see `training.observed`).
+    `caption` is for images that have no caption of their own, and `alpha_mask` lets their alpha count in the loss, see
+    `atomtune.customize`. The pipeline needs its text encoder and its autoencoder. Raises `UserError` for a folder
+    without images, and for a pipeline that does not draw as training assumes (see `training.observed`).
     """
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -76,9 +77,10 @@ def training_examples(
     words = next(iter(found.values()))
     answer, objective = encoding.encode_prompt(pipe, words, size), encoding.objective_of(pipe)
     encoding.check(pipe, objective, words, answer, size)
-    latents = encoding.encode_images(pipe, [data.fitted(data.read_image(file), size) for file in found])
+    pictures = [data.read_picture(file, [size], alpha_mask) for file in found]
+    latents = encoding.encode_images(pipe, [each.image for each in pictures], [each.alpha for each in pictures])
     known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
-    drawn = latents.draw(list(range(len(found))) * draws, generator)
-    noised = objective.add_noise(drawn, generator)
+    index = list(range(len(found))) * draws
+    noised = replace(objective.add_noise(latents.draw(index, generator), generator), mask=latents.masks(index))
     denoiser = bases.denoiser(pipe)
     return Examples(pipe, noised.to(denoiser.device), [known[words] for words in found.values()] * draws)

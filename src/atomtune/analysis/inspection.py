@@ -30,6 +30,7 @@ from atomtune.analysis.prompts import crossed_prompts
 from atomtune.analysis.watching import Watched, watch
 from atomtune.bases import MOJI, denoiser
 from atomtune.metrics import drift, load_judge, other_prompts
+from atomtune.prompts import Subject
 from atomtune.recording import AtomTrace
 from atomtune.sampling import Drawing, generate
 from atomtune.sizes import GivenSize
@@ -57,8 +58,7 @@ def inspect(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     *,
-    subject: str | None = None,
-    class_name: str | None = None,
+    subjects: Sequence[Subject] = (),
     backgrounds: Sequence[str] | None = None,
     run: Mapping[str, Any] | None = None,
     adapter: str = "default",
@@ -74,13 +74,14 @@ def inspect(
 ) -> Inspection:
     """Draw and measure everything that the report shows. The board's dials are left as they were.
 
-    `subject` is what was learnt, with its token ("sks teapot"); `against` is the name of another adapter on the model
-    and prompts of it, with which the overlap is measured. `backgrounds` are the colours on which names are looked for.
-    `run` are the settings of `customize` that the adapter was trained with: its images are shown.
-    `steps`, `guidance_scale` and `resolution` are the pipeline's own by default; the images for names take half the
-    steps. `on_progress(stage, done, total)` is called as images are drawn.
+    `subjects` are what was learnt; `against` is the name of another adapter on the model and prompts of it, with which
+    the overlap is measured. `backgrounds` are the colours on which names are looked for. `run` are the settings of
+    `customize` that the adapter was trained with: its images are shown. `steps`, `guidance_scale` and `resolution` are
+    the pipeline's own by default; the images for names take half the steps. `on_progress(stage, done, total)` is called
+    as images are drawn.
     """
     model, atoms, prompts = denoiser(pipe), board(pipe, adapter), list(dict.fromkeys(prompts))
+    classes, words = list(dict.fromkeys(each.class_name for each in subjects)), [str(each) for each in subjects]
     options: dict[str, Any] = {"guidance_scale": guidance_scale, "resolution": resolution}
     draw = Draw(pipe, prompts, seed, {**options, "steps": steps, "batch_size": batch_size}, on_progress)
 
@@ -88,9 +89,9 @@ def inspect(
         base = draw("base", prompts)
     with trace(model, adapter) as seen:
         adapted = draw("adapter", prompts)
-    others = _others(draw, model, atoms, adapter, class_name)
+    others = _others(draw, model, atoms, adapter, classes)
 
-    crossed = crossed_prompts(subject, class_name, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
+    crossed = crossed_prompts(words, classes, naming_prompts, torch.Generator().manual_seed(seed), backgrounds)
     half = max(3, (base[0].settings["steps"] + 1) // 2)
     texts = [prompt.text for prompt in crossed]
     watched = watch(
@@ -113,15 +114,15 @@ def inspect(
     full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
     pairs = zip(prompts, zip(_images(base), _images(adapted)))
-    drawn = {prompt: images for prompt, images in pairs if (subject or "") in prompt}
+    drawn = {prompt: images for prompt, images in pairs if not words or any(each in prompt for each in words)}
     scores = importance(atoms, traced=seen)
     rung_prompts = prompts[:RUNG_PROMPTS]
     ladder, densities = _rungs(
         draw, atoms, scores, rung_prompts, _images(base)[:RUNG_PROMPTS], _images(adapted)[:RUNG_PROMPTS]
     )
     return Inspection(
-        subject=subject or class_name or "this adapter",
-        learnt=learnt(pipe, run, drawn, class_name),
+        subject=", ".join(words) or "this adapter",
+        learnt=learnt(pipe, run, drawn, subjects),
         facts=_facts(atoms, seen, rows)
         | {"naming prompts": len(crossed), "naming steps": half, "full": full, "boost": BOOST},
         prompts=prompts,
@@ -161,10 +162,10 @@ class Draw:
         return _images(generate(self.pipe, prompts, 1, self.seed, **self.options))
 
 
-def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, class_name: str | None) -> Others:
-    """A few prompts of each set of `other_prompts`: far from the class, near it, and the class without the token."""
-    sets = other_prompts(class_name or "", *OTHERS)
-    prompts = [*sets["unrelated"], *sets["neighbours"], *(sets["class"][:1] if class_name else [])]
+def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, classes: Sequence[str]) -> Others:
+    """A few prompts of each set of `other_prompts`: far from the classes, near them, and each without its token."""
+    sets = other_prompts(classes or "", *OTHERS)
+    prompts = [*sets["unrelated"], *sets["neighbours"], *sets["class"][: len(classes)]]
     with model.disable_adapter():
         base = draw("others", prompts)
     with trace(model, adapter) as seen:

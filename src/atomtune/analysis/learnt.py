@@ -8,17 +8,19 @@ without and with the adapter, on the same noise, with which nothing was trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from atomtune import bases
 from atomtune.analysis.examples import training_examples
 from atomtune.errors import UserError
-from atomtune.sizes import GivenSize
+from atomtune.moji.scenes import with_article
+from atomtune.prompts import Subject
 from atomtune.training import data
 from atomtune.training.outcome import LITTLE_FIDELITY, learnt_little
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 WELL = 0.73  # fidelity that 95 in 100 images of one drawing have to each other (metrics/weights/judge.json)
-NOISE = 1  # seed of the noise of the losses
+NOISE, DRAWS = 1, 4  # seed of the noise of the losses, and draws of each image
 SHOWN = 256  # pixels, largest side of a training image that is shown
 
 
@@ -43,15 +45,19 @@ class Learnt:
     `held_loss_before`."""
     class_name: str = ""
     token: str = ""
+    each: dict[str, Learnt] = field(default_factory=dict)
+    """The numbers of each subject ("sks teapot"), if there are several."""
 
     @property
     def little(self) -> bool:
-        """Whether the subject was hardly learnt."""
-        return learnt_little(self.numbers) is not None
+        """Whether the subject, or one of several, was hardly learnt."""
+        return learnt_little(self.numbers) is not None or any(one.little for one in self.each.values())
 
     @property
     def verdict(self) -> str:
-        """One sentence; empty without numbers."""
+        """One sentence, for each subject; empty without numbers."""
+        if self.each:
+            return " ".join(one.verdict.replace("This subject", f"“{name}”") for name, one in self.each.items())
         if self.little:
             return "This subject was hardly learnt."
         if "fidelity" in self.numbers:
@@ -61,7 +67,9 @@ class Learnt:
         return "The adapter fits its images better than the base does." if self.numbers else ""
 
     def __str__(self) -> str:
-        """The numbers in a sentence or two; empty without numbers."""
+        """The numbers in a sentence or two, for each subject; empty without numbers."""
+        if self.each:
+            return " ".join(f"{name}: {one}" for name, one in self.each.items())
         n = self.numbers
         if "fidelity" in n:
             said = (
@@ -72,7 +80,7 @@ class Learnt:
             if "recognised" in n:
                 said += (
                     f" The judge that measures this, a small network that knows 534 things, takes {n['recognised']} of "
-                    f"{n['drawings']} drawings for a {self.class_name}."
+                    f"{n['drawings']} drawings for {with_article(self.class_name)}."
                 )
             return said
         if "held_loss" in n:
@@ -88,33 +96,49 @@ def learnt(
     pipe: DiffusionPipeline,
     run: Mapping[str, Any] | None,
     drawn: Mapping[str, tuple[Image.Image, Image.Image]],
-    class_name: str | None = None,
+    subjects: Sequence[Subject] = (),
 ) -> Learnt:
     """How well the adapter on `pipe` learnt the images of its `run`, the settings of `customize` (None: not known).
 
-    `drawn` has, for each prompt that names the subject, its image from the base and its image from the adapter.
+    `drawn` has, for each prompt that names a subject, its image from the base and its image from the adapter. Where the
+    folders of the images name several `subjects`, each is compared with its own images.
     """
     if run is None:
         return Learnt(missing="It is not known which images this adapter was trained on: no run is beside it.")
     folder, caption = Path(run["images"]), run.get("caption") or f"a {run.get('token', 'sks')} {run.get('class_name')}"
     try:
         found = data.find_examples(folder, caption)
-        images = [data.read_image(file) for file in found]
+        images = {file: data.read_image(file) for file in found}
+        groups = data.by_subject(folder, found)
     except UserError as error:
         return Learnt(missing=f"The images that it was trained on are not there: {error}")
     shown = []
-    for image, words in zip(images, found.values()):
-        small = image.convert("RGB")
+    for file, words in found.items():
+        small = images[file].convert("RGB")
         small.thumbnail((SHOWN, SHOWN))
         shown.append((small, words))
-    numbers = (_judged(images, drawn, class_name) if pipe.name_or_path == bases.MOJI else None) or _losses(
-        pipe, folder, caption, run.get("resolution")
-    )
-    return Learnt(shown, numbers=numbers, class_name=class_name or "", token=run.get("token", ""))
+    known = {str(subject): subject for subject in subjects}
+    each, losses = {}, None
+    for name, files in groups.items():
+        subject = known.get(name) or (subjects[0] if len(groups) == 1 and subjects else None)
+        own = {text: pair for text, pair in drawn.items() if len(groups) == 1 or (subject and subject.is_in(text))}
+        class_name, numbers = subject.class_name if subject else "", None
+        if pipe.name_or_path == bases.MOJI:
+            numbers = _judged([images[file] for file in files], own, class_name)
+        if numbers is None:
+            losses = losses or _losses(pipe, folder, caption, run)
+            places = [list(found).index(file) for file in files]
+            numbers = {key: float(of[places].mean()) for key, of in losses.items()}
+        token = subject.token if subject and name else run.get("token", "")
+        each[name] = Learnt(numbers=numbers, class_name=class_name, token=token)
+    if len(each) > 1:
+        return Learnt(shown, each=each)
+    (one,) = each.values()
+    return replace(one, images=shown)
 
 
 def _judged(
-    images: Sequence[Image.Image], drawn: Mapping[str, tuple[Image.Image, Image.Image]], class_name: str | None
+    images: Sequence[Image.Image], drawn: Mapping[str, tuple[Image.Image, Image.Image]], class_name: str
 ) -> dict[str, float] | None:
     """The judge's numbers; None where it cannot tell: nothing drawn, or images of different subjects."""
     from atomtune.metrics import load_judge
@@ -128,19 +152,20 @@ def _judged(
         "fidelity_before": float(judge.fidelity(before, images).mean()),
         "fidelity": float(judge.fidelity(after, images).mean()),
     }
-    name = (class_name or "").replace(" ", "-")
+    name = class_name.replace(" ", "-")
     if name in NAMES:
         ranks = judge.rank(after, [name] * len(after))
         numbers |= {"recognised": int((ranks == 0).sum()), "drawings": len(ranks)}
     return numbers
 
 
-def _losses(pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None) -> dict[str, float]:
-    """The mean training loss without and with the adapter."""
-    examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution)
+def _losses(pipe: DiffusionPipeline, images: Path, caption: str, run: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The training loss of each image [images] without and with the adapter, its mean over draws of noise."""
+    options = {"resolution": run.get("resolution"), "alpha_mask": run.get("alpha_mask", False)}
+    examples = training_examples(pipe, images, caption, DRAWS, NOISE, **options)
 
-    def loss() -> float:
-        return float(torch.cat([one.losses() for one in examples.one_by_one()]).mean())
+    def loss() -> Tensor:
+        return torch.cat([one.losses() for one in examples.one_by_one()]).unflatten(0, (DRAWS, -1)).mean(0)
 
     denoiser: Any = bases.denoiser(pipe)
     with denoiser.disable_adapter():

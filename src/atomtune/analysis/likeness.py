@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from atomtune import bases, sampling
@@ -41,10 +43,15 @@ class Likeness:
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None = None
+        self,
+        pipe: DiffusionPipeline,
+        images: Path,
+        caption: str,
+        resolution: GivenSize | None = None,
+        alpha_mask: bool = False,
     ) -> None:
         judged = pipe.name_or_path == bases.MOJI
-        self.quality = _fidelity(images, caption) if judged else _loss(pipe, images, caption, resolution)
+        self.quality = _fidelity(images, caption) if judged else _loss(pipe, images, caption, resolution, alpha_mask)
         self.whole = self.quality(pipe)
         atoms = board(pipe)
         with atoms.muted(*(Layer(dictionary).address for dictionary in atoms.dictionaries)):
@@ -97,20 +104,22 @@ def _fidelity(images: Path, caption: str) -> Callable[[DiffusionPipeline], float
     from atomtune.metrics import load_judge
 
     found, judge = data.find_examples(images, caption), load_judge()
-    references = [data.read_image(file) for file in found]
-    prompts = list(dict.fromkeys(found.values()))[:DRAWINGS]
+    groups = []
+    for files in data.by_subject(images, found).values():  # each subject is compared with its own images
+        prompts = list(dict.fromkeys(found[file] for file in files))[:DRAWINGS]
+        groups.append((prompts, [data.read_image(file) for file in files]))
 
-    def quality(pipe: DiffusionPipeline) -> float:
+    def fidelity(pipe: DiffusionPipeline, prompts: Sequence[str], references: Sequence[Image.Image]) -> float:
         drawings = sampling.generate(pipe, prompts, -(-DRAWINGS // len(prompts)))
         return float(judge.fidelity([drawing.image for drawing in drawings], references).mean())
 
-    return quality
+    return lambda pipe: mean(fidelity(pipe, *group) for group in groups)
 
 
 def _loss(
-    pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None
+    pipe: DiffusionPipeline, images: Path, caption: str, resolution: GivenSize | None, alpha_mask: bool
 ) -> Callable[[DiffusionPipeline], float]:
-    examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution)
+    examples = training_examples(pipe, images, caption, seed=NOISE, resolution=resolution, alpha_mask=alpha_mask)
     noised, conditionings = examples.noised, examples.conditionings  # without the pipeline, which may be closed
 
     @torch.no_grad()

@@ -2,8 +2,8 @@
 
     "a small sks teapot on the left on a green background"   subject, size, place and background are shuffled separately
 
-Each kind of word is balanced over the set and shuffled with its own draw. Half of the subjects are the learnt
-one, with its token; the others are its class without the token, and subjects that every base knows.
+Each kind of word is balanced over the set and shuffled with its own draw. Half of the subjects are learnt ones, with
+their tokens; the others are their classes without the token, and subjects that every base knows.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class CrossedPrompt:
 
 
 def crossed_prompts(
-    subject: str | None,
-    class_name: str | None = None,
+    subjects: Sequence[str] = (),
+    classes: Sequence[str] = (),
     num: int = 96,
     generator: torch.Generator | None = None,
     backgrounds: Sequence[str] | None = None,
 ) -> list[CrossedPrompt]:
-    """`num` prompts. `subject` is the learnt subject with its token ("sks teapot"); None for an adapter without one.
-    `backgrounds` are the colours on which it can be seen, all of them by default."""
-    others = [*OTHERS] + ([class_name] if class_name and class_name != subject else [])
-    subjects = others if subject is None else [each for other in others for each in (subject, other)]
-    shuffled = [_balanced(words, num, generator) for words in (subjects, backgrounds or BACKGROUNDS, SIZES, PLACES)]
+    """`num` prompts. `subjects` are those that were learnt, with their tokens ("sks teapot"), and `classes` what they
+    are. `backgrounds` are the colours on which they can be seen, all of them by default."""
+    others = [*OTHERS, *(each for each in classes if each not in subjects)]
+    words = [word for other in others for each in subjects or [""] for word in (each, other) if word]
+    shuffled = [_balanced(each, num, generator) for each in (words, backgrounds or BACKGROUNDS, SIZES, PLACES)]
     return [_prompt(*words) for words in zip(*shuffled)]
 
 

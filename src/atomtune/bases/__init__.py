@@ -1,33 +1,42 @@
-"""Base models: open one and find its parts (`opening`), and what differs from family to family (`families`)."""
+"""Base models: load one (`loading`), find its parts (`opening`), and how families of them differ (`families`)."""
 
+from atomtune.bases.loading import DENOISER, IMAGES, TEXT, BaseParts, is_hub_name, load_base
 from atomtune.bases.opening import (
     MOJI,
+    OFFLOADS,
     base_hash,
     call_options,
     denoiser,
     fingerprint,
-    is_hub_name,
-    load_autoencoder,
-    load_base,
     native_resolution,
+    offload,
     precision_and_device,
+    refuse_offload,
     resolution_for,
     same_weights,
     set_denoiser,
     side_multiple,
 )
+from atomtune.bases.quantizing import refuse_quantizing
 
 __all__ = [
+    "DENOISER",
+    "IMAGES",
     "MOJI",
+    "OFFLOADS",
+    "TEXT",
+    "BaseParts",
     "base_hash",
     "call_options",
     "denoiser",
     "fingerprint",
     "is_hub_name",
-    "load_autoencoder",
     "load_base",
     "native_resolution",
+    "offload",
     "precision_and_device",
+    "refuse_offload",
+    "refuse_quantizing",
     "resolution_for",
     "same_weights",
     "set_denoiser",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
 Latents = Float[Tensor, "batch channels rows columns"]
 Images = Float[Tensor, "batch 3 height width"]
@@ -54,6 +54,13 @@ class Autoencoding:
         mean = encoded[0] if gaussian is None else gaussian.mean
         std = torch.zeros_like(mean) if gaussian is None else gaussian.std
         return self.normalized(vae, mean.cpu()), self.arranged(std.cpu()) * self.statistics(vae)[1]
+
+    def mask(self, alpha: Float[Tensor, "batch 1 height width"], latents: Latents) -> Latents:
+        """How much each of these latents of the images counts: the mean alpha of the pixels that it shows, over the
+        mean of them all. Their mean is 1, and they are 1 exactly where alpha is the same everywhere."""
+        sides = [side * self.patch for side in latents.shape[2:]]
+        means = pixel_unshuffle(interpolate(alpha, sides, mode="area"), self.patch)
+        return (means / means.mean(dim=(1, 2, 3), keepdim=True)).repeat(1, latents.shape[1] // means.shape[1], 1, 1)
 
     def decode(self, vae: Any, latents: Latents) -> Images:
         """The images of these latents."""

@@ -1,4 +1,4 @@
-"""Open a base model by name or path, and find its parts.
+"""Find the parts of a base, and what it needs to draw.
 
 A base is any diffusers pipeline whose denoiser is its `transformer` or `unet`. No module depends on
 one base: sizes, defaults and text handling are read from the pipeline itself.
@@ -9,15 +9,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import os
-import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from atomtune.devices import pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.sizes import GivenSize, Size
 
@@ -25,40 +21,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 MOJI = "moji"
-
-
-def load_base(
-    name_or_path: str | Path,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-) -> DiffusionPipeline:
-    """Open a base: `"moji"`, a folder saved by diffusers, or a hub name.
-
-    As in diffusers the base stays on the CPU unless a `device` is given. "auto" is the accelerator if there is one, and
-    the default of every command of atomtune. Without a `dtype` (or with "auto") the device decides: float32 on a CPU,
-    bfloat16 on an accelerator, float16 on one that has no bfloat16.
-
-    Weights are read from safetensors alone, and no code that a base brings along is run.
-
-    Raises `UserError` if there is no such base, device or precision.
-    """
-    name = os.path.expanduser(str(name_or_path))
-    place = torch.device("cpu") if device is None else pick_device(device)
-    precision = pick_dtype(dtype, place)
-    if name == MOJI:
-        from atomtune import moji
-
-        pipe = moji.load()
-        for part in pipe.components.values():
-            if isinstance(part, torch.nn.Module):  # not by diffusers' own `to`, which warns of any cast
-                torch.nn.Module.to(part, precision)
-        pipe.register_to_config(_name_or_path=MOJI)
-    else:
-        pipe = _from_pretrained(name, precision)
-    if place.type != "cpu":
-        pipe.to(place)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+OFFLOADS = ("model", "sequential", "group")
+"""How diffusers moves the parts of a pipeline to the accelerator while they work."""
 
 
 def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
@@ -70,44 +34,49 @@ def precision_and_device(pipe: DiffusionPipeline) -> dict[str, str]:
     }
 
 
-def _from_pretrained(name: str, dtype: torch.dtype) -> DiffusionPipeline:
-    from diffusers import DiffusionPipeline
-
-    expected = f"expected {MOJI!r}, a folder that holds a diffusers pipeline (model_index.json), or a hub name such as "
-    expected += "'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'"
-    if not is_hub_name(name) and not (Path(name) / "model_index.json").is_file():
-        raise UserError(f"there is no base model {name!r}: {expected}.")
-    try:
-        # Weights as pickle are refused: reading one may run any code.
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {expected}.") from error
+def refuse_offload(kind: str | None, device: torch.device) -> None:
+    """Raise `UserError` if there is no such way to offload, or nothing to offload from."""
+    if kind is not None and kind not in OFFLOADS:
+        raise UserError(f"offload must be one of {', '.join(OFFLOADS)}, got {kind!r}.")
+    if kind is not None and device.type == "cpu":
+        raise UserError(
+            "offload moves the parts of a base to an accelerator while they work, and the device is cpu: leave it out."
+        )
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether it has the form of one, and there is no such folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+def offload(pipe: Any, device: torch.device, kind: str = "model") -> None:
+    """Have the parts of the pipeline, which is on the CPU, on the accelerator only while they work; on a CPU nothing
+    happens.
 
-
-def load_autoencoder(name_or_path: str | Path, kind: type[Any]) -> Any:
-    """The base's autoencoder alone, of the class `kind`, in float32."""
-    if str(name_or_path) == MOJI:
-        return load_base(MOJI).vae
-    return kind.from_pretrained(os.path.expanduser(str(name_or_path)), subfolder="vae", use_safetensors=True)
+    model        one model at a time
+    sequential   one layer at a time: least memory, slowest
+    group        one layer at a time, the next of which comes while the last one computes, where streams are (CUDA)
+    """
+    if device.type == "cpu":
+        return
+    if kind == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    elif kind == "group":
+        pipe.remove_all_hooks()  # as the others do by themselves
+        pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type == "cuda")
+    elif pipe.model_cpu_offload_seq:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
     """The network that is adapted: `pipe.transformer`, or `pipe.unet` if there is no transformer."""
-    return getattr(pipe, _denoiser_name(pipe))
+    return getattr(pipe, denoiser_name(pipe))
 
 
 def set_denoiser(pipe: DiffusionPipeline, model: torch.nn.Module) -> None:
     """Make `model` (an adapted denoiser) the denoiser of the pipeline."""
-    setattr(pipe, _denoiser_name(pipe), model)
+    setattr(pipe, denoiser_name(pipe), model)
 
 
-def _denoiser_name(pipe: DiffusionPipeline) -> str:
+def denoiser_name(pipe: DiffusionPipeline) -> str:
+    """The attribute of the pipeline that holds its denoiser. Raises `UserError` if there is none."""
     for name in ("transformer", "unet"):
         if isinstance(getattr(pipe, name, None), torch.nn.Module):
             return name
@@ -183,12 +152,12 @@ def call_options(pipe: DiffusionPipeline, resolution: GivenSize | None = None) -
     return options
 
 
-def fingerprint(model: torch.nn.Module) -> list[float]:
+def fingerprint(model: torch.nn.Module | torch.Tensor) -> list[float]:
     """Sixteen of the base's weights: enough to recognise the base under another path, name or precision.
 
-    The first parameter is read because adapters register their own after the layer they sit on.
+    The first parameter is read, or is given, because adapters register their own after the layer they sit on.
     """
-    first = next(model.parameters()).detach().flatten()
+    first = (model if isinstance(model, torch.Tensor) else next(model.parameters())).detach().flatten()
     return first[:: max(1, len(first) // 16)][:16].float().cpu().tolist()
 
 

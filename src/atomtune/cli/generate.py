@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -34,6 +34,8 @@ def generate(
     resolution: Resolution | None = None,
     batch_size: int = 8,
     out: Path | None = None,
+    quantize: Literal["int8", "fp8", "nf4"] | None = None,
+    offload: Literal["model", "sequential", "group"] | None = None,
     base: Base = DEFAULT_BASE,
 ) -> None:
     """Draw images, with or without an adapter.
@@ -59,6 +61,10 @@ def generate(
         resolution: Size in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by default).
         batch_size: Images drawn in one batch.
         out: Folder for the images ("generated" in the run by default).
+        quantize: Keep the linear layers of the base in so few bits, by torchao (int8, fp8) or bitsandbytes (nf4, which
+            needs a CUDA or XPU card): less memory. Needs the extra `quantize`.
+        offload: Have parts of the base on the accelerator only while they work, as diffusers does: whole models, least
+            layers at a time but slowest (sequential), or layers in groups.
     """
     prompts = [*(prompt or []), *(read_prompts(prompts_file) if prompts_file else [])]
     if not prompts:
@@ -68,23 +74,28 @@ def generate(
         if given is not None and adapter is None:
             raise UserError(f"{flag} needs an adapter: name a run or an adapter folder first.")
 
-    from atomtune import sampling
+    from atomtune import bases, sampling
+    from atomtune.devices import pick_device
     from atomtune.files import file_hash
     from atomtune.storage import folders
 
+    device = pick_device(base.device)
+    bases.refuse_offload(offload, device)
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
     info = folders.adapter_info(adapter) if adapter else None
     if info:
         _refuse_other_dials(info, density, floor, scale, preset)
-    pipe = base.open(info)
-    made_by = sampling.made_by(pipe, adapter)
+    pipe = base.open(info, quantize, offloaded=offload is not None)
+    made_by = sampling.made_by(pipe, adapter) | ({"quantize": quantize} if quantize else {})
     if adapter:
         model = folders.load_adapter(pipe, adapter)
         _set_dials(model, density, floor, scale, preset)
         made_by |= {"density": density, "floor": floor, "scale": scale, "preset": preset and str(preset)}
         made_by |= {"preset_hash": file_hash(preset)[:16]} if preset else {}
+    if offload is not None:  # after the adapter, whose layers move with those of the base
+        bases.offload(pipe, device, offload)
     planned = sampling.plan(pipe, prompts, num, seed, steps, guidance_scale, resolution, negative_prompt)
     planned = [settings | made_by for settings in planned]
     files = sampling.planned_files(planned, out)
@@ -107,8 +118,9 @@ def generate(
 
 
 def drawing_command(out: Path, info: "AdapterInfo") -> str:
-    """A command that draws what the adapter of a run learnt."""
-    return command_line("generate", out, "--prompt", next(reversed(info.prompts(3)), "..."), "--num", 4)
+    """A command that draws what the adapter of a run learnt, each of its subjects."""
+    prompts = [info.prompts_of(subject, 3)[-1] for subject in info.subjects] or ["..."]
+    return command_line("generate", out, *(word for prompt in prompts for word in ("--prompt", prompt)), "--num", 4)
 
 
 def _refuse_other_dials(

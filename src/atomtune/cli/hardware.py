@@ -43,11 +43,17 @@ class Base(Hardware):
 
         return self.base or (adapter.base if adapter else MOJI)
 
-    def open(self, adapter: "AdapterInfo | None" = None) -> "DiffusionPipeline":
-        """Open the base. Raises `UserError`."""
+    def open(
+        self, adapter: "AdapterInfo | None" = None, quantize: str | None = None, offloaded: bool = False
+    ) -> "DiffusionPipeline":
+        """Open the base; if it will be `offloaded`, on the CPU in the precision of the device. Raises `UserError`."""
         from atomtune import bases
+        from atomtune.devices import pick_device, pick_dtype
 
-        return bases.load_base(self.name(adapter), self.dtype, self.device)
+        if not offloaded:
+            return bases.load_base(self.name(adapter), self.dtype, self.device, quantize)
+        dtype = pick_dtype(self.dtype, pick_device(self.device))
+        return bases.load_base(self.name(adapter), dtype, quantize=quantize)
 
 
 DEFAULT_HARDWARE = Hardware()

@@ -78,7 +78,6 @@ def inspect(
     other = folders.adapter_info(against) if against else info
     other.refuse_other_than("ATOMS", "only atoms can be compared one by one")
     folders.refuse_different_bases([info, other])
-    subject, class_name = _subject(info)
     texts = read_prompts(prompts) if prompts else []
     texts = texts or _prompts_about(info, 8)
     pipe = base.open(info)
@@ -97,9 +96,8 @@ def inspect(
         found = inspection.inspect(
             pipe,
             texts,
-            subject=subject,
-            class_name=class_name,
-            backgrounds=info.metadata.get("backgrounds"),
+            subjects=info.subjects,
+            backgrounds=_backgrounds(info),
             run=runs.training_of(adapter),
             against=("against", _prompts_about(other, 4)) if against else None,
             top=top,
@@ -119,19 +117,22 @@ def inspect(
     print(f"Look at {out} ({size / 1e6:.1f} MB).")
 
 
-def _subject(info: "AdapterInfo") -> tuple[str | None, str | None]:
-    """The learnt subject with its token, and its class."""
-    token, class_name = info.metadata.get("token"), info.metadata.get("class_name")
-    return f"{token} {class_name}" if token and class_name else token, class_name
+def _backgrounds(info: "AdapterInfo") -> list[str] | None:
+    """The colours on which all its subjects can be seen; None if there are none, or they are not known."""
+    each = [subject.backgrounds for subject in info.subjects]
+    return [colour for colour in each[0] if all(colour in others for others in each)] or None if each else None
 
 
 def _prompts_about(info: "AdapterInfo", count: int) -> list[str]:
-    """Prompts with the subject in different sizes, places and backgrounds."""
+    """Prompts with the subjects, which take turns, in different sizes, places and backgrounds."""
     import torch
 
     from atomtune.analysis.prompts import crossed_prompts
 
-    subject, class_name = _subject(info)
-    generator, backgrounds = torch.Generator().manual_seed(0), info.metadata.get("backgrounds")
-    crossed = crossed_prompts(subject, class_name, 4 * count, generator, backgrounds)
-    return [prompt.text for prompt in crossed if subject is None or subject in prompt.text][:count]
+    words = [str(subject) for subject in info.subjects]
+    classes = list(dict.fromkeys(subject.class_name for subject in info.subjects))
+    generator = torch.Generator().manual_seed(0)
+    crossed = crossed_prompts(words, classes, 4 * count * max(1, len(words)), generator, _backgrounds(info))
+    texts = list(dict.fromkeys(prompt.text for prompt in crossed))
+    by_subject = [[text for text in texts if word in text] for word in words] or [texts]
+    return [text for turn in zip(*by_subject) for text in turn][:count]

@@ -16,21 +16,23 @@ def plan(
     gpu: float | None = None,
     batch_size: int = 1,
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",
+    quantize: Literal["int8", "fp8", "nf4"] | None = None,
 ) -> None:
     """Say how much memory training and drawing need on a card, and which options make it fit.
 
     Nothing is downloaded for a known base, no weights are loaded and nothing is computed: shapes alone go through the
     real model. The first table is what is on the card at the highest moment of each phase, in GiB. The second one says
-    for each adapter and way of training which cards `atomtune customize` fits on, with an allowance for what is not
+    for each adapter, and each way of training and drawing, which cards it fits on, with an allowance for what is not
     counted.
 
     Args:
         base: Base model: "moji", a known base, a folder that holds a diffusers pipeline (its configurations suffice),
             or a hub name.
         resolution: Size of the images in pixels: 1024, or 1024x768, the width first (the base's own by default).
-        gpu: Memory of your card in GB. The command that fits it is printed.
+        gpu: Memory of your card in GB. The commands that fit it are printed.
         batch_size: Images in one forward pass.
         dtype: Precision of the frozen base on the card.
+        quantize: Plan with the base's linear layers in so few bits, and not without; by default with and without.
     """
     from rich.console import Console
 
@@ -39,7 +41,7 @@ def plan(
 
     if gpu is not None and gpu <= 0:
         raise UserError(f"--gpu must be above 0, got {gpu:g}.")
-    found = plan_memory(base, resolution, batch_size, DTYPES[dtype])
+    found = plan_memory(base, resolution, batch_size, DTYPES[dtype], quantize)
     console = Console()
     for table in tables(found):
         console.print(table)
@@ -66,11 +68,11 @@ def tables(found: "MemoryPlan") -> list[Any]:
     by_way = {need.way.quantize: need.encoding for need in found.needs}
     for kind, encoding in by_way.items():
         for name, memory in encoding.items():
-            if kind is None or memory != by_way[None][name]:
+            if kind is None or memory != by_way.get(None, {}).get(name):
                 row(f"encoding: {name}{f', {kind}' if kind else ''}", memory)
     cards = [Column(str(card), justify="right") for card in CARDS]
     fits = Table(
-        Column("customize"), Column("needs", justify="right"), *cards, title="Fits a card of so many GB",
+        Column("customize, generate"), Column("needs", justify="right"), *cards, title="Fits a card of so many GB",
         title_justify="left",
     )  # fmt: skip
     for adapter in found.adapters:
@@ -79,15 +81,23 @@ def tables(found: "MemoryPlan") -> list[Any]:
         needs = [need for need in found.needs if need.adapter == adapter]
         for need in needs:
             row(f"{adapter}: training, {need.way}", need.training)
-            marks = ("yes" if need.card <= card * GIB else "–" for card in CARDS)
-            fits.add_row(f"{adapter}, {need.way}", f"{need.card / GIB:.1f}", *marks)
+            fits.add_row(f"{adapter}, {need.way}", *_fit(need.card))
         row(f"{adapter}: samples while training", needs[0].samples)
-        row(f"{adapter}: drawing", found.drawing[adapter])
+        for drawing in [each for each in found.drawings if each.adapter == adapter]:
+            row(f"{adapter}: drawing, {drawing.way}", drawing.memory)
+            fits.add_row(f"{adapter}, drawing, {drawing.way}", *_fit(drawing.card))
     return [phases, fits]
 
 
+def _fit(needed: int) -> list[str]:
+    """What is needed in GiB, and whether each card has it."""
+    from atomtune.planning.memory import CARDS, GIB
+
+    return [f"{needed / GIB:.1f}", *("yes" if needed <= card * GIB else "–" for card in CARDS)]
+
+
 def advice(found: "MemoryPlan", gpu: float) -> list[str]:
-    """For each adapter, the command that fits a card of so many GB, or that there is none."""
+    """For each adapter, the command that trains it on a card of so many GB, or that there is none; then how to draw."""
     from atomtune.planning.memory import GIB
     from atomtune.shell import command_line
 
@@ -95,14 +105,21 @@ def advice(found: "MemoryPlan", gpu: float) -> list[str]:
     for adapter in found.adapters:
         need = found.fitting(adapter, gpu)
         if need is None:
-            least = min(each.card for each in found.needs if each.adapter == adapter and each.way.there)
+            least = min(each.card for each in found.needs if each.adapter == adapter)
             sentences.append(f"{adapter}: does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
-            continue
-        words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
-        for name, value in found.options[adapter].items():
-            for each in value if isinstance(value, list) else [value]:
-                words += [f"--{name.replace('_', '-')}", each]
-        words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
-        command = command_line("customize", *words)
-        sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
+        else:
+            words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
+            for name, value in found.options[adapter].items():
+                for each in value if isinstance(value, list) else [value]:
+                    words += [f"--{name.replace('_', '-')}", each]
+            words += ["--resolution", found.resolution, "--batch-size", found.batch_size, *need.way.flags.split()]
+            command = command_line("customize", *words)
+            sentences.append(f"{adapter}: fits {gpu:g} GB, {need.card / GIB:.1f} needed: {command}")
+        drawing = found.drawing(adapter, gpu)
+        if drawing is None:
+            least = min(each.card for each in found.drawings if each.adapter == adapter)
+            sentences.append(f"{adapter}: drawing does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
+        else:
+            command = command_line("generate", "OUT", "--prompt", "...", *drawing.way.flags.split())
+            sentences.append(f"{adapter}: drawing fits, {drawing.card / GIB:.1f} needed: {command}")
     return sentences

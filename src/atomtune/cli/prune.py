@@ -145,7 +145,7 @@ def _likeness(pipe: Any, training: Any) -> tuple[Any, str]:
     from atomtune.training import configure
 
     config = configure(**training)
-    likeness = Likeness(pipe, config.images, config.instance_prompt, config.resolution)
+    likeness = Likeness(pipe, config.images, config.instance_prompt, config.resolution, config.alpha_mask)
     if likeness.known:
         return likeness, ""
     return None, "the whole adapter is hardly nearer to its images than the base is"
@@ -196,7 +196,8 @@ def _gradients(board: Any, pipe: Any, training: Any) -> list[Any]:
     from atomtune.training import configure
 
     config = configure(**training)
-    examples = training_examples(pipe, config.images, config.instance_prompt, resolution=config.resolution)
+    options = {"resolution": config.resolution, "alpha_mask": config.alpha_mask}
+    examples = training_examples(pipe, config.images, config.instance_prompt, **options)
     each = [importance(board, "gradient", loss=one.losses) for one in examples.one_by_one()]
     return [torch.stack(scores).mean(0) for scores in zip(*each)]
 

@@ -5,14 +5,14 @@ def recipes(name: str | None = None, /) -> None:
     """List the recipes that ship with atomtune, or print one.
 
     A recipe holds settings for a base. `atomtune customize --config NAME` uses one by its name; without --config, the
-    first recipe of the base is used.
+    first recipe of the base is used. Those for large bases were never run on real weights, and say so.
 
     Args:
         name: Print the YAML of this recipe, which can be saved, changed and given as `--config FILE`.
     """
     from textwrap import fill
 
-    from atomtune.training.recipes import load_recipe, recipe_names, recipe_text
+    from atomtune.training.recipes import UNTRIED, load_recipe, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")
@@ -21,7 +21,9 @@ def recipes(name: str | None = None, /) -> None:
         plain = {
             key: ", ".join(value) if isinstance(value, list) else value for key, value in load_recipe(each).items()
         }
-        purpose = recipe_text(each).partition("\n")[0].removeprefix("# ")  # the first line says it
+        text = recipe_text(each)
+        purpose = text.partition("\n")[0].removeprefix("# ")  # the first line says it
+        purpose += f" {UNTRIED}" * (UNTRIED in text)
         print(f"{each}\n{fill(purpose, 100, initial_indent='    ', subsequent_indent='    ')}")
         values = "  ".join(f"{key}={value}" for key, value in plain.items())
         print(fill(values, 100, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False), end="\n\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 
@@ -67,31 +68,35 @@ def div(class_images: Sequence[Image.Image], features: Features) -> float:
     return float((1 - (unit[first] * unit[second]).sum(1)).mean())
 
 
-def other_prompts(class_name: str, unrelated: int = 40, neighbours: int = 10) -> dict[str, list[str]]:
+def other_prompts(class_name: str | Sequence[str], unrelated: int = 40, neighbours: int = 10) -> dict[str, list[str]]:
     """Three fixed sets of prompts on which an adapter of a subject should change little, or nothing.
 
     unrelated    everyday things that have little to do with the class, spread evenly over how little
     neighbours   the things most like the class
     class        the class itself, without the token
 
+    Of an adapter of several subjects, `class_name` has all their classes, which then take turns.
+
     Things are names that moji knows, which are everyday words for any base, and none of those that `--preserve` trains
     on. Backgrounds take turns.
     """
-    nearest = most_like_first(class_name, MEASURED)
+    classes = [class_name] if isinstance(class_name, str) else list(class_name)
+    nearest = most_like_first(classes, MEASURED)
     far = nearest[len(nearest) // 2 :]
     chosen = [far[round(place)] for place in np.linspace(0, len(far) - 1, unrelated)]
     return {
         "unrelated": _on_backgrounds(chosen),
         "neighbours": _on_backgrounds(nearest[:neighbours]),
-        "class": _on_backgrounds([class_name] * len(BACKGROUNDS)),
+        "class": _on_backgrounds([classes[number % len(classes)] for number in range(len(BACKGROUNDS))]),
     }
 
 
-def most_like_first(class_name: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that are not the class itself, by how like the class they are (the cosine of MiniLM's sentence
-    embeddings)."""
-    names = [name for name in names if name != class_name]
-    alike = embed_sentences(names) @ embed_sentences([class_name])[0]
+def most_like_first(classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of `names` that are none of the classes, by how like one of the classes they are (the largest cosine of
+    MiniLM's sentence embeddings)."""
+    names = [name for name in names if name not in classes]
+    known = embed_sentences(names)
+    alike = torch.stack([known @ embed_sentences([each])[0] for each in classes]).amax(0)
     return [names[place] for place in alike.argsort(descending=True).tolist()]
 
 

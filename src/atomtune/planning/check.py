@@ -25,7 +25,7 @@ def warning(
 ) -> str | None:
     """One sentence if the run would need more than `free` bytes of the card, with the options that would fit; else
     None, and also where the memory cannot be told (a denoiser that is not known)."""
-    own = Way(config.gradient_checkpointing, getattr(config, "quantize", None))
+    own = Way(config.gradient_checkpointing, config.quantize)
     try:
         sizes = Sizes.of(parts_of(pipe), resolution, dtype)
         need = _need(sizes, config, own)
@@ -37,7 +37,7 @@ def warning(
     said = f"this run needs about {need.card / GIB:.1f} GB on the card, and {free / GIB:.1f} GB are free: "
     for way in WAYS:
         with contextlib.suppress(UserError):  # an option that does not go with the others
-            if way.there and way != own and (other := _need(sizes, config, way)).card <= free:
+            if way != own and (other := _need(sizes, config, way)).card <= free:
                 return f"{said}with {way.flags} it needs {other.card / GIB:.1f} GB."
     return f"{said}no option makes it fit; choose a smaller resolution or another base (see `atomtune plan`)."
 

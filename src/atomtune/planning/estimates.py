@@ -150,7 +150,7 @@ class Adapted:
         with Storages(step.device) as seen:
             seen.leave_out([*tensors_of(self.model), *self._state()])
             with CudaFunctions(self.autocast):
-                output = self._run(step)
+                output = self.run(step)
             loss = output.float().square().mean()
             loss.backward()
             del output, loss
@@ -162,9 +162,10 @@ class Adapted:
     def draw(self, step: Step, autocast: torch.dtype | None) -> int:
         """Bytes of activations of one denoising step."""
         self.model.eval()
-        return activations(self.model, lambda: self._run(step), autocast)
+        return activations(self.model, lambda: self.run(step), autocast)
 
-    def _run(self, step: Step) -> Tensor:
+    def run(self, step: Step) -> Tensor:
+        """The prediction of the denoiser for one step."""
         output = self.model(**step_inputs(self.part.name, self.part.config, step), return_dict=False)[0]
         return torch.stack(output) if isinstance(output, list) else output
 
@@ -177,8 +178,14 @@ def _contexts(autocast: torch.dtype | None) -> tuple[Any, Any]:
 def quantized(memory: Memory, model: nn.Module, kind: str) -> Memory:
     """The memory of a phase with the base's linear layers quantized: their weights in fewer bytes, and beside the
     activations a copy of the largest one in full width, which its layer is computed from."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    frozen = [weight for weight in weights if not weight.requires_grad]
+    frozen = [weight for weight in _quantized_weights(model) if not weight.requires_grad]
     saved = sum(weight.nbytes - round(weight.numel() * BYTES_PER_WEIGHT[kind]) for weight in frozen)
     copy = max((weight.nbytes for weight in frozen), default=0)
     return dataclasses.replace(memory, weights=memory.weights - saved, activations=memory.activations + copy)
+
+
+def _quantized_weights(model: Any) -> list[Tensor]:
+    """The weights of the linear layers that diffusers and transformers quantize: of a text encoder not the last layer,
+    which gives words."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]

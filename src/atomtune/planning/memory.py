@@ -38,14 +38,16 @@ FRAGMENTATION = 0.05
 
 @dataclass(frozen=True)
 class Way:
-    """Options of `customize` that save memory."""
+    """Options that save memory: of `customize` the first two, of `generate` the last two."""
 
     gradient_checkpointing: bool = False
     quantize: str | None = None
+    offload: str | None = None
 
     def __str__(self) -> str:
         """As it stands in a table."""
         words = ["checkpointing"] * self.gradient_checkpointing + [f"{self.quantize} base"] * bool(self.quantize)
+        words += [f"offload {self.offload}"] * bool(self.offload)
         return ", ".join(words) or "plain"
 
     @property
@@ -54,16 +56,15 @@ class Way:
         return " ".join(
             ["--gradient-checkpointing"] * self.gradient_checkpointing
             + [f"--quantize {self.quantize}"] * bool(self.quantize)
+            + [f"--offload {self.offload}"] * bool(self.offload)
         )
-
-    @property
-    def there(self) -> bool:
-        """Whether `customize` has these options."""
-        return self.quantize is None or any(field.name == "quantize" for field in dataclasses.fields(CustomizeConfig))
 
 
 WAYS = (Way(), Way(True), Way(True, "int8"), Way(True, "nf4"))
-"""From the fastest to the smallest."""
+"""Of training, from the fastest to the smallest."""
+MODEL = "model"
+DRAWING = tuple(Way(False, kind, offload) for kind in (None, "int8", "nf4") for offload in (None, MODEL))
+"""Of `generate`, from the fastest to the smallest."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,20 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """The memory of `generate` with one adapter, in one way."""
+
+    adapter: str
+    way: Way
+    memory: Memory
+
+    @property
+    def card(self) -> int:
+        """As that of `Need`."""
+        return with_allowance(self.memory.peak)
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What a base needs at a resolution, for each adapter and way of training."""
 
@@ -98,20 +113,23 @@ class MemoryPlan:
     batch_size: int
     dtype: str
     needs: list[Need]
-    drawing: dict[str, Memory]
-    """`atomtune generate`, with all parts on the card, by adapter."""
+    drawings: list[Drawing]
     options: dict[str, dict[str, Any]]
     """The options of `customize` that give each adapter."""
 
     def fitting(self, adapter: str, gib: int | float) -> Need | None:
         """The first way of training that fits a card of so many GiB."""
-        fits = (need for need in self.needs if need.adapter == adapter and need.card <= gib * GIB)
-        return next((need for need in fits if need.way.there), None)
+        return next((need for need in self.needs if need.adapter == adapter and need.card <= gib * GIB), None)
+
+    def drawing(self, adapter: str, gib: int | float) -> Drawing | None:
+        """The first way of drawing that fits a card of so many GiB."""
+        own = (each for each in self.drawings if each.adapter == adapter)
+        return next((each for each in own if each.card <= gib * GIB), None)
 
     @property
     def adapters(self) -> list[str]:
         """Names of the adapters."""
-        return list(self.drawing)
+        return list(self.options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in bytes, as JSON holds them."""
@@ -131,26 +149,34 @@ def plan_memory(
     resolution: int | str | Size | None = None,
     batch_size: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    quantize: str | None = None,
 ) -> MemoryPlan:
     """What `customize` and drawing need on a card, without loading weights: for attention atoms, where the base can
     carry them, linear atoms, LoRA, and the base's recipe if there is one.
 
     `base` is "moji", one of the bases whose configurations ship with the package, a folder that holds a diffusers
-    pipeline (its configurations suffice), or a hub name. Raises `UserError`.
+    pipeline (its configurations suffice), or a hub name. With `quantize` (int8, fp8 or nf4), the base is
+    quantized so in every way that is planned. Raises `UserError`.
     """
+    if quantize is not None and quantize not in estimates.BYTES_PER_WEIGHT:
+        raise UserError(f"quantize must be one of {', '.join(estimates.BYTES_PER_WEIGHT)}, got {quantize!r}.")
+    ways, draw_ways = WAYS, DRAWING
+    if quantize is not None:
+        ways = (Way(False, quantize), Way(True, quantize))
+        draw_ways = (Way(False, quantize), Way(False, quantize, MODEL))
     parts = find_parts(base)
     size = None if resolution is None else Size.of(resolution)
     _check(size, batch_size)
     sizes = Sizes.of(parts, size, dtype)
     found: list[Need] = []
-    drawing, named = {}, adapters(parts)
+    drawings, named = [], adapters(parts)
     for name, options in named.items():
         config = _config(parts.base, options | {"batch_size": batch_size})
         plain = sizes.adapted(config, checkpointing=False)
-        found += needs(sizes, name, config, plain)
-        drawing[name] = sizes.drawing(plain)
+        found += needs(sizes, name, config, plain, ways)
+        drawings += [Drawing(name, way, memory) for way, memory in sizes.drawings(plain, draw_ways)]
     precision = str(dtype).removeprefix("torch.")
-    return MemoryPlan(parts.base, sizes.resolution.plain, batch_size, precision, found, drawing, named)
+    return MemoryPlan(parts.base, sizes.resolution.plain, batch_size, precision, found, drawings, named)
 
 
 def _check(size: Size | None, batch_size: int) -> None:
@@ -171,7 +197,7 @@ def adapters(parts: Parts) -> dict[str, dict[str, Any]]:
     values = [f"{name}.{end}" for name in attention for end in ("to_v", "add_v_proj") if _has(model, f"{name}.{end}")]
     found: dict[str, dict[str, Any]] = {}
     recipe = recipe_for(parts.base)
-    if recipe:
+    if "target_modules" in recipe:
         found[f"recipe {recipe_name_for(parts.base)}"] = {}  # it acts where nothing else is given
     if TARGETS.get(parts.denoiser.name) == attention and recipe.get("target_modules") != attention:
         found["attention atoms"] = {"method": "atoms", "target_modules": attention}
@@ -234,28 +260,36 @@ class Sizes:
 
     def training(self, adapted: Adapted, config: CustomizeConfig) -> Memory:
         """One optimizer step."""
-        return adapted.train(self._step(examples(config)))
+        return adapted.train(self.step(examples(config)))
 
     def samples(self, adapted: Adapted) -> Memory:
         """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
         frozen = adapted.frozen()
-        denoising = adapted.draw(self._step(1 + self.parts.guided), adapted.autocast)
+        denoising = adapted.draw(self.step(1 + self.parts.guided), adapted.autocast)
         decoding = self.decoding_samples
         if denoising > decoding.peak:
             return dataclasses.replace(frozen, activations=denoising)
         weights = frozen.weights + decoding.weights
         return dataclasses.replace(frozen, weights=weights, activations=decoding.activations)
 
-    def drawing(self, adapted: Adapted) -> Memory:
-        """`atomtune generate`: all parts on the card."""
-        frozen, decoding = adapted.frozen(), self.decoding
-        texts = [by_kind[None] for by_kind in self.text_encoders.values()]
-        denoising = adapted.draw(self._step(1 + self.parts.guided), None)
-        weights = sum(each.weights for each in (frozen, decoding, *texts))
-        highest = max(denoising, decoding.activations, *(each.activations for each in texts))
-        return Memory(weights, frozen.adapter, activations=highest)
+    def drawings(self, adapted: Adapted, ways: Sequence[Way]) -> list[tuple[Way, Memory]]:
+        """`atomtune generate` in each way: with all parts on the card, or one after the other."""
+        frozen = adapted.frozen()
+        whole = Memory(frozen.weights, frozen.adapter, activations=adapted.draw(self.step(1 + self.parts.guided), None))
+        found = []
+        for way in ways:
+            denoising = whole if way.quantize is None else estimates.quantized(whole, adapted.model, way.quantize)
+            texts = [by_kind[way.quantize] for by_kind in self.text_encoders.values()]
+            each = [*texts, denoising, self.decoding]
+            together = Memory(
+                sum(part.weights for part in each),
+                frozen.adapter,
+                activations=max(part.activations for part in each),
+            )
+            found.append((way, max(each, key=lambda part: part.peak) if way.offload else together))
+        return found
 
-    def _step(self, images: int) -> Step:
+    def step(self, images: int) -> Step:
         return Step(images, *self.latents, self.parts.tokens, self.dtype)
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atomtune import bases
+from atomtune.bases.loading import Part, parts_in
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import Size
@@ -27,27 +27,6 @@ if TYPE_CHECKING:
 
 CONFIGS = resources.files("atomtune.planning") / "configs"
 SHARED = "parts.json"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One model of a pipeline: its library, its class and its configuration."""
-
-    library: str
-    name: str
-    config: Mapping[str, Any]
-
-    def build(self, dtype: torch.dtype) -> Any:
-        """The model, frozen, on the meta device, where it has shapes and no values."""
-        kind: Any = getattr(import_module(self.library), self.name)
-        with torch.device("meta"):
-            if self.library == "diffusers":
-                accepted = inspect.signature(kind.__init__).parameters  # of the rest it would warn
-                model = kind.from_config({name: value for name, value in self.config.items() if name in accepted})
-            else:
-                model = kind(kind.config_class.from_dict(dict(self.config)))
-        torch.nn.Module.to(model, dtype)  # not by diffusers' own `to`, which warns of any cast
-        return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -101,14 +80,8 @@ def find_parts(name_or_path: str | Path) -> Parts:
 def parts_of(pipe: DiffusionPipeline) -> Parts:
     """The parts of an open pipeline, without a resolution."""
     models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    parts = {name: _part_of(model) for name, model in models.items()}
+    parts = {name: Part.of(model) for name, model in models.items()}
     return _joined(pipe.name_or_path, type(pipe), parts, None)
-
-
-def _part_of(model: Any) -> Part:
-    library = type(model).__module__.split(".")[0]
-    config = model.config.to_dict() if library == "transformers" else dict(model.config)
-    return Part(library, type(model).__name__, config)
 
 
 @functools.cache
@@ -135,13 +108,8 @@ def _from_folder(name: str, folder: Path) -> Parts:
     import diffusers
 
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = getattr(diffusers, index["_class_name"])
-        parts = {}
-        for each, entry in index.items():
-            file = folder / each / "config.json"
-            if isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and file.is_file():
-                parts[each] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
+        pipeline, parts = parts_in(folder)
+        kind = getattr(diffusers, pipeline)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name} could not be read as a diffusers pipeline ({reason:.200}).") from error

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from atomtune.bases import denoiser, fingerprint, is_hub_name, same_weights, set_denoiser
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded
-from atomtune.prompts import subject_prompts
+from atomtune.prompts import Subject, subject_prompts
 from atomtune.storage import foreign
 from atomtune.storage.cards import CARD, adapter_card, write_card
-from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, read_metadata, write_weights
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, WORDS, read_metadata, write_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -86,20 +86,35 @@ class AdapterInfo:
 
     @property
     def trained_for(self) -> dict[str, Any]:
-        """`token`, `class_name`, `backgrounds` and `license`, as far as they are known, as `save_adapter` takes
-        them."""
-        names = ("token", "class_name", "backgrounds", "license")
+        """`token`, `class_name`, `backgrounds`, `subjects` and `license`, as far as they are known, as `save_adapter`
+        takes them."""
+        names = (*WORDS, "subjects", "license")
         return {key: self.metadata[key] for key in names if key in self.metadata}
 
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """What is known of each thing that it learnt (see `WORDS`): of several subjects, and of the parts of a merged
+        adapter."""
+        return _parts(self.metadata)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """All subjects whose words are known."""
+        return [
+            Subject(part["token"], part["class_name"], tuple(part.get("backgrounds") or ()))
+            for part in self.parts
+            if part.get("token") and part.get("class_name")
+        ]
+
     def prompts(self, num: int = 1) -> list[str]:
-        """Up to `num` prompts that show what it learnt (see `subject_prompts`), of a merged adapter for each of its
-        parts. None if the adapter does not name the words that it was trained with."""
-        base, found = self.config.get("base_model_name_or_path") or "", []
-        for part in self.metadata.get("merged_from") or [self.metadata]:
-            if part.get("token") and part.get("class_name"):
-                subject = f"{part['token']} {part['class_name']}"
-                found += subject_prompts(base, subject, part.get("backgrounds") or (), num)
-        return found
+        """Up to `num` prompts that show what it learnt (see `subject_prompts`), for each of its subjects. None if the
+        adapter does not name the words that it was trained with."""
+        return [prompt for subject in self.subjects for prompt in self.prompts_of(subject, num)]
+
+    def prompts_of(self, subject: Subject, num: int) -> list[str]:
+        """Up to `num` prompts that show one of its subjects."""
+        base = self.config.get("base_model_name_or_path") or ""
+        return subject_prompts(base, str(subject), subject.backgrounds, num)
 
     def peft_config(self) -> Any:
         """The configuration as PEFT's object. Raises `UserError` if PEFT cannot make one."""
@@ -127,6 +142,20 @@ class AdapterInfo:
         """Raise `UserError` unless the adapter was made by this method."""
         if self.kind != kind:
             raise UserError(f"the adapter {self.path!r} is of the method {self.kind}: {why}.")
+
+
+def _parts(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = metadata.get("merged_from") or metadata.get("subjects")
+    return [part for each in inner for part in _parts(each)] if inner else [metadata]
+
+
+def words_of(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """The words of what an adapter learnt, as `save_adapter` takes them."""
+    each = [
+        {"token": subject.token, "class_name": subject.class_name, "backgrounds": list(subject.backgrounds)}
+        for subject in subjects
+    ]
+    return each[0] if len(each) == 1 else {"subjects": each}
 
 
 def adapter_info(path: str | Path) -> AdapterInfo:
@@ -177,14 +206,15 @@ def refuse_different_bases(adapters: Sequence[AdapterInfo]) -> None:
             )
 
 
-def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo) -> str:
-    """Raise `UserError` if the adapter is known to come from another base; else return the sentence of that error."""
+def refuse_other_base(pipe: DiffusionPipeline, info: AdapterInfo, weights: list[float] | None = None) -> str:
+    """Raise `UserError` if the adapter is known to come from another base; else return the sentence of that error.
+    `weights` is the base's fingerprint, by default that of the denoiser."""
     wanted, given = info.config.get("base_model_name_or_path"), pipe.name_or_path or type(pipe).__name__
     if wanted == given:
         given = "the weights it has now"
     refusal = f"the adapter {info.path!r} was trained on the base {wanted!r}, not on {given!r}: open it with that base."
     expected = info.metadata.get("base_fingerprint")
-    if expected is not None and not same_weights(expected, fingerprint(denoiser(pipe))):
+    if expected is not None and not same_weights(expected, weights or fingerprint(denoiser(pipe))):
         raise UserError(refusal)
     return refusal
 
@@ -212,6 +242,7 @@ def load_adapter(
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    from atomtune.adapters.guard import guard_quantized
     from atomtune.adapters.model import refuse_taken_name
 
     info = adapter_info(path)
@@ -242,6 +273,7 @@ def load_adapter(
         raise unreadable(folder, error) from error
     except Exception as error:  # PEFT fails in many ways on options that it does not expect
         raise info.misfit(error) from error
+    guard_quantized(model)
     set_denoiser(pipe, model)
     return model
 
@@ -315,6 +347,7 @@ def save_adapter(
     token: str | None = None,
     class_name: str | None = None,
     backgrounds: Sequence[str] | None = None,
+    subjects: Sequence[dict[str, Any]] | None = None,
     license: str | None = None,
     card: str | None = None,
 ) -> Path:
@@ -324,8 +357,8 @@ def save_adapter(
     not write it, or if it was changed since.
 
     `model` is the adapted denoiser or the pipeline that has it; `base` is the pipeline's own name unless it is given.
-    The header of the weights holds `token`, `class_name`, `backgrounds` and `license` (see `storage.metadata`); `card`
-    is the README, by default one about how to open the adapter.
+    The header of the weights holds `token`, `class_name`, `backgrounds` and `license`, or of several subjects the first
+    three of each (see `storage.metadata`); `card` is the README, by default one about how to open the adapter.
     """
     from peft import PeftModel
 
@@ -362,6 +395,7 @@ def save_adapter(
             "token": token,
             "class_name": class_name,
             "backgrounds": list(backgrounds) if backgrounds else None,
+            "subjects": subjects,
             "license": license,
         }
         write_card(temporary, folder, card)

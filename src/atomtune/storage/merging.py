@@ -26,7 +26,7 @@ from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded, refuse_output
 from atomtune.storage.cards import adapter_card, write_card
 from atomtune.storage.folders import AdapterInfo, adapter_folder, adapter_info, refuse_different_bases, unreadable
-from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, write_weights
+from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, WORDS, write_weights
 
 PEFT_KEYS = ("base_model_class", "parent_library")
 """PEFT's own fields in `auto_mapping`, in which earlier versions also stored atomtune's metadata."""
@@ -129,7 +129,7 @@ def _read(info: AdapterInfo, weight: float) -> Part:
 
 
 def _source(info: AdapterInfo, weight: float, first_id: int) -> dict[str, Any]:
-    names = ("token", "class_name", "backgrounds", "merged_from")
+    names = (*WORDS, "subjects", "merged_from")
     known = {key: value for key, value in info.metadata.items() if key in names}
     return {"adapter": info.path, "weight": weight, "first_id": first_id} | known
 

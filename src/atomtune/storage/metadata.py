@@ -2,6 +2,7 @@
 
     token, class_name     the words it was trained with
     backgrounds           colours of backgrounds that its subject does not share, the clearest first (moji alone)
+    subjects              of an adapter of several subjects instead of these: a list of them, for each
     license               as the Hugging Face hub spells it
     base_fingerprint      some of the base's weights, by which the base is recognised (`bases.fingerprint`)
     merged_from, combination_type     of a merged adapter: its parts, and how they were merged
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+WORDS = ("token", "class_name", "backgrounds")
+"""What is known of one subject."""
 TEXTS = ("token", "class_name", "license", "combination_type")
-LISTS = ("base_fingerprint", "backgrounds", "merged_from")  # as JSON: a header holds text alone
+LISTS = ("base_fingerprint", "backgrounds", "subjects", "merged_from")  # as JSON: a header holds text alone
 
 
 def read_metadata(header: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
@@ -49,11 +52,11 @@ def read_metadata(header: dict[str, str], config: dict[str, Any]) -> dict[str, A
 def _is_of_its_kind(key: str, value: Any) -> bool:
     if key in TEXTS:
         return isinstance(value, str)
-    inner = {"base_fingerprint": int | float, "backgrounds": str, "merged_from": dict}[key]
+    inner = {"base_fingerprint": int | float, "backgrounds": str}.get(key, dict)
     if not isinstance(value, list) or not all(isinstance(each, inner) for each in value):
         return False
-    return key != "merged_from" or all(
-        _is_of_its_kind(name, each[name]) for each in value for name in (*TEXTS, "backgrounds") if each.get(name)
+    return inner is not dict or all(
+        _is_of_its_kind(name, each[name]) for each in value for name in (*TEXTS, *LISTS) if each.get(name)
     )
 
 

@@ -40,12 +40,12 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     with gr.Row():
         done, show = gr.Dropdown(edits(), label="Finished edits", scale=3), gr.Button("Show")
     ladder = gr.Gallery(
-        label="From all atoms to the fewest: click the best", columns=6, format="png", interactive=False, height=340,
-        allow_preview=False, object_fit="contain",
+        label="From all atoms to the fewest: click the best", columns=6, format="png", interactive=False, height=420,
+        allow_preview=False, object_fit="contain", elem_classes="gallery",
     )  # fmt: skip
     with gr.Row():
         title, save = gr.Textbox("my-edit", label="Name of the preset"), gr.Button("Save the chosen one as preset")
-    command = gr.Code(label="Draw more of it", language="shell", interactive=False, lines=1)
+    command = gr.Code(label="Draw more of it", language="shell", interactive=False, lines=1, visible=False)
     rungs, picked = gr.State([]), gr.State(None)
 
     def edit(file: str | None, was: str, wanted: str, run: str, count: Any) -> Shown:
@@ -78,7 +78,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             raise UserError("click one of the images first.")
         file = workspace.save_preset(preset, choice[1].preset)
         words = ["generate", workspace.run(run), "--prompt", choice[0], "--preset", file, "--num", 4]
-        yield {command: command_line(*words), line: said(f"Saved as {file}.")}
+        yield {command: gr.Code(command_line(*words), visible=True), line: said(f"Saved as {file}.")}
 
     report, quiet = parts.reporting, parts.QUIET
     example.click(lambda: EXAMPLE, None, [image, source, prompt], **quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 import pandas as pd
@@ -27,6 +28,7 @@ UNSAID = "a sks subject"
 def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     captions, uploads, known = gr.State([]), gr.State([]), gr.State("")
+    anew = gr.State("")  # changes when all captions are to be shown again; while one is typed they are not
     recipes = [OWN_RECIPE, *(name for name in recipe_names() if load_recipe(name)["base"] == base)]
     with gr.Row():
         with gr.Column(min_width=300):
@@ -41,17 +43,12 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             start = gr.Button("Learn", variant="primary")
     line = parts.status()
 
-    @gr.render(inputs=[uploads, captions], triggers=[uploads.change], show_progress="hidden")
+    @gr.render(inputs=[uploads, captions], triggers=[anew.change], show_progress="hidden")
     def beside(shown: list[str], texts: list[str]) -> None:
         """Each image with its caption beside it."""
         look: dict[str, Any] = {
-            "height": 110,
-            "width": 110,
-            "min_width": 110,
-            "scale": 0,
-            "buttons": [],
-            "format": "png",
-        }
+            "height": 110, "width": 110, "min_width": 110, "scale": 0, "buttons": [], "format": "png",
+        }  # fmt: skip
         for first in range(0, len(shown), 2):
             with gr.Row():
                 for number in range(first, min(first + 2, len(shown))):
@@ -85,18 +82,19 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         for file in given:
             workspace.upload(file)
         texts = [f"a sks {word.strip()}" if word.strip() else UNSAID] * len(given)
-        yield {uploads: given, captions: texts, line: said("")}
+        yield {uploads: given, captions: texts, anew: uuid4().hex, line: said("")}
 
     def example_taken() -> Shown:
         found = find_examples(IMAGES / "teapot", "a sks teapot")
         yield {
-            uploads: [str(file) for file in found], captions: list(found.values()), subject: "teapot",
+            uploads: [str(file) for file in found], captions: list(found.values()), anew: uuid4().hex,
+            subject: "teapot",
             line: said("Five images of a teapot, which moji has never seen. Give the run a name, and press Learn."),
         }  # fmt: skip
 
-    def named(word: str, texts: list[str], shown: list[str]) -> Shown:
+    def named(word: str, texts: list[str]) -> Shown:
         if word.strip() and {*texts} == {UNSAID}:
-            yield {captions: [f"a sks {word.strip()}"] * len(texts), uploads: [*shown]}
+            yield {captions: [f"a sks {word.strip()}"] * len(texts), anew: uuid4().hex}
 
     def learn(shown: list[str], texts: list[str], word: str, title: str, kind: str, count: Any) -> Shown:
         if not shown:
@@ -149,10 +147,10 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         return event.row_value[0]
 
     report, quiet = parts.reporting, parts.QUIET
-    files.upload(report(line, taken), [files, subject], [uploads, captions, line], **quiet)
-    files.clear(lambda: ([], []), None, [uploads, captions], **quiet)
-    example.click(report(line, example_taken), None, [uploads, captions, subject, line], **quiet)
-    subject.blur(report(line, named), [subject, captions, uploads], [captions, uploads, line], **quiet)
+    files.upload(report(line, taken), [files, subject], [uploads, captions, anew, line], **quiet)
+    files.clear(lambda: ([], [], ""), None, [uploads, captions, anew], **quiet)
+    example.click(report(line, example_taken), None, [uploads, captions, anew, subject, line], **quiet)
+    subject.blur(report(line, named), [subject, captions], [captions, anew, line], **quiet)
     start.click(report(line, learn), [uploads, captions, subject, name, recipe, steps], [line, chosen], **parts.LIVE)
     outputs = [table, chosen, known, state, loss, samples]
     gr.on([gr.Timer(2).tick, chosen.change], report(state, watched), [chosen, known], outputs, **quiet)

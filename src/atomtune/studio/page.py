@@ -16,6 +16,7 @@ STYLE = """
 .gradio-container { margin: 0 auto !important; }
 .status p, .note p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
 .status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
+.gallery .caption-label { white-space: normal; max-width: 100%; }
 footer { display: none !important; }
 """
 

@@ -52,7 +52,8 @@ def reporting(line: gr.HTML, handler: Callable[..., Shown]) -> Callable[..., Sho
         try:
             yield from handler(*args)
         except UserError as error:
-            yield {line: said(f"{str(error)[:1].upper()}{str(error)[1:]}", wrong=True)}
+            first, _, rest = str(error).partition(" ")  # which may be the name of a file
+            yield {line: said(f"{first.capitalize() if first.isalpha() else first} {rest}", wrong=True)}
         except Stopped:
             return
 

@@ -35,7 +35,7 @@ NAMES = (
 )  # fmt: skip
 """Patterns of all files that a run writes, except those of its tracker in the logs."""
 
-STARTS = ("out", "overwrite", "device")  # options of one start, which are not part of the run
+STARTS = ("out", "overwrite", "device", "offload")  # options of one start, which are not part of the run
 WATCHING = (
     "sample_every", "sample_prompts", "checkpoint_every", "checkpoints_total_limit", "measure_every", "report_to",
 )  # fmt: skip
@@ -145,10 +145,9 @@ def _is_run(file: Path) -> bool:
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 
 
-def content_of(config: CustomizeConfig, pipe: Any, images: str, preserved: Sequence[str]) -> dict[str, Any]:
+def content_of(config: CustomizeConfig, base: list[float], images: str, preserved: Sequence[str]) -> dict[str, Any]:
     """What the run learns from, without paths: digests of the images and the first adapter, fingerprint of the base,
     and the prompts that are preserved."""
-    base = bases.fingerprint(bases.denoiser(pipe))
     content = {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}
     return content | ({"preserved": list(preserved)} if preserved else {})
 
@@ -169,7 +168,7 @@ def refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> No
     """Raise `UserError` if `out` holds a run that learns from something else."""
     there = content | _record(config.out)
     if there["images"] != content["images"]:
-        raise _another_run(config, f"other images or captions there than in {config.images} now")
+        raise _another_run(config, f"other images, captions or repeats there than in {config.images} now")
     if there.get("preserved") != content.get("preserved"):
         raise _another_run(config, "other prompts to preserve there than now")
     if not bases.same_weights(there["base"], content["base"]):

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from atomtune.files import expanded
 from atomtune.method.coding import atoms_per_token
 from atomtune.method.floor import check_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
-from atomtune.prompts import subject_prompts
+from atomtune.prompts import Subject, subject_prompts
 from atomtune.sizes import Resolution, Size
 
 LENGTH = ("steps", "epochs")
@@ -39,10 +38,12 @@ class CustomizeConfig:
 
     images: Path
     """Folder of images, or one image. Captions are read from metadata.jsonl or metadata.csv (`file_name`, `text`), or
-    from name.txt or name.caption beside name.png."""
+    from name.txt or name.caption beside name.png. Instead of images, the folder may hold a folder for each subject,
+    named REPEATS_TOKEN CLASS as for kohya's sd-scripts: "10_sks teapot"."""
     _: dataclasses.KW_ONLY  # on the command line too: one argument, the rest are flags
-    class_name: Text
-    """The class of the subject, in one or two words that the base knows: "teapot"."""
+    class_name: Text | None = None
+    """The class of the subject, in one or two words that the base knows: "teapot". Needed unless the names of folders
+    say it."""
     out: Path
     """Folder for everything that the run writes. The same command with the same folder continues a stopped run. With
     more steps or epochs it continues a finished run."""
@@ -162,6 +163,10 @@ class CustomizeConfig:
     random_flip: bool = False
     """Flip each image left to right half of the times that it is seen, at random. Not for subjects whose left and right
     differ, such as a text or a logo."""
+    alpha_mask: bool = False
+    """The alpha channel of an image says how much each part of it counts in the loss: nothing where it is transparent.
+    The colours are then those that the file holds below, not mixed with white. Images without alpha count everywhere.
+    """
     mixed_precision: Annotated[
         Literal["auto", "no", "fp16", "bf16", "float32", "float16", "bfloat16"], Parameter(alias="--dtype")
     ] = "auto"
@@ -169,6 +174,14 @@ class CustomizeConfig:
     accelerator has no bf16), and no, which means float32, on a CPU."""
     device: str = "auto"
     """Where to train: auto (the accelerator if there is one), cpu, cuda, cuda:1, mps, xpu."""
+    quantize: Literal["int8", "fp8", "nf4"] | None = None
+    """Keep the linear layers of the frozen base in so few bits, by torchao (int8, fp8) or bitsandbytes (nf4, which
+    needs a CUDA or XPU card): less memory for slightly other weights. Needs the extra `quantize`. moji is not
+    quantized."""
+    offload: Literal["model", "sequential", "group"] | None = None
+    """On an accelerator, what images are drawn with: of the class and of other prompts, before training, by diffusers'
+    offloading of whole models, or of layers one by one or in groups; and while samples of the run are decoded, the
+    denoiser waits on the CPU. Training itself has the denoiser on the accelerator."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of storing them: slower, with less memory."""
     seed: int = 0
@@ -227,12 +240,12 @@ class CustomizeConfig:
             raise UserError(f"caption_dropout must be in [0, 1), got {self.caption_dropout:g}.")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate must be above zero, got {self.learning_rate:g}.")
-        if not self.token.strip() or not self.class_name.strip():
+        if not self.token.strip() or (self.class_name is not None and not self.class_name.strip()):
             raise UserError(
                 "token and class_name must be words, got an empty one: the caption is 'a TOKEN CLASS_NAME'."
             )
-        for text in (self.token, self.class_name, self.caption or "", *self.sample_prompts, self.class_prompt or ""):
-            refuse_angle_brackets(text)
+        for text in (self.token, self.class_name, self.caption, *self.sample_prompts, self.class_prompt):
+            refuse_angle_brackets(text or "")
 
     def _uses(self, penalty: str) -> bool:
         return penalty != "density_penalty" or self.sigma.kind.learned
@@ -247,11 +260,11 @@ class CustomizeConfig:
         """The caption of images that have none of their own: `caption`, or "a sks teapot"."""
         return self.caption or f"a {self.token} {self.class_name}"
 
-    def prompts(self, backgrounds: Sequence[str] = (), num: int = 3) -> list[str]:
+    def prompts(self, subject: Subject, num: int = 3) -> list[str]:
         """Prompts that show what is learnt (see `subject_prompts`); the caption alone if it does not have the token."""
         if self.caption is not None and self.token not in self.caption.split():
             return [self.caption]
-        return subject_prompts(self.base, f"{self.token} {self.class_name}", backgrounds, num)
+        return subject_prompts(self.base, str(subject), subject.backgrounds, num)
 
     def total_steps(self, images: int, processes: int) -> int:
         """Optimizer steps of the whole run on so many images in so many processes."""

@@ -1,4 +1,11 @@
-"""Images and captions: a folder in, RGB images with a caption each out."""
+"""Images and captions: a folder in, RGB images with a caption each out.
+
+The images are in the folder itself, or in folders inside it that each show one subject and have names as kohya's
+sd-scripts read them:
+
+    photos/10_sks teapot/    its images are seen ten times in an epoch; token "sks", class "teapot"
+    photos/5_ohwx octopus/
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,12 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +29,12 @@ from torch import Tensor
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import GivenSize, Size
+from atomtune.training.buckets import nearest
 from atomtune.training.captions import is_caption, read_captions
+from atomtune.training.config import refuse_angle_brackets
 
 logger = logging.getLogger(__name__)
+_Converted = TypeVar("_Converted")
 
 _NOT_DECODED = {
     "BUFR",
@@ -32,18 +46,103 @@ _NOT_DECODED = {
 }  # Pillow knows these by name; but cannot decode them
 _HEIF = (".heic", ".heif", ".hif")
 _NAMED = 5  # files that a warning names
+_NAME = re.compile(r"(\d+)_(\S+)\s+(\S.*)")  # of a folder of a subject
+
+
+@dataclass(frozen=True)
+class SubjectFolder:
+    """What the name of a folder says of the images in it."""
+
+    path: Path
+    repeats: int
+    """How many times each of them is seen in an epoch."""
+    token: str
+    class_name: str
+
+    @property
+    def caption(self) -> str:
+        """The caption of images that have none of their own."""
+        return f"a {self.token} {self.class_name}"
+
+
+def subject_folders(images: Path) -> list[SubjectFolder]:
+    """The folders of subjects in `images`, by name; none if the images are in `images` itself.
+
+    Raises `UserError` if there are images in `images` too or in a folder with another name, and for two classes with
+    one token.
+    """
+    images = expanded(images)
+    inside = [folder for folder in sorted(images.iterdir()) if _holds_images(folder)] if images.is_dir() else []
+    named = {folder: found for folder in inside if (found := _NAME.fullmatch(folder.name))}
+    if not named:
+        return []
+    example = next(iter(named)).name
+    if any(map(_is_image, images.iterdir())):
+        raise UserError(
+            f"{str(images)!r} holds images, and folders of subjects such as {example!r} too: move the images into one "
+            "of the folders, or the folders elsewhere."
+        )
+    if others := [folder.name for folder in inside if folder not in named]:
+        raise UserError(
+            f"the folder {others[0]!r} in {str(images)!r} holds images and is not named REPEATS_TOKEN CLASS as "
+            f"{example!r} is: rename it, or move it elsewhere."
+        )
+    found = [SubjectFolder(folder, int(name[1]), name[2], " ".join(name[3].split())) for folder, name in named.items()]
+    classes: dict[str, str] = {}
+    for folder in found:
+        refuse_angle_brackets(folder.caption)
+        if folder.repeats < 1:
+            raise UserError(
+                f"the folder {folder.path.name!r} must begin with 1 at least: its images would not be seen."
+            )
+        if classes.setdefault(folder.token, folder.class_name) != folder.class_name:
+            raise UserError(
+                f"the folders in {str(images)!r} give one token, {folder.token!r}, to a {classes[folder.token]} and a "
+                f"{folder.class_name}: give each subject a token of its own."
+            )
+    return found
+
+
+def by_subject(images: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The images of each subject ("sks teapot"), by the folders in `images`; all under "" if there are none."""
+    names = {folder.path: f"{folder.token} {folder.class_name}" for folder in subject_folders(images)}
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(names.get(file.parent, ""), []).append(file)
+    return found
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".") and any(map(_is_image, folder.iterdir()))
 
 
 def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     """Every image and its caption, sorted by name. Each image is decoded once, to check that it can be.
 
     Captions come from `metadata.jsonl`, `metadata.csv` or text files beside the images (see `captions`), else they
-    are `default_caption`. Other files in the folder are logged as a warning, one line for each kind, except names
-    that begin with a dot. Raises `UserError` for an empty folder, a broken image or a broken caption.
+    are `default_caption`, or what the name of the image's folder says (see `subject_folders`). Other files in the
+    folder are logged as a warning, one line for each kind, except names that begin with a dot. Raises `UserError` for
+    an empty folder, a broken image or a broken caption.
     """
     images = expanded(images)
-    files = image_files(images)
-    several = [file.name for file in files if _decoded(file)[1] > 1]
+    if not (folders := subject_folders(images)):
+        return _examples_of(images, default_caption)
+    inside = [folder.path for folder in folders]
+    others = [file.name for file in sorted(images.iterdir()) if file not in inside and not file.name.startswith(".")]
+    _warn(images, "beside the folders of images, and not read:", others)
+    found = {}
+    for folder in folders:
+        own = _examples_of(folder.path, folder.caption)
+        without = [file.name for file, text in own.items() if folder.token not in text.split()]
+        _warn(folder.path, f"the token {folder.token!r} of the folder is not in the captions of", without)
+        found |= own
+    return found
+
+
+def _examples_of(images: Path, default_caption: str) -> dict[Path, str]:
+    """The images in this folder itself, or the one image that it is."""
+    files = _images_of(images)
+    several = [file.name for file in files if _decoded(file, to_rgb)[1] > 1]
     captions = read_captions(files, default_caption)
     _warn(images, "only the first frame is used of", several)
     _warn(images, "captions differ for", captions.differing)
@@ -87,7 +186,12 @@ def _is_image(file: Path) -> bool:
 
 
 def image_files(images: Path) -> list[Path]:
-    """The images in a folder (or the one image that `images` is), by name."""
+    """The images in a folder, or in its folders of subjects (or the one image that `images` is), by name."""
+    places = [folder.path for folder in subject_folders(images)] or [images]
+    return [file for place in places for file in _images_of(place)]
+
+
+def _images_of(images: Path) -> list[Path]:
     if images.is_file():
         return [images]
     if not images.is_dir():
@@ -96,7 +200,7 @@ def image_files(images: Path) -> list[Path]:
     if not files:
         raise UserError(
             f"there are no images in {str(images)!r}: expected files ending in .png, .jpg, .webp or the like, "
-            "in the folder itself."
+            "in the folder itself, or in folders with names such as '10_sks teapot' (repeats, token, class)."
         )
     return files
 
@@ -107,11 +211,64 @@ def read_image(file: Path) -> Image.Image:
     The size is checked before decoding, by Pillow's own limit (89 million pixels). Of several frames, the first is
     returned.
     """
-    return _decoded(file)[0]
+    return _decoded(file, to_rgb)[0]
 
 
-def _decoded(file: Path) -> tuple[Image.Image, int]:
-    """The image, and how many frames there are."""
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is trained on."""
+
+    image: Image.Image
+    """RGB, of the size that is trained on."""
+    original: tuple[int, int]
+    """Width and height of the file, upright."""
+    alpha: Image.Image | None = None
+    """Grey, of the same size: how much each pixel counts in the loss. None if all count alike."""
+
+    @property
+    def visible(self) -> Image.Image:
+        """What counts of it, on white."""
+        if self.alpha is None:
+            return self.image
+        return Image.composite(self.image, Image.new("RGB", self.image.size, "white"), self.alpha)
+
+    def mirrored(self) -> Picture:
+        """The mirror image."""
+        alpha = None if self.alpha is None else ImageOps.mirror(self.alpha)
+        return Picture(ImageOps.mirror(self.image), self.original, alpha)
+
+
+def read_picture(file: Path, sizes: Sequence[Size], alpha_mask: bool = False) -> Picture:
+    """The image, scaled and cropped to the one of `sizes` that is most like its own shape.
+
+    With `alpha_mask` its alpha channel, if it has one, becomes `Picture.alpha`, and the colours are those that the file
+    holds below it, not mixed with white. Raises `UserError` if nothing is visible.
+    """
+    (image, alpha), _ = _decoded(file, _split if alpha_mask else lambda decoded: (to_rgb(decoded), None))
+    size = nearest(*image.size, list(sizes))
+    cropped = None if alpha is None else fitted(alpha, size, Image.Resampling.BOX)
+    if cropped is not None and cropped.getextrema() == (0, 0):
+        raise UserError(
+            f"{file} is transparent everywhere, at {size} pixels, so with alpha_mask nothing of it is left to learn: "
+            "remove it, or make opaque what should be learnt."
+        )
+    return Picture(fitted(image, size), image.size, cropped)
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of an image, also where it is transparent, and its alpha channel, if it has one."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        transparent = image.info.get("transparency")
+        opaque = np.asarray(image) != transparent
+        return to_rgb(image), None if transparent is None else Image.fromarray(opaque).convert("L")
+    if not image.has_transparency_data:
+        return to_rgb(image), None
+    image = image.convert("RGBA")
+    return image.convert("RGB"), image.getchannel("A")
+
+
+def _decoded(file: Path, convert: Callable[[Image.Image], _Converted]) -> tuple[_Converted, int]:
+    """The upright image after `convert`, and how many frames there are."""
     if file.suffix.lower() in _HEIF and not with_heif():
         raise UserError(
             f"{file} needs pillow-heif to be read: install it with pip install 'atomtune[heif]', or save it as JPEG."
@@ -123,7 +280,7 @@ def _decoded(file: Path) -> tuple[Image.Image, int]:
             with Image.open(file) as image:
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # PSD's are its layers
                 _scale_transparent_colour(image)
-                decoded = to_rgb(ImageOps.exif_transpose(image))
+                decoded = convert(ImageOps.exif_transpose(image))
         for warning in minor:
             logger.warning("%s: %s", file, warning.message)
         return decoded, frames
@@ -187,10 +344,10 @@ def _largest(mode: str, values: np.ndarray) -> int:
     )
 
 
-def fitted(image: Image.Image, size: GivenSize) -> Image.Image:
+def fitted(image: Image.Image, size: GivenSize, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Scale the image until it covers `size`, keep the proportions, and crop the centre."""
     size = Size.of(size)
-    return ImageOps.fit(image, (size.width, size.height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (size.width, size.height), resampling)
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -198,9 +355,17 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def digest(images: list[Image.Image], captions: list[str]) -> str:
-    """Sixteen hex digits that differ if the images or captions differ."""
-    sha = hashlib.sha256()
-    for image, caption in zip(images, captions, strict=True):
-        sha.update(image.tobytes() + caption.encode() + b"\0")
+def alpha_tensor(alpha: Image.Image | None, size: Size) -> Float[Tensor, "1 height width"]:
+    """An alpha channel as numbers from 0 to 1; all 1 of an image without."""
+    if alpha is None:
+        return torch.ones(1, *size.shape)
+    return torch.from_numpy(np.array(alpha))[None].float() / 255
+
+
+def digest(pictures: list[Picture], captions: list[str], folders: Sequence[str] = ()) -> str:
+    """Sixteen hex digits that differ if the images, their alpha, captions or the names of their folders differ."""
+    sha = hashlib.sha256("".join(f"{name}\0" for name in folders).encode())
+    for picture, caption in zip(pictures, captions, strict=True):
+        alpha = b"" if picture.alpha is None else picture.alpha.tobytes()
+        sha.update(picture.image.tobytes() + alpha + caption.encode() + b"\0")
     return sha.hexdigest()[:16]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,21 +23,21 @@ from atomtune import bases, manifest, sampling
 from atomtune.bases import call_options, denoiser
 from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
-from atomtune.metrics.pixels import clear_backgrounds
 from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
 from atomtune.training import fitting, observed
 from atomtune.training.buckets import crop_corner
 from atomtune.training.config import CustomizeConfig
-from atomtune.training.data import fitted, read_image, to_tensor
+from atomtune.training.data import Picture, alpha_tensor, fitted, read_image, to_tensor
 from atomtune.training.objectives import Noised, Objective, objective_for
 from atomtune.training.observed import Reached, replaced, until_reached
+from atomtune.training.subjects import Shown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
 
-SAMPLES = 2  # default prompts of the sample images
+SAMPLES = 2  # default prompts of the sample images; of several subjects one each
 Conditioning = dict[str, Any]
 """Arguments of the denoiser other than the noisy latents and the timestep, for a batch."""
 
@@ -50,6 +51,8 @@ class Latents:
 
     mean: Float[Tensor, "n channels height width"] | list[Tensor]
     std: Float[Tensor, "n channels height width"] | list[Tensor]
+    mask: list[Tensor] | None = None
+    """How much each latent counts in the loss (see `Noised.mask`)."""
 
     def draw(self, index: list[int], generator: torch.Generator) -> Float[Tensor, "batch channels height width"]:
         """A fresh sample for each image in `index`, all of one size, as diffusers' DreamBooth scripts draw from their
@@ -57,24 +60,35 @@ class Latents:
         mean, std = (torch.stack([part[i] for i in index]) for part in (self.mean, self.std))
         return mean + std * torch.randn(mean.shape, generator=generator)
 
+    def masks(self, index: list[int]) -> Float[Tensor, "batch channels height width"] | None:
+        """The masks of these images, which are all of one size."""
+        return None if self.mask is None else torch.stack([self.mask[i] for i in index])
+
 
 @torch.no_grad()
-def encode_images(pipe: DiffusionPipeline, images: list[Image.Image]) -> Latents:
+def encode_images(
+    pipe: DiffusionPipeline, images: Sequence[Image.Image], alphas: Sequence[Image.Image | None] = ()
+) -> Latents:
     """Plain latents of the images, normalized as the denoiser expects them, in float32 on the CPU.
 
-    The autoencoder runs in float32: some overflow in half precision.
+    `alphas` are their alpha channels, if these count in the loss. The autoencoder runs in float32: some overflow in
+    half precision.
     """
     vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
     device = getattr(pipe, "_execution_device", vae.device)  # with offloading, the autoencoder is moved there
     autoencoding = family_of(pipe).autoencoding
     encoded = [autoencoding.encode(vae, to_tensor(image)[None].to(device)) for image in images]
     means, stds = zip(*encoded, strict=True)
+    mask = None
+    if any(alpha is not None for alpha in alphas):
+        numbers = [alpha_tensor(alpha, Size(*image.size)) for alpha, image in zip(alphas, images, strict=True)]
+        mask = [autoencoding.mask(alpha[None], mean)[0] for alpha, mean in zip(numbers, means)]
     if len({mean.shape for mean in means}) > 1:
-        return Latents([mean[0] for mean in means], [std[0] for std in stds])
-    return Latents(torch.cat(means), torch.cat(stds))
+        return Latents([mean[0] for mean in means], [std[0] for std in stds], mask)
+    return Latents(torch.cat(means), torch.cat(stds), mask)
 
 
-def condition(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize, **options: Any) -> Conditioning:
+def condition(pipe: DiffusionPipeline, prompt: str | list[str], resolution: GivenSize, **options: Any) -> Conditioning:
     """The arguments with which the pipeline calls its denoiser for a prompt (batch of one; two with guidance)."""
     arguments: dict[str, Any] = {}
 
@@ -117,9 +131,9 @@ def told_sizes(pipe: DiffusionPipeline, original: tuple[int, int], size: Size) -
     return {"original_size": (height, width), "crops_coords_top_left": corner, "target_size": size.shape}
 
 
-def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -> dict[str, Any]:
-    """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt with its default
-    guidance.
+def encode_prompt(pipe: DiffusionPipeline, prompt: str | list[str], resolution: GivenSize) -> dict[Any, Any]:
+    """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt, or a batch of
+    them, with its default guidance.
 
     Raises `UserError` for a pipeline without this function, a sampler or an autoencoder: it cannot be trained on.
     """
@@ -138,14 +152,14 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str, resolution: GivenSize) -
     return answers
 
 
-def _text(prompt: str | list[str]) -> str:
-    """The one text that a pipeline asks for, by itself or in a list."""
-    return prompt if isinstance(prompt, str) else prompt[0]
+def _text(prompt: str | list[str]) -> tuple[str, ...]:
+    """The texts that a pipeline asks for; one may be by itself or in a list."""
+    return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 
 @contextlib.contextmanager
-def replayed(pipe: DiffusionPipeline, answers: dict[str, Any]) -> Iterator[None]:
-    """Inside the block the pipeline draws the prompt of `answers`, a result of `encode_prompt`, without its text
+def replayed(pipe: DiffusionPipeline, answers: dict[Any, Any]) -> Iterator[None]:
+    """Inside the block the pipeline draws the prompts of `answers`, a result of `encode_prompt`, without its text
     encoder."""
     with replaced(pipe, "encode_prompt", lambda prompt, *args, **kwargs: answers[_text(prompt)]):
         yield
@@ -224,13 +238,6 @@ def predict(
     return family.predict(model, examples.noisy.to(dtype), examples.timesteps, conditioning)
 
 
-def release(pipe: DiffusionPipeline) -> None:
-    """Free the memory of the text encoders and the autoencoder: all their outputs are cached."""
-    for name in pipe.components:
-        if name.startswith(("text_encoder", "vae", "image_encoder")):
-            setattr(pipe, name, None)
-
-
 @dataclass
 class Cache:
     """All outputs of the text encoder and the autoencoder that a run needs."""
@@ -241,38 +248,38 @@ class Cache:
     empty: list[Conditioning]  # those of the empty caption, for each image too
     sizes: list[Size]
     samples: dict[str, Any]  # prompt: what encode_prompt returned
-    images: list[Image.Image]
-    backgrounds: list[str]  # colours that suit the subject, on a base that draws plain ones
+    images: list[Image.Image]  # what counts of them, on white
+    shown: Shown
     misfits: list[str]  # what makes the images hard to learn for the base
-    class_latents: dict[Size, Latents] = field(default_factory=dict)
-    class_conditioning: dict[Size, Conditioning] = field(default_factory=dict)
+    class_latents: dict[Size, Latents] = field(default_factory=dict)  # those of each class after the other
+    class_conditioning: dict[Size, list[Conditioning]] = field(default_factory=dict)  # one for each class
 
 
 def encode(
-    pipe: DiffusionPipeline,
+    base: bases.BaseParts,
     config: CustomizeConfig,
     resolution: Size,
-    images: list[Image.Image],
-    originals: list[tuple[int, int]],
+    pictures: list[Picture],
     captions: list[str],
+    shown: Shown,
     accelerator: Accelerator,
 ) -> Cache:
-    """Encode everything that a run will need, then free the memory of the encoders.
+    """Encode everything that a run will need, with one part of the base in memory at a time: the text encoders, the
+    autoencoder, and at the end the denoiser, on the accelerator. Images of the class are drawn by the denoiser with the
+    autoencoder beside it.
 
-    `originals` are the widths and heights of the images as they were given. Each part is on the accelerator while it
-    works, and at the end only the denoiser. Raises `UserError` if the pipeline does not draw as training assumes (see
-    `observed`).
+    Raises `UserError` if the pipeline does not draw as training assumes (see `observed`).
     """
-    device = accelerator.device
-    if device.type != "cpu":
-        pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
-    backgrounds = clear_backgrounds(images) if config.base == bases.MOJI else []
-    prompts = config.sample_prompts or tuple(config.prompts(backgrounds, SAMPLES))
-    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
+    pipe, device = base.pipe, accelerator.device
+    images, originals = [picture.image for picture in pictures], [picture.original for picture in pictures]
+    visible = [picture.visible for picture in pictures]
+    if config.base == bases.MOJI:
+        shown = shown.on_clear_backgrounds(visible)
+    each = 1 if shown.several else SAMPLES
+    defaults = (prompt for subject in shown.subjects for prompt in config.prompts(subject, each))
+    prompts = config.sample_prompts or tuple(defaults)
     sizes = [Size(*image.size) for image in images]
-    for size in dict.fromkeys([resolution, *sizes]):
-        check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
-    class_prompt = config.class_prompt or f"a {config.class_name}"
+    class_prompts = [config.class_prompt or f"a {name}" for name in shown.classes] if config.prior_preservation else []
     known: dict[Any, Conditioning] = {}
 
     def encoded(caption: str, size: Size, told: dict[str, Any]) -> Conditioning:
@@ -281,35 +288,61 @@ def encode(
             known[key] = encode_caption(pipe, caption, size, **told)
         return known[key]
 
+    base.load(bases.TEXT)
+    bases.offload(pipe, device)
+    samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
     tell = config.aspect_ratio_buckets
     told = [told_sizes(pipe, own, size) if tell else {} for own, size in zip(originals, sizes, strict=True)]
     conditionings = [encoded(*each) for each in zip(captions, sizes, told, strict=True)]
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
-    class_conditioning = {size: encoded(class_prompt, size, {}) for size in sizes if config.prior_preservation}
-    pipe.maybe_free_model_hooks()
-    latents = encode_images(pipe, images + ([ImageOps.mirror(image) for image in images] if config.random_flip else []))
+    class_conditioning = {size: [encoded(prompt, size, {}) for prompt in class_prompts] for size in sizes}
+    class_answers = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in class_prompts}
+    pipe.remove_all_hooks()
+    base.drop(bases.TEXT)
+
+    base.load(bases.IMAGES)
+    bases.offload(pipe, device)
+    for size in dict.fromkeys([resolution, *sizes]):
+        check(pipe, objective_of(pipe, config.snr_gamma), prompts[0], samples[prompts[0]], size)
+    seen = pictures + ([picture.mirrored() for picture in pictures] if config.random_flip else [])
+    latents = encode_images(pipe, [picture.image for picture in seen], [picture.alpha for picture in seen])
     misfits = fitting.misfits(pipe, config.base, [min(own) for own in originals], images, latents.mean)
-    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, images, backgrounds, misfits)
+    cache = Cache(family_of(pipe), latents, conditionings, empty, sizes, samples, visible, shown, misfits)
     if config.prior_preservation:
-        pipe.maybe_free_model_hooks()
-        drawn = _class_images(pipe, config, class_prompt, resolution, accelerator)
+        drawn = _class_images(base, config, class_answers, resolution, accelerator)
         for size in class_conditioning:
             cache.class_latents[size] = encode_images(pipe, [fitted(image, size) for image in drawn])
         cache.class_conditioning = class_conditioning
     pipe.remove_all_hooks()
-    release(pipe)
+    base.drop(bases.IMAGES)
+
+    base.load(bases.DENOISER)
     if not accelerator.is_fsdp2:  # which moves it shard by shard, because the whole may not fit
         denoiser(pipe).to(device)
     return cache
 
 
-def _class_images(pipe, config: CustomizeConfig, prompt: str, resolution: GivenSize, accelerator: Accelerator) -> list:
-    """Images of the class, drawn by the base; those that an earlier start drew are kept."""
-    files = [config.out / "class_images" / f"{index:04d}.png" for index in range(config.num_class_images)]
-    for index, file in enumerate(files):
+def _class_images(
+    base: bases.BaseParts,
+    config: CustomizeConfig,
+    answers: dict[str, Any],
+    resolution: GivenSize,
+    accelerator: Accelerator,
+) -> list[Image.Image]:
+    """Images of each class, drawn by the base with what its text encoders answered to the prompt of the class; those
+    that an earlier start drew are kept."""
+    planned = list(itertools.product(answers, range(config.num_class_images)))
+    files = [config.out / "class_images" / f"{number:04d}.png" for number in range(len(planned))]
+    if accelerator.is_main_process and not all(file.is_file() for file in files):
+        base.load(bases.DENOISER)
+        bases.offload(base.pipe, accelerator.device, config.offload or "model")
+    for (prompt, index), file in zip(planned, files):
         if accelerator.is_main_process and not file.is_file():
-            (drawing,) = sampling.generate(pipe, prompt, seed=config.seed + index, resolution=resolution)
+            with replayed(base.pipe, answers[prompt]), accelerator.autocast():
+                (drawing,) = sampling.generate(base.pipe, prompt, seed=config.seed + index, resolution=resolution)
             manifest.record(config.out, file)
             sampling.save_png(drawing.image, file, drawing.settings)
+    if config.offload not in (None, "model"):
+        base.free(bases.DENOISER)  # with its hooks, with which it cannot be trained
     accelerator.wait_for_everyone()
     return [read_image(file) for file in files]

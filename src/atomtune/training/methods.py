@@ -23,14 +23,18 @@ def adapt(denoiser: torch.nn.Module, config: CustomizeConfig) -> PeftModel:
     """The denoiser with a fresh adapter; everything else is frozen. Its random start follows from `config.seed`."""
     from peft import get_peft_model
 
+    from atomtune.adapters.guard import guard_quantized
+
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         try:
-            return get_peft_model(denoiser, peft_config(denoiser, config))
+            model = get_peft_model(denoiser, peft_config(denoiser, config))
         except ValueError as error:
             raise UserError(
                 f"{config.method} does not fit {', '.join(config.target_modules)} of this base: {error}"
             ) from error
+    guard_quantized(model)
+    return model
 
 
 def targets(denoiser: torch.nn.Module, config: CustomizeConfig) -> list[str] | str:

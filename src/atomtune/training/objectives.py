@@ -10,6 +10,7 @@ looks timesteps up in its *current* schedule and is silently wrong after an imag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,18 +29,29 @@ class Noised:
     timesteps: Shaped[Tensor, " batch"]
     target: Float[Tensor, "batch channels height width"]
     weight: Float[Tensor, " batch"]
+    mask: Float[Tensor, "batch channels height width"] | None = None
+    """How much each latent counts in the loss of its example, 1 on average; None if all count alike."""
 
     def rows(self, chosen: slice | Tensor) -> Noised:
         """Some examples of the batch."""
-        return Noised(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return self._each(lambda part: part[chosen])
 
     def joined(self, other: Noised) -> Noised:
         """The batch, and another one after it."""
-        return Noised(*(torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)))
+        mask = None
+        if self.mask is not None or other.mask is not None:
+            mask = torch.cat([torch.ones_like(one.target) if one.mask is None else one.mask for one in (self, other)])
+        names = [field.name for field in fields(self) if field.name != "mask"]
+        return Noised(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in names), mask=mask)
 
     def to(self, device: torch.device) -> Noised:
         """The same on another device."""
-        return Noised(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Noised:
+        parts = [getattr(self, field.name) for field in fields(self)]
+        changed: list[Any] = [None if part is None else function(part) for part in parts]
+        return Noised(*changed)
 
 
 class Diffusion:
@@ -151,9 +163,11 @@ def objective_for(sampler: Any, snr_gamma: float | None = None, density: str = "
 def prediction_loss(
     prediction: Float[Tensor, "batch out_channels height width"], noised: Noised
 ) -> Float[Tensor, " batch"]:
-    """Weighted mean squared error of each example."""
-    difference = predicted(prediction, noised).float() - noised.target
-    return noised.weight * difference.square().mean(dim=(1, 2, 3))
+    """Weighted mean squared error of each example: w · Σ m e² / Σ m, m being its mask."""
+    squares = (predicted(prediction, noised).float() - noised.target).square()
+    if noised.mask is not None:
+        squares = squares * noised.mask  # whose mean is 1
+    return noised.weight * squares.mean(dim=(1, 2, 3))
 
 
 def predicted(prediction: Float[Tensor, "batch out_channels height width"], noised: Noised) -> Tensor:

@@ -33,7 +33,6 @@ from atomtune.training.objectives import Noised, predicted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
     from atomtune.training.config import CustomizeConfig
 
@@ -62,11 +61,11 @@ class Others:
         return self.examples.rows(chosen), [self.conditionings[place // DRAWS] for place in chosen.tolist()]
 
 
-def other_prompts(config: CustomizeConfig) -> list[str]:
+def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[str]:
     """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things, among them those most
-    like the class, in contexts that take turns, and the empty prompt, which guidance uses.
+    like the classes of what is learnt, in contexts that take turns, and the empty prompt, which guidance uses.
 
-    The class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
+    A class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
     one as it was keeps the other from being learnt (experiments/drift/README.md).
     """
     if not config.preserve:
@@ -75,27 +74,28 @@ def other_prompts(config: CustomizeConfig) -> list[str]:
         return read_prompts(config.preserve_prompts)
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
     said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
-    nearest = most_like_first(config.class_name, EVERYDAY)
+    nearest = most_like_first(classes, EVERYDAY)
     things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
     return [*(said[thing] for thing in things), ""]
 
 
 def answered(
-    pipe: DiffusionPipeline,
+    base: bases.BaseParts,
     config: CustomizeConfig,
     prompts: Sequence[str],
     resolution: GivenSize,
     accelerator: Accelerator,
 ) -> Others:
-    """The base's answers on these prompts: read from the cache folder, or drawn, computed and kept there.
+    """The base's answers on these prompts: read from the cache folder, or drawn, computed and kept there. The base
+    carries no adapter.
 
-    `pipe` carries no adapter, and has all its parts. Raises `UserError` if the cache folder cannot be written to.
+    Raises `UserError` if the cache folder cannot be written to.
     """
-    folder = cache_folder() / "preserve" / _key(pipe, config, resolution)
+    folder = cache_folder() / "preserve" / _key(base, config, resolution)
     files = {prompt: folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.pt" for prompt in prompts}
     with accelerator.main_process_first():  # the others read what it wrote
         if missing := [prompt for prompt, file in files.items() if not file.is_file()]:
-            for prompt, answer in zip(missing, _answers(pipe, missing, resolution, accelerator)):
+            for prompt, answer in zip(missing, _answers(base, missing, config, resolution, accelerator)):
                 with atomic_file(files[prompt]) as temporary:
                     torch.save(answer, temporary)
     examples, conditionings = [], []
@@ -119,39 +119,56 @@ def answer_others(
         encoding.predict(model, examples.to(device), captions, dtype, family)
 
 
-def _key(pipe: DiffusionPipeline, config: CustomizeConfig, resolution: GivenSize) -> str:
+def _key(base: bases.BaseParts, config: CustomizeConfig, resolution: GivenSize) -> str:
     """A name for what is kept of a base: another base or another precision has another one."""
-    digest = hashlib.sha256()
-    for parameter in bases.denoiser(pipe).parameters():
-        ends = parameter.detach().flatten()
-        digest.update(torch.cat([ends[:64], ends[-64:]]).float().cpu().numpy().tobytes())
-    digest.update(json.dumps([config.base, config.mixed_precision, Size.of(resolution).plain, DRAWS]).encode())
-    return digest.hexdigest()[:32]
+    drawn_by = [config.base, config.mixed_precision, *([config.quantize] if config.quantize else [])]
+    named = [base.digest(), *drawn_by, Size.of(resolution).plain, DRAWS]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
 
 @torch.no_grad()
 def _answers(
-    pipe: DiffusionPipeline, prompts: Sequence[str], resolution: GivenSize, accelerator: Accelerator
+    base: bases.BaseParts,
+    prompts: Sequence[str],
+    config: CustomizeConfig,
+    resolution: GivenSize,
+    accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
-    """For each prompt, the fields of its noised examples and its conditioning."""
+    """For each prompt, the fields of its noised examples and its conditioning. The text encoders are freed before the
+    denoiser is loaded."""
     logger.info("drawing %d images of other prompts with the base, once for this base", len(prompts))
-    device = accelerator.device
-    if device.type != "cpu":
-        pipe.enable_model_cpu_offload(device=device) if pipe.model_cpu_offload_seq else pipe.to(device)
+    pipe, device = base.pipe, accelerator.device
+    base.load(bases.TEXT)
+    bases.offload(pipe, device)
     conditionings = [encoding.encode_caption(pipe, prompt, resolution) for prompt in prompts]
-    pipe.maybe_free_model_hooks()
-    drawings = sampling.generate(pipe, list(prompts), seed=0, resolution=resolution, batch_size=BATCH)
+    batches = [[*prompts[start : start + BATCH]] for start in range(0, len(prompts), BATCH)]
+    told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
+    pipe.remove_all_hooks()
+    base.drop(bases.TEXT)
+
+    base.load(bases.DENOISER)
+    base.load(bases.IMAGES)
+    bases.offload(pipe, device, config.offload or "model")
+    drawings = []
+    for batch, answer in zip(batches, told):
+        with encoding.replayed(pipe, answer):
+            drawings += sampling.generate(pipe, batch, seed=0, resolution=resolution, batch_size=BATCH)
+    base.free(bases.DENOISER)
     latents = encoding.encode_images(pipe, [drawing.image for drawing in drawings])
     pipe.remove_all_hooks()
+    base.free(bases.IMAGES)
 
-    base, objective, answers = bases.denoiser(pipe).to(device), encoding.objective_of(pipe), []
+    base.load(bases.DENOISER)
+    model, objective, answers = bases.denoiser(pipe).to(device), encoding.objective_of(pipe), []
     for place, (prompt, conditioning) in enumerate(zip(prompts, conditionings)):
         # Noise that depends on the prompt alone, and not on which others are drawn with it.
         generator = torch.Generator().manual_seed(int(hashlib.sha256(prompt.encode()).hexdigest()[:15], 16))
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
         part = examples.to(device)
         with accelerator.autocast():
-            answer = encoding.predict(base, part, [conditioning] * DRAWS, base.dtype, family_of(pipe))
+            answer = encoding.predict(model, part, [conditioning] * DRAWS, model.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
-        answers.append({"examples": asdict(examples), "conditioning": conditioning})
+        kept = {name: part for name, part in asdict(examples).items() if part is not None}
+        answers.append({"examples": kept, "conditioning": conditioning})
+    base.free(bases.DENOISER)
     return answers

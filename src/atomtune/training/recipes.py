@@ -21,6 +21,8 @@ from atomtune.training.config import LENGTH, CustomizeConfig, convert
 RECIPES = resources.files("atomtune.training") / "recipes"
 FEW_ATOMS, ONE_IMAGE, OTHER_METHODS = "few-atoms", "one-image", "lora"
 """Endings of the names of recipes for a small `total_atoms`, a single image, and LoRA, DoRA or OFT."""
+UNTRIED = "Never run on real weights."
+"""In the first lines of a recipe that was made from what others set."""
 
 
 def configure(config: str | Path | None = None, **options: Any) -> CustomizeConfig:
@@ -32,8 +34,8 @@ def configure(config: str | Path | None = None, **options: Any) -> CustomizeConf
         raise UserError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(known)}.")
     given = _converted(given)
     values = _converted(recipe_for(given.get("base", CustomizeConfig.base), given)) | given
-    if missing := [name for name in ("images", "class_name", "out") if name not in values]:
-        raise UserError(f"{', '.join(missing)} missing: a run needs images, class_name and out.")
+    if missing := [name for name in ("images", "out") if name not in values]:
+        raise UserError(f"{', '.join(missing)} missing: a run needs images and out.")
     return CustomizeConfig(**values)
 
 

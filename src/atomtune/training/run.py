@@ -27,6 +27,7 @@ from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
 from atomtune.training.recipes import configure
 from atomtune.training.steps import PRECISIONS
+from atomtune.training.subjects import shown_in
 from atomtune.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str, Any]:
-    """Train an adapter on images of one subject and return the run's numbers, which are also in `out/summary.json`.
+    """Train an adapter on images of a subject and return the run's numbers, which are also in `out/summary.json`.
 
         atomtune.customize("photos/teapot", class_name="teapot", out="runs/teapot", steps=100)
 
@@ -67,34 +68,32 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)  # in place of "auto"
     processes = accelerator.num_processes
     examples = data.find_examples(config.images, config.instance_prompt)
-    steps = config.total_steps(len(examples), processes)
-    preserved = preserving.other_prompts(config)
+    shown = shown_in(config, examples)
+    steps = config.total_steps(len(shown.order), processes)
+    bases.refuse_offload(config.offload, accelerator.device)
+    preserved = preserving.other_prompts(config, shown.classes)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
     accelerator.wait_for_everyone()  # the main process writes files that the others read here
-    # on the CPU: its parts go to the device when they work
-    pipe = bases.load_base(config.base, PRECISIONS[config.mixed_precision])
+    base = bases.BaseParts(config.base, PRECISIONS[config.mixed_precision], accelerator.device, config.quantize)
+    pipe, weights = base.pipe, base.fingerprint()
     if config.init_adapter is not None:
-        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter))
+        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter), weights)
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
-    images, originals = [], []
-    for file in examples:
-        image = data.read_image(file)
-        images.append(data.fitted(image, buckets.nearest(*image.size, choices)))
-        originals.append(image.size)
-    content = content_of(config, pipe, data.digest(images, list(examples.values())), preserved) | {
-        "processes": processes
-    }
+    pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
+    digest = data.digest(pictures, list(examples.values()), shown.folders)
+    content = content_of(config, weights, digest, preserved) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return _of_this_place(finished, config)
 
-    autoencoder: Any = type(getattr(pipe, "vae", None))
     main = accelerator.is_main_process
+    if main and config.alpha_mask and all(picture.alpha is None for picture in pictures):
+        logger.warning("%s: no image has an alpha channel, so alpha_mask changes nothing", config.images)
     # what a part of the base needs is not counted
     if main and not accelerator.is_fsdp2 and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
@@ -110,12 +109,12 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         log = journal.Journal(config.out, steps) if main else None
         try:
-            sizes = dict.fromkeys(Size(*image.size) for image in images if preserved)
-            others = {size: preserving.answered(pipe, config, preserved, size, accelerator) for size in sizes} or None
-            cache = encoding.encode(pipe, config, resolution, images, originals, list(examples.values()), accelerator)
+            sizes = dict.fromkeys(Size(*picture.image.size) for picture in pictures if preserved)
+            others = {size: preserving.answered(base, config, preserved, size, accelerator) for size in sizes} or None
+            cache = encoding.encode(base, config, resolution, pictures, list(examples.values()), shown, accelerator)
             for sentence in cache.misfits if main else ():
                 logger.warning("%s: %s", config.images, sentence)
-            trainer = Trainer(config, accelerator, pipe, autoencoder, resolution, cache, others, log)
+            trainer = Trainer(config, accelerator, base, resolution, cache, others, log)
         except UserError:
             trained = (config.out / "summary.json").is_file() or checkpoints.checkpoints(config.out / "checkpoints")
             if main and not trained:
@@ -134,8 +133,8 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
     """The numbers of a finished run, with a command that works here: the run may have been moved since."""
     if "next_command" not in finished or not (config.out / "adapter" / CONFIG_FILE).is_file():
         return finished
-    backgrounds = folders.adapter_info(config.out).metadata.get("backgrounds") or ()
-    return finished | {"next_command": outcome.next_command(config, backgrounds)}
+    subjects = folders.adapter_info(config.out).subjects
+    return finished | {"next_command": outcome.next_command(config, subjects)}
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
@@ -151,7 +150,7 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
-    fsdp = sharding.plugin(precision)
+    fsdp = sharding.plugin(config, precision)
     _warn_overruled(config, precision)
     AcceleratorState._reset_state()  # so that a second run in one process can have another precision
     state.device = device  # accelerate has no argument for the device, and always reads it here

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import FullyShardedDataParallelPlugin
 
+    from atomtune.training.config import CustomizeConfig
+
 logger = logging.getLogger(__name__)
 
 REFUSED = {
@@ -33,7 +35,7 @@ WRAPPED_BY = "FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"
 """The variable that says what is gathered together, and its value if there is none: a block of the base at a time."""
 
 
-def plugin(precision: str) -> FullyShardedDataParallelPlugin | None:
+def plugin(config: CustomizeConfig, precision: str) -> FullyShardedDataParallelPlugin | None:
     """accelerate's plugin of FSDP2 if its environment asks for that, or None. Raises `UserError` if it asks for another
     way to split a model, or for what a run with shards cannot do."""
     for variable, what in REFUSED.items():
@@ -56,6 +58,11 @@ def plugin(precision: str) -> FullyShardedDataParallelPlugin | None:
             "with FSDP2 the precision cannot be fp16, because accelerate unscales its gradients twice, which torch "
             "refuses: set mixed_precision to bf16 or no."
         )
+    for option in ("quantize", "offload"):
+        if getattr(config, option) is not None:
+            raise UserError(
+                f"{option} was never run with FSDP2, which already splits the base over cards: leave it out."
+            )
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ class Steps:
         self.penalties = Penalties(config, self.dictionaries, self._mean)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.loss, self.measured = 0, math.nan, {}
-        self.steps = config.total_steps(len(cache.conditionings), accelerator.num_processes)
+        self.steps = config.total_steps(len(cache.shown.order), accelerator.num_processes)
         optimizer = make_optimizer(config, self.parameters)
         schedule = make_schedule(config, optimizer, self.steps, accelerator.num_processes)
         if accelerator.is_fsdp2:
@@ -169,12 +170,17 @@ class Steps:
         latents = cache.latents.draw(seen, generator)
         size = cache.sizes[index[0]]
         if config.prior_preservation:
+            classes = [cache.shown.class_of(image) for image in index]
             drawn = torch.randint(config.num_class_images, (len(index),), generator=generator).tolist()
+            drawn = [number * config.num_class_images + image for number, image in zip(classes, drawn)]
             latents = torch.cat([latents, cache.class_latents[size].draw(drawn, generator)])
-            conditionings += [cache.class_conditioning[size]] * len(index)
+            conditionings += [cache.class_conditioning[size][number] for number in classes]
         noised = self.objective.add_noise(latents, generator)
         rows = len(latents)
-        groups = [(noised.rows(part), conditionings[part]) for part in self._parts(len(index), rows)]
+        parts = self._parts(len(index), rows)
+        groups = [(noised.rows(part), conditionings[part]) for part in parts]
+        if (mask := cache.latents.masks(seen)) is not None:
+            groups[0] = (replace(groups[0][0], mask=mask[parts[0]]), groups[0][1])
         if self.others is not None:
             examples, captions = self.others[size].draw(self._others_due(micro), generator)
             groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
@@ -265,13 +271,14 @@ class Steps:
 
     def _images(self, micro: int) -> list[int]:
         """Indices of the images of all processes in this step, all of one size (see `order`)."""
-        together = self.config.batch_size * self.accelerator.num_processes
-        return batch(self._passes(micro), self.cache.sizes, together, self._order)
+        together, seen = self.config.batch_size * self.accelerator.num_processes, self.cache.shown.order
+        sizes = [self.cache.sizes[image] for image in seen]
+        return [seen[place] for place in batch(self._passes(micro), sizes, together, self._order)]
 
     def _order(self, epoch: int) -> list[int]:
-        """All images, as they follow one another in an epoch."""
+        """How the images, each as often as it is seen, follow one another in an epoch."""
         generator = _generator(self.config.seed, SHUFFLE, epoch)
-        return torch.randperm(len(self.cache.sizes), generator=generator).tolist()
+        return torch.randperm(len(self.cache.shown.order), generator=generator).tolist()
 
     def _measured_advance(self) -> None:
         """One optimizer step, in which codes are counted for the numbers of the run."""

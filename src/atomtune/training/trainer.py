@@ -30,7 +30,6 @@ from atomtune.training.steps import Steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +44,16 @@ class Trainer(Steps):
         self,
         config: CustomizeConfig,
         accelerator: Accelerator,
-        pipe: DiffusionPipeline,
-        autoencoder: type[torch.nn.Module],
+        base: bases.BaseParts,
         resolution: Size,
         cache: encoding.Cache,
         others: dict[Size, Others] | None = None,
         log: Journal | None = None,
     ):
-        self.autoencoder, self.resolution, self.log = autoencoder, resolution, log
+        self.base, self.resolution, self.log = base, resolution, log
         self.folder = config.out / "checkpoints"
         resumed = checkpoints.newest_checkpoint(self.folder)
-        super().__init__(config, accelerator, pipe, cache, others, resumed / "adapter" if resumed else None)
+        super().__init__(config, accelerator, base.pipe, cache, others, resumed / "adapter" if resumed else None)
         self.seconds = 0.0
         if resumed:
             self._load_state(resumed)
@@ -129,9 +127,11 @@ class Trainer(Steps):
             files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
             sheet = config.out / outcome.SHEET
             manifest.record(config.out, *files, config.out / "summary.json", sheet)
-            summary |= outcome.judged(config, samples, self.cache.images) | held_losses
-            sampling.save_png(outcome.contact_sheet(config.out, self.cache.images, samples), sheet, {"step": self.step})
-            summary["next_command"] = outcome.next_command(config, self.cache.backgrounds)
+            shown, images = self.cache.shown, self.cache.images
+            summary |= outcome.joined(outcome.judged(config, shown, samples, images), held_losses)
+            drawn = outcome.contact_sheet(config.out, shown, images, samples)
+            sampling.save_png(drawn, sheet, {"step": self.step})
+            summary["next_command"] = outcome.next_command(config, shown.subjects)
             if self.cache.misfits:
                 summary["misfits"] = self.cache.misfits
             self._write_adapter(config.out / "adapter")
@@ -182,15 +182,16 @@ class Trainer(Steps):
         return f"`{command}`{together} {goes_on}"
 
     def _numbers(self) -> dict[str, Any]:
-        config = self.config
+        config, shown = self.config, self.cache.shown
+        words = {"token": shown.subjects[0].token, "class_name": shown.subjects[0].class_name}
         return {
             "base": config.base,
             "method": config.method,
-            "token": config.token,
-            "class_name": config.class_name,
+            **({"subjects": [str(subject) for subject in shown.subjects]} if shown.several else words),
             "images": len(self.cache.conditionings),
             "resolution": self.resolution.plain,
             **bases.precision_and_device(self.pipe),
+            **({"quantize": config.quantize} if config.quantize else {}),
             "steps": self.step,
             "seconds": round(self.seconds, 2),
             "steps_per_second": round(self.step / self.seconds, 3),
@@ -208,14 +209,17 @@ class Trainer(Steps):
         }
 
     def _sample(self) -> list[str]:
-        """Draw the sample prompts into `samples/`; the autoencoder is on the device only while it decodes."""
+        """Draw the sample prompts into `samples/`; the autoencoder is loaded for it, and on the device only while it
+        decodes. With `offload`, the denoiser then waits on the CPU."""
         if not self._takes_part:
             return []
         self._refuse_removed_folder()
         self.model.eval()
-        vae = bases.load_autoencoder(self.config.base, self.autoencoder)
-        _, decoding = cpu_offload_with_hook(vae, self.accelerator.device)
-        self.pipe.vae = vae
+        device, denoising = self.accelerator.device, None
+        self.base.load(bases.IMAGES, torch.float32)
+        if self.config.offload is not None:
+            _, denoising = cpu_offload_with_hook(self.model, device)
+        _, decoding = cpu_offload_with_hook(self.pipe.vae, device, denoising)
         for file, (prompt, answer) in zip(self._sample_files(), self.cache.samples.items(), strict=True):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
@@ -223,7 +227,10 @@ class Trainer(Steps):
             if self.accelerator.is_main_process:
                 manifest.record(self.config.out, file)
                 sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
-        self.pipe.vae = None
+        self.base.drop(bases.IMAGES)
+        if denoising is not None:
+            denoising.remove()
+            self.model.to(device)
         self.model.train()
         return [str(file) for file in self._sample_files()]
 
@@ -241,18 +248,17 @@ class Trainer(Steps):
 
     def _write_adapter(self, folder: Path) -> None:
         config = self.config
-        (prompt,) = config.prompts(self.cache.backgrounds, 1)
+        subjects = self.cache.shown.subjects
+        (prompt,) = config.prompts(subjects[0], 1)
         targets = self.model.peft_config["default"].target_modules
         modules = targets if isinstance(targets, str) else ", ".join(sorted(targets))
         folders.save_adapter(
             self.model,
             folder,
             base=config.base,
-            token=config.token,
-            class_name=config.class_name,
-            backgrounds=self.cache.backgrounds,
+            **folders.words_of(subjects),
             license=config.license,
-            card=model_card(config, modules, self._numbers(), prompt),
+            card=model_card(config, subjects, modules, self._numbers(), prompt),
         )
 
     def _save_checkpoint(self) -> None:
