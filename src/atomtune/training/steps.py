@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,8 @@ class Steps:
         self.floored = bool(start and config.floor and any(d.floor.measured for d in self.dictionaries))
         if start is None and config.init_adapter is not None:
             self._start_floor()
+        self._mean: Any = partial(accelerator.reduce, reduction="mean")
+        """Over processes. Not a method: what holds one of ours is freed late, and checkpoints stay open with it."""
         self.penalties = Penalties(config, self.dictionaries, self._mean)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step, self.loss, self.measured = 0, math.nan, {}
@@ -301,7 +303,3 @@ class Steps:
             "density_highest_layer": max(by_layer),
             "live_atoms": int(counts.alive),
         }
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes."""
-        return self.accelerator.reduce(tensor, "mean")  # pyright: ignore[reportReturnType]
