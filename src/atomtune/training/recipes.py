@@ -45,8 +45,9 @@ def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+    """Names of the shipped recipes, those of the base that ships first."""
+    names = [file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml")]
+    return sorted(names, key=lambda name: (not name.startswith("moji"), name))
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
