@@ -96,7 +96,7 @@ def _fit(needed: int) -> list[str]:
     return [f"{needed / GIB:.1f}", *("yes" if needed <= card * GIB else "–" for card in CARDS)]
 
 
-def advice(found: "MemoryPlan", gpu: float) -> list[str]:
+def advice(found: "MemoryPlan", gpu: int | float) -> list[str]:
     """For each adapter, the command that trains it on a card of so many GB, or that there is none; then how to draw."""
     from atomtune.planning.memory import GIB
     from atomtune.shell import command_line
