@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TEXT, IMAGES, DENOISER = "text_encoder", "vae", "denoiser"
 """The parts that are loaded and freed together: all text encoders, the autoencoder, and the denoiser."""
 _BEGIN = {TEXT: ("text_encoder", "image_encoder"), IMAGES: ("vae",), DENOISER: ("transformer", "unet")}
+_DESCRIBING = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+"""Files of a tokenizer that do not hold its vocabulary."""
 ENDS = 64  # numbers at each end of a tensor that go into `digest`
 
 
@@ -77,6 +79,8 @@ def load_base(
 
         _refuse_missing(name)
         with _opening(name):
+            if not is_hub_name(name):
+                _check_complete(Path(name))
             # Weights as pickle are refused: reading one may run any code.
             pipe = DiffusionPipeline.from_pretrained(name, dtype=precision, use_safetensors=True)
     if place.type != "cpu":
@@ -112,6 +116,18 @@ def _refuse_missing(name: str) -> None:
         raise UserError(f"there is no base model {name!r}: {_EXPECTED}.")
 
 
+def _check_complete(folder: Path) -> None:
+    """Raise `OSError` for a part of a pipeline whose shapes or words transformers would invent, without a word, because
+    the file that has them is missing."""
+    for name, entry in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
+        if isinstance(entry, list) and entry[0] is not None:
+            files = {file.name for file in (folder / name).glob("*")}
+            if name.startswith(sum(_BEGIN.values(), ())) and "config.json" not in files:
+                raise FileNotFoundError(f"{folder / name} has no config.json")
+            if name.startswith("tokenizer") and files <= _DESCRIBING:
+                raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
+
+
 @contextlib.contextmanager
 def _opening(name: str) -> Iterator[None]:
     """Turn what diffusers and transformers raise for a base that cannot be read into a `UserError`."""
@@ -119,7 +135,9 @@ def _opening(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatched" not in str(error):  # transformers: weights of other shapes
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {_EXPECTED}.") from error
 
@@ -215,6 +233,7 @@ class BaseParts:
         with _opening(self.name):
             local = not is_hub_name(self.name)
             folder = Path(self.name if local else DiffusionPipeline.download(self.name, use_safetensors=True))
+            _check_complete(folder)
             begin = sum(_BEGIN.values(), ())  # of the others, which are few and small, no pipeline could do without
             self.parts = {name: part for name, part in parts_in(folder)[1].items() if name.startswith(begin)}
             self._absent |= self.parts.keys()

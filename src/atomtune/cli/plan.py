@@ -39,7 +39,7 @@ def plan(
     from atomtune.devices import DTYPES
     from atomtune.planning import plan_memory
 
-    if gpu is not None and gpu <= 0:
+    if gpu is not None and not gpu > 0:
         raise UserError(f"--gpu must be above 0, got {gpu:g}.")
     found = plan_memory(base, resolution, batch_size, DTYPES[dtype], quantize)
     console = Console()

@@ -45,6 +45,7 @@ _NOT_DECODED = {
     "WMF",
 }  # Pillow knows these by name; but cannot decode them
 _HEIF = (".heic", ".heif", ".hif")
+_MOST_REPEATS = 10_000  # an epoch is a list of images, each as often as it is seen
 _NAMED = 5  # files that a warning names
 _NAME = re.compile(r"(\d+)_(\S+)\s+(\S.*)")  # of a folder of a subject
 
@@ -91,9 +92,10 @@ def subject_folders(images: Path) -> list[SubjectFolder]:
     classes: dict[str, str] = {}
     for folder in found:
         refuse_angle_brackets(folder.caption)
-        if folder.repeats < 1:
+        if not 1 <= folder.repeats <= _MOST_REPEATS:
             raise UserError(
-                f"the folder {folder.path.name!r} must begin with 1 at least: its images would not be seen."
+                f"the folder {folder.path.name!r} must begin with a number from 1 to {_MOST_REPEATS}, which says how "
+                "often its images are seen in an epoch: rename it."
             )
         if classes.setdefault(folder.token, folder.class_name) != folder.class_name:
             raise UserError(
