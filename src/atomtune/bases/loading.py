@@ -117,15 +117,17 @@ def _refuse_missing(name: str) -> None:
 
 
 def _check_complete(folder: Path) -> None:
-    """Raise `OSError` for a part of a pipeline whose shapes or words transformers would invent, without a word, because
-    the file that has them is missing."""
-    for name, entry in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
-        if isinstance(entry, list) and entry[0] is not None:
-            files = {file.name for file in (folder / name).glob("*")}
-            if name.startswith(sum(_BEGIN.values(), ())) and "config.json" not in files:
-                raise FileNotFoundError(f"{folder / name} has no config.json")
-            if name.startswith("tokenizer") and files <= _DESCRIBING:
+    """Raise `OSError` for what transformers would invent without a word: the vocabulary of a tokenizer, or the
+    configuration of a model, whose file is missing."""
+    parts_in(folder)
+    for name, entry in _index(folder).items():
+        if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
+            if {file.name for file in (folder / name).glob("*")} <= _DESCRIBING:
                 raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -182,13 +184,16 @@ class Part:
 
 def parts_in(folder: Path) -> tuple[str, dict[str, Part]]:
     """The class of the pipeline that diffusers saved in a folder, and its models by name. Only configurations are
-    read. Raises `OSError`, `ValueError` or `KeyError`."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = {}
+    read. Raises `OSError`, `ValueError` or `KeyError`, also for a denoiser, autoencoder or text encoder without one."""
+    index, parts = _index(folder), {}
     for name, entry in index.items():
         file = folder / name / "config.json"
-        if isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and file.is_file():
+        if not isinstance(entry, list) or entry[0] not in ("diffusers", "transformers"):
+            continue
+        if file.is_file():
             parts[name] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
+        elif name.startswith(sum(_BEGIN.values(), ())):
+            raise FileNotFoundError(f"{folder / name} has no config.json")
     return index["_class_name"], parts
 
 
