@@ -121,9 +121,9 @@ def _check_complete(folder: Path) -> None:
     configuration of a model, whose file is missing."""
     parts_in(folder)
     for name, entry in _index(folder).items():
-        if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
-            if {file.name for file in (folder / name).glob("*")} <= _DESCRIBING:
-                raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
+        there = name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None
+        if there and {file.name for file in (folder / name).glob("*")} <= _DESCRIBING:
+            raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
 
 
 def _index(folder: Path) -> dict[str, Any]:
