@@ -147,5 +147,16 @@ def test_the_command_prints_both_tables(base, capsys):
         assert words in shown
 
 
+def test_the_command_takes_recipes_and_the_settings_of_runs(base, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"base: {base}\nresolution: 64x48\nmethod: lora\nsteps: 5\n")
+    cli.main(["plan", "--config", str(config)])
+    assert "64x48 pixels" in capsys.readouterr().out
+    config.write_text(f"base: {base}\nresolutoin: 64\n")
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--config", str(config)])
+    assert "resolutoin" in capsys.readouterr().err
+
+
 def test_the_function_is_public():
     assert atomtune.plan_memory is plan_memory
