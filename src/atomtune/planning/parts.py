@@ -127,7 +127,7 @@ def _own_resolution(kind: type[Any], parts: Parts, denoiser: str) -> Size | None
     models = {denoiser: parts.denoiser.build(torch.bfloat16), "vae": parts.autoencoder.build(torch.bfloat16)}
     try:
         return bases.native_resolution(kind(**options | models))
-    except UserError:
+    except (UserError, AttributeError, TypeError):  # it defines none, or is of a class that asks its other parts
         return None
 
 
