@@ -105,3 +105,26 @@ def test_a_part_that_cannot_be_read_is_one_sentence(tmp_path):
     index.write_text(index.read_text().replace("PixArtTransformer2DModel", "Transformer3000"))
     with pytest.raises(atomtune.UserError, match="this version of diffusers has no Transformer3000"):
         BaseParts(str(tmp_path / "base"), torch.float32)
+
+
+@pytest.mark.parametrize("open_base", [load_base, lambda name: BaseParts(name, torch.float32)], ids=["whole", "parts"])
+@pytest.mark.parametrize(
+    ("removed", "sentence"),
+    [
+        ("text_encoder/config.json", "text_encoder has no config.json"),
+        ("tokenizer/tokenizer.json", "tokenizer has no vocabulary, such as tokenizer.json"),
+    ],
+)
+def test_what_transformers_would_invent_is_missed(open_base, removed, sentence, tmp_path):
+    save_tiny_pixart(tmp_path)
+    (tmp_path / removed).unlink()
+    with pytest.raises(atomtune.UserError, match=sentence):
+        open_base(str(tmp_path))
+
+
+def test_weights_of_other_shapes_are_one_sentence(tmp_path):
+    save_tiny_pixart(tmp_path)
+    file = tmp_path / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"d_model": 32}))
+    with pytest.raises(atomtune.UserError, match="could not be opened"):
+        load_base(str(tmp_path))

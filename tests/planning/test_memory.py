@@ -74,6 +74,10 @@ def test_a_plan_can_be_made_for_a_quantized_base_alone(base, found):
 def test_what_cannot_be_quantized_is_refused(base):
     with pytest.raises(UserError, match="quantize must be one of int8, fp8, nf4, got 'int3'"):
         plan_memory(base, 64, quantize="int3")
+    with pytest.raises(UserError, match="moji is so small that it is not quantized"):
+        plan_memory("moji", quantize="int8")
+    planned = plan_memory("moji")
+    assert {each.way.quantize for each in (*planned.needs, *planned.drawings)} == {None}
 
 
 def test_the_recipe_of_a_base_is_among_its_adapters():
@@ -134,10 +138,24 @@ def test_the_command_prints_both_tables(base, capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "--base", base, "--gpu", "0"])
     assert "--gpu must be above 0, got 0." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--base", base, "--gpu", "nan"])
+    assert "--gpu must be above 0, got nan." in capsys.readouterr().err
     cli.main(["plan", "--base", base, "--resolution", "64", "--gpu", "8"])
     shown = capsys.readouterr().out
     for words in ("encoding: text_encoder", "activations", "Fits a card of so many GB", "fits 8 GB"):
         assert words in shown
+
+
+def test_the_command_takes_recipes_and_the_settings_of_runs(base, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"base: {base}\nresolution: 64x48\nmethod: lora\nsteps: 5\n")
+    cli.main(["plan", "--config", str(config)])
+    assert "64x48 pixels" in capsys.readouterr().out
+    config.write_text(f"base: {base}\nresolutoin: 64\n")
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--config", str(config)])
+    assert "resolutoin" in capsys.readouterr().err
 
 
 def test_the_function_is_public():

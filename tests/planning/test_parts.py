@@ -7,10 +7,11 @@ import huggingface_hub
 import pytest
 import torch
 
-from atomtune.bases import load_base
+from atomtune.bases import load_base, native_resolution
 from atomtune.errors import UserError
 from atomtune.planning.inputs import INPUTS
 from atomtune.planning.parts import CONFIGS, SHARED, Part, find_parts, known_bases, parts_of
+from tests.bases.families import BASES
 
 SHIPPED = json.loads((CONFIGS / SHARED).read_text(encoding="utf-8"))
 FILES = sorted(file.name for file in CONFIGS.iterdir() if file.name.endswith(".json") and file.name != SHARED)
@@ -65,6 +66,7 @@ def test_a_folder_of_configurations_gives_the_parts_of_its_pipeline(base, tmp_pa
         copy.write_bytes(file.read_bytes())
     found, opened = find_parts(tmp_path), parts_of(load_base(base))
     assert (found.pipeline, found.tokens) == (opened.pipeline, opened.tokens)
+    assert found.resolution == native_resolution(load_base(base))
     pairs = [(found.denoiser, opened.denoiser), (found.autoencoder, opened.autoencoder)]
     for one, other in [*pairs, *zip(found.text_encoders.values(), opened.text_encoders.values(), strict=True)]:
         shapes = [
@@ -86,3 +88,14 @@ def test_what_is_no_base_is_refused_with_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"could not be fetched .no route to host.*Without the network.*FLUX.1-dev"):
         find_parts("someone/something")
+
+
+@pytest.mark.parametrize("name", [each.name for each in BASES])
+def test_a_folder_is_planned_at_the_size_that_its_pipeline_draws(name, tmp_path):
+    pipe = next(each for each in BASES if each.name == name).pipe()
+    pipe.save_pretrained(tmp_path)
+    try:
+        expected = native_resolution(pipe)
+    except UserError:
+        expected = None
+    assert find_parts(tmp_path).resolution == expected

@@ -1,7 +1,10 @@
 """Images as people have them, and what cannot be read."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -302,3 +305,32 @@ def test_a_picture_without_anything_visible_is_refused(tmp_path):
     image.save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png is transparent everywhere, at 16 pixels"):
         data.read_picture(tmp_path / "a.png", [Size.of(16)], alpha_mask=True)
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence_and_others_beside_the_images_do_not_matter(tmp_path):
+    """In a process without root's right to read everything."""
+    folder = tmp_path / "photos"
+    (folder / "lost+found").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    script = tmp_path / "find.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom atomtune.training.data import image_files\n"
+        "print([file.name for file in image_files(Path(sys.argv[1]))])\n"
+    )
+    command = [sys.executable, str(script), str(folder)]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+
+    def found():
+        return subprocess.run(command, capture_output=True, text=True)
+
+    locked = folder / "lost+found"
+    locked.chmod(0)
+    assert found().stdout == "['a.png']\n"
+    locked.rename(folder / "1_sks dog")
+    assert f"the folder '{folder / '1_sks dog'}' cannot be read by this user" in found().stderr
+    folder.chmod(0)
+    try:
+        assert f"the folder '{folder}' cannot be read by this user" in found().stderr
+    finally:
+        folder.chmod(0o700)

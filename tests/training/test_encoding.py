@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers.models import modeling_utils
 from PIL import Image
 from torch.testing import assert_close
 
@@ -34,6 +35,12 @@ def test_latents_are_the_scaled_gaussian_of_the_autoencoder(pipe):
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     drawn = latents.draw([1], torch.Generator().manual_seed(0))
     assert_close(drawn, 0.13025 * (gaussian.mean + gaussian.std * noise)[1:], atol=1e-6, rtol=1e-5)
+
+
+def test_an_autoencoder_in_half_precision_encodes_in_float32_without_a_warning(base, monkeypatch):
+    monkeypatch.setattr(modeling_utils.logger, "warning", pytest.fail)
+    latents: Any = encoding.encode_images(load_base(base, torch.bfloat16), [image()])
+    assert latents.mean.dtype == torch.float32 and not torch.equal(latents.mean, latents.mean.bfloat16().float())
 
 
 def test_an_autoencoder_without_a_gaussian():

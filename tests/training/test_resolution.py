@@ -46,6 +46,7 @@ def test_a_run_that_is_not_square_continues_and_draws(run, base, images, tmp_pat
 def test_a_size_that_the_base_cannot_draw_is_refused_in_one_sentence(images, base, tmp_path, capsys):
     command = ["customize", str(images), "--class-name", "dog", "--base", base, "--out", str(tmp_path / "run")]
     for written, sentence in (("64x40", "must be a multiple of 16 with this base, got 64x40: try 64x32"),
+                              ("100000x64", "must be at most 8192 pixels on a side, got 100000x64"),
                               ("wide", "resolution must be a number of pixels")):  # fmt: skip
         with pytest.raises(SystemExit):
             cli.main([*command, "--resolution", written])

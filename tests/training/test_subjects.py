@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_two_folders_may_show_one_subject(tmp_path):
     [
         (("1_sks dog", "more dogs"), "'more dogs' in .* is not named REPEATS_TOKEN CLASS as '1_sks dog' is: rename it"),
         (("1_sks dog", "5_sks"), "the folder '5_sks' in .* is not named"),
-        (("0_sks dog",), "the folder '0_sks dog' must begin with 1 at least"),
+        (("0_sks dog",), "the folder '0_sks dog' must begin with a number from 1 to 10000"),
+        (("99999999999_sks dog",), "the folder '99999999999_sks dog' must begin with a number from 1 to 10000"),
         (("1_sks dog", "2_sks cat"), "one token, 'sks', to a dog and a cat: give each subject a token of its own"),
         (("1_<v> dog",), "'<v>' in 'a <v> dog' would be lost"),
         (("dogs",), "or in folders with names such as '10_sks teapot'"),
@@ -214,7 +216,10 @@ def test_each_sample_is_judged_by_the_images_of_the_subject_that_its_prompt_name
 
 def test_a_subject_that_was_hardly_learnt_is_named():
     good, bad = {"held_loss": 0.1, "held_loss_before": 0.2}, {"held_loss": 0.2, "held_loss_before": 0.2}
-    summary = {"steps": 4, **good, "by_subject": {"ohwx cat": good, "sks dog": bad}}
+    summary: dict[str, Any] = {"steps": 4, **good, "by_subject": {"ohwx cat": good, "sks dog": bad}}
     assert outcome.learnt_little(summary) == "of 'sks dog' the loss fell by less than 5%"
     said = outcome.told(json.loads(json.dumps(summary)), Path("run"))
     assert any(line.startswith("It learnt little (of 'sks dog' the loss") for line in said)
+    summary["by_subject"]["ohwx cat"] = {"fidelity": 0.1, **good}
+    both = "of 'ohwx cat' fidelity is below 0.5, of 'sks dog' the loss fell by less than 5%"
+    assert outcome.learnt_little(summary) == both

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TEXT, IMAGES, DENOISER = "text_encoder", "vae", "denoiser"
 """The parts that are loaded and freed together: all text encoders, the autoencoder, and the denoiser."""
 _BEGIN = {TEXT: ("text_encoder", "image_encoder"), IMAGES: ("vae",), DENOISER: ("transformer", "unet")}
+_DESCRIBING = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+"""Files of a tokenizer that do not hold its vocabulary."""
 ENDS = 64  # numbers at each end of a tensor that go into `digest`
 
 
@@ -77,6 +79,8 @@ def load_base(
 
         _refuse_missing(name)
         with _opening(name):
+            if not is_hub_name(name):
+                _check_complete(Path(name))
             # Weights as pickle are refused: reading one may run any code.
             pipe = DiffusionPipeline.from_pretrained(name, dtype=precision, use_safetensors=True)
     if place.type != "cpu":
@@ -112,6 +116,20 @@ def _refuse_missing(name: str) -> None:
         raise UserError(f"there is no base model {name!r}: {_EXPECTED}.")
 
 
+def _check_complete(folder: Path) -> None:
+    """Raise `OSError` for what transformers would invent without a word: the vocabulary of a tokenizer, or the
+    configuration of a model, whose file is missing."""
+    parts_in(folder)
+    for name, entry in _index(folder).items():
+        there = name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None
+        if there and {file.name for file in (folder / name).glob("*")} <= _DESCRIBING:
+            raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def _opening(name: str) -> Iterator[None]:
     """Turn what diffusers and transformers raise for a base that cannot be read into a `UserError`."""
@@ -119,7 +137,9 @@ def _opening(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatched" not in str(error):  # transformers: weights of other shapes
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"the base model {name!r} could not be opened ({reason:.200}): {_EXPECTED}.") from error
 
@@ -164,13 +184,16 @@ class Part:
 
 def parts_in(folder: Path) -> tuple[str, dict[str, Part]]:
     """The class of the pipeline that diffusers saved in a folder, and its models by name. Only configurations are
-    read. Raises `OSError`, `ValueError` or `KeyError`."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = {}
+    read. Raises `OSError`, `ValueError` or `KeyError`, also for a denoiser, autoencoder or text encoder without one."""
+    index, parts = _index(folder), {}
     for name, entry in index.items():
         file = folder / name / "config.json"
-        if isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and file.is_file():
+        if not isinstance(entry, list) or entry[0] not in ("diffusers", "transformers"):
+            continue
+        if file.is_file():
             parts[name] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
+        elif name.startswith(sum(_BEGIN.values(), ())):
+            raise FileNotFoundError(f"{folder / name} has no config.json")
     return index["_class_name"], parts
 
 
@@ -215,6 +238,7 @@ class BaseParts:
         with _opening(self.name):
             local = not is_hub_name(self.name)
             folder = Path(self.name if local else DiffusionPipeline.download(self.name, use_safetensors=True))
+            _check_complete(folder)
             begin = sum(_BEGIN.values(), ())  # of the others, which are few and small, no pipeline could do without
             self.parts = {name: part for name, part in parts_in(folder)[1].items() if name.startswith(begin)}
             self._absent |= self.parts.keys()

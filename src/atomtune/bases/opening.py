@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 MOJI = "moji"
+LARGEST = 8192
+"""Pixels on a side that no base exceeds; far larger images fill the memory before anything is drawn."""
 OFFLOADS = ("model", "sequential", "group")
 """How diffusers moves the parts of a pipeline to the accelerator while they work."""
 
@@ -108,7 +110,7 @@ def _refuse_video(pipe: DiffusionPipeline) -> None:
 
 def resolution_for(pipe: DiffusionPipeline, resolution: GivenSize | None = None) -> Size:
     """Width and height in pixels: `resolution`, or the base's default. Raises `UserError` for a resolution that the
-    base cannot draw: each side must be a multiple of `side_multiple`.
+    base cannot draw: each side must be a multiple of `side_multiple`, up to `LARGEST`.
     """
     _refuse_video(pipe)
     if resolution is None:
@@ -117,6 +119,8 @@ def resolution_for(pipe: DiffusionPipeline, resolution: GivenSize | None = None)
     if any(side < multiple or side % multiple for side in size.shape):
         near = Size(*(max(1, round(side / multiple)) * multiple for side in (size.width, size.height)))
         raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")
+    if max(size.shape) > LARGEST:
+        raise UserError(f"resolution must be at most {LARGEST} pixels on a side, got {size}: no base draws so large.")
     return size
 
 

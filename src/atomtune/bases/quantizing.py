@@ -23,13 +23,18 @@ PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """What quantizes, by the kind of numbers."""
 
 
-def refuse_quantizing(kind: str, base: str, device: torch.device) -> None:
-    """Raise `UserError` if a base cannot be quantized so: there is no such kind, its package is not installed, or the
-    device cannot compute with it."""
+def refuse_kind(kind: str, base: str) -> None:
+    """Raise `UserError` if a base is quantized so nowhere: there is no such kind, or the base is moji."""
     if kind not in PACKAGES:
         raise UserError(f"quantize must be one of {', '.join(PACKAGES)}, got {kind!r}.")
     if base == MOJI:
         raise UserError("moji is so small that it is not quantized: leave quantize out, or choose another base.")
+
+
+def refuse_quantizing(kind: str, base: str, device: torch.device) -> None:
+    """Raise `UserError` if a base cannot be quantized so here: see `refuse_kind`; or the package is not installed, or
+    the device cannot compute with it."""
+    refuse_kind(kind, base)
     if kind == "nf4" and device.type not in ("cuda", "xpu"):
         raise UserError(f"nf4 needs a CUDA or XPU card, and the device is {device}: quantize to int8 instead.")
     if kind == "fp8" and device.type == "mps":

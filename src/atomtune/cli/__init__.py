@@ -51,7 +51,12 @@ def _with_config(
     if config is not None:
         from atomtune.training.recipes import load_recipe
 
-        sources.append(Dict(load_recipe(config), source=config, use_commands_as_keys=False))
+        options = load_recipe(config)
+        if tokens and tokens[0] == "plan":
+            from atomtune.cli.plan import planned
+
+            options = planned(options)
+        sources.append(Dict(options, source=config, use_commands_as_keys=False))
     if tokens and tokens[0] == "customize":
         from atomtune.cli.customize import shipped_recipe
 

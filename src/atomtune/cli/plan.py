@@ -1,5 +1,8 @@
 """`atomtune plan`: will it fit the card?"""
 
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from atomtune.errors import UserError
@@ -39,7 +42,7 @@ def plan(
     from atomtune.devices import DTYPES
     from atomtune.planning import plan_memory
 
-    if gpu is not None and gpu <= 0:
+    if gpu is not None and not gpu > 0:
         raise UserError(f"--gpu must be above 0, got {gpu:g}.")
     found = plan_memory(base, resolution, batch_size, DTYPES[dtype], quantize)
     console = Console()
@@ -48,6 +51,16 @@ def plan(
     if gpu is not None:
         for sentence in advice(found, gpu):
             console.print(sentence, soft_wrap=True, highlight=False)
+
+
+def planned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe, or of the settings of a run, what a plan depends on: it is made for every kind of adapter, so what
+    `customize` alone takes is left out."""
+    from atomtune.training.config import CustomizeConfig
+
+    own = inspect.signature(plan).parameters
+    others = {field.name for field in dataclasses.fields(CustomizeConfig)} - own.keys()
+    return {name: value for name, value in options.items() if name not in others}
 
 
 def tables(found: "MemoryPlan") -> list[Any]:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from atomtune.adapters.targets import TARGETS
+from atomtune.bases import MOJI
+from atomtune.bases.quantizing import refuse_kind
 from atomtune.errors import UserError
 from atomtune.planning import estimates
 from atomtune.planning.estimates import Adapted, Memory
@@ -156,12 +158,13 @@ def plan_memory(
 
     `base` is "moji", one of the bases whose configurations ship with the package, a folder that holds a diffusers
     pipeline (its configurations suffice), or a hub name. With `quantize` (int8, fp8 or nf4), the base is
-    quantized so in every way that is planned. Raises `UserError`.
+    quantized so in every way that is planned. moji is never quantized. Raises `UserError`.
     """
-    if quantize is not None and quantize not in estimates.BYTES_PER_WEIGHT:
-        raise UserError(f"quantize must be one of {', '.join(estimates.BYTES_PER_WEIGHT)}, got {quantize!r}.")
     ways, draw_ways = WAYS, DRAWING
+    if base == MOJI:
+        ways, draw_ways = (tuple(way for way in some if way.quantize is None) for some in (WAYS, DRAWING))
     if quantize is not None:
+        refuse_kind(quantize, str(base))
         ways = (Way(False, quantize), Way(True, quantize))
         draw_ways = (Way(False, quantize), Way(False, quantize, MODEL))
     parts = find_parts(base)

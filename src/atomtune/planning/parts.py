@@ -113,7 +113,22 @@ def _from_folder(name: str, folder: Path) -> Parts:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name} could not be read as a diffusers pipeline ({reason:.200}).") from error
-    return _joined(name, kind, parts, None)
+    joined = _joined(name, kind, parts, None)
+    return replace(joined, resolution=_own_resolution(kind, joined, "unet" if "unet" in parts else "transformer"))
+
+
+def _own_resolution(kind: type[Any], parts: Parts, denoiser: str) -> Size | None:
+    """The size of the images that a pipeline draws by default, if it defines one: asked of a pipeline of this class
+    that has no more than a denoiser and an autoencoder, without values."""
+    accepted = inspect.signature(kind.__init__).parameters
+    options = {name: None for name, each in accepted.items() if name != "self" and each.default is each.empty}
+    if "requires_safety_checker" in accepted:
+        options |= {"requires_safety_checker": False}  # else it warns that there is none
+    models = {denoiser: parts.denoiser.build(torch.bfloat16), "vae": parts.autoencoder.build(torch.bfloat16)}
+    try:
+        return bases.native_resolution(kind(**options | models))
+    except (UserError, AttributeError, TypeError):  # it defines none, or is of a class that asks its other parts
+        return None
 
 
 def _fetched(name: str) -> Path:

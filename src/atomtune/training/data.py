@@ -45,6 +45,7 @@ _NOT_DECODED = {
     "WMF",
 }  # Pillow knows these by name; but cannot decode them
 _HEIF = (".heic", ".heif", ".hif")
+_MOST_REPEATS = 10_000  # an epoch is a list of images, each as often as it is seen
 _NAMED = 5  # files that a warning names
 _NAME = re.compile(r"(\d+)_(\S+)\s+(\S.*)")  # of a folder of a subject
 
@@ -72,12 +73,12 @@ def subject_folders(images: Path) -> list[SubjectFolder]:
     one token.
     """
     images = expanded(images)
-    inside = [folder for folder in sorted(images.iterdir()) if _holds_images(folder)] if images.is_dir() else []
+    inside = [folder for folder in _content(images) if _holds_images(folder)] if images.is_dir() else []
     named = {folder: found for folder in inside if (found := _NAME.fullmatch(folder.name))}
     if not named:
         return []
     example = next(iter(named)).name
-    if any(map(_is_image, images.iterdir())):
+    if any(map(_is_image, _content(images))):
         raise UserError(
             f"{str(images)!r} holds images, and folders of subjects such as {example!r} too: move the images into one "
             "of the folders, or the folders elsewhere."
@@ -91,9 +92,10 @@ def subject_folders(images: Path) -> list[SubjectFolder]:
     classes: dict[str, str] = {}
     for folder in found:
         refuse_angle_brackets(folder.caption)
-        if folder.repeats < 1:
+        if not 1 <= folder.repeats <= _MOST_REPEATS:
             raise UserError(
-                f"the folder {folder.path.name!r} must begin with 1 at least: its images would not be seen."
+                f"the folder {folder.path.name!r} must begin with a number from 1 to {_MOST_REPEATS}, which says how "
+                "often its images are seen in an epoch: rename it."
             )
         if classes.setdefault(folder.token, folder.class_name) != folder.class_name:
             raise UserError(
@@ -113,7 +115,22 @@ def by_subject(images: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith(".") and any(map(_is_image, folder.iterdir()))
+    if not folder.is_dir() or folder.name.startswith("."):
+        return False
+    try:
+        return any(map(_is_image, _content(folder)))
+    except UserError:
+        if _NAME.fullmatch(folder.name):
+            raise
+        return False  # such as lost+found, which is not ours
+
+
+def _content(folder: Path) -> list[Path]:
+    """What is in a folder, by name. Raises `UserError` if this user may not look."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError as error:
+        raise UserError(f"the folder {str(folder)!r} cannot be read by this user: change its permissions.") from error
 
 
 def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
@@ -128,7 +145,7 @@ def find_examples(images: Path, default_caption: str) -> dict[Path, str]:
     if not (folders := subject_folders(images)):
         return _examples_of(images, default_caption)
     inside = [folder.path for folder in folders]
-    others = [file.name for file in sorted(images.iterdir()) if file not in inside and not file.name.startswith(".")]
+    others = [file.name for file in _content(images) if file not in inside and not file.name.startswith(".")]
     _warn(images, "beside the folders of images, and not read:", others)
     found = {}
     for folder in folders:
@@ -148,7 +165,7 @@ def _examples_of(images: Path, default_caption: str) -> dict[Path, str]:
     _warn(images, "captions differ for", captions.differing)
     if images.is_dir():  # for a single image, the other files beside it do not matter
         _warn(images, "there is no image for the captions", captions.without_image)
-        others = [file for file in sorted(images.iterdir()) if file not in files and not file.name.startswith(".")]
+        others = [file for file in _content(images) if file not in files and not file.name.startswith(".")]
         folders = [file.name for file in others if file.is_dir() and any(map(_is_image, file.rglob("*")))]
         _warn(images, "images in subfolders are not read:", folders)
         passed = [file.name for file in others if not (file.is_dir() or is_caption(file))]
@@ -196,7 +213,7 @@ def _images_of(images: Path) -> list[Path]:
         return [images]
     if not images.is_dir():
         raise UserError(f"there is no folder {str(images)!r}: expected a folder of images, or one image.")
-    files = sorted(filter(_is_image, images.iterdir()))
+    files = list(filter(_is_image, _content(images)))
     if not files:
         raise UserError(
             f"there are no images in {str(images)!r}: expected files ending in .png, .jpg, .webp or the like, "

@@ -74,7 +74,9 @@ def encode_images(
     `alphas` are their alpha channels, if these count in the loss. The autoencoder runs in float32: some overflow in
     half precision.
     """
-    vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
+    vae: Any = pipe.vae
+    if vae.dtype != torch.float32:
+        torch.nn.Module.to(vae, torch.float32)  # not by diffusers' own `to`, which warns of any cast
     device = getattr(pipe, "_execution_device", vae.device)  # with offloading, the autoencoder is moved there
     autoencoding = family_of(pipe).autoencoding
     encoded = [autoencoding.encode(vae, to_tensor(image)[None].to(device)) for image in images]

@@ -185,10 +185,10 @@ def _learnt(numbers: dict[str, Any]) -> list[str]:
 
 
 def learnt_little(summary: dict[str, Any]) -> str | None:
-    """Why a run seems to have learnt little, of all or of one of its subjects, or None."""
-    for subject, numbers in summary.get("by_subject", {}).items():
-        if why := learnt_little(numbers):
-            return f"of {subject!r} {why}"
+    """Why a run seems to have learnt little, of all or of some of its subjects, or None."""
+    each = {subject: learnt_little(numbers) for subject, numbers in summary.get("by_subject", {}).items()}
+    if little := [f"of {subject!r} {why}" for subject, why in each.items() if why]:
+        return ", ".join(little)
     if summary.get("fidelity", 1) < LITTLE_FIDELITY:
         return f"fidelity is below {LITTLE_FIDELITY:g}"
     if "held_loss" in summary and summary["held_loss"] > (1 - LITTLE_FALL) * summary["held_loss_before"]:
