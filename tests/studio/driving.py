@@ -132,6 +132,7 @@ class Page:
 
     def choose(self, label: str, choice: str) -> None:
         """Choose from a list, with the keyboard."""
+        from selenium.webdriver import ActionChains
         from selenium.webdriver.common.keys import Keys
 
         field = self._focused(label)
@@ -139,7 +140,7 @@ class Page:
         field.send_keys(choice)
         time.sleep(0.3)
         field.send_keys(Keys.ENTER)
-        field.send_keys(Keys.TAB)
+        ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
     def drop(self, *files: Path) -> None:
         """Give files to the tab's field for them."""

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,17 @@ def test_mistakes_are_sentences_in_the_page(page):
     page.until_said("There is no image: drop one, or take the example")
 
 
+def test_a_list_closes_when_the_keyboard_leaves_it(page):
+    from selenium.webdriver.common.keys import Keys
+
+    page.tab("Look")
+    page.choose("Adapter", "teapot (ships with atomtune)")
+    assert page.labelled("Adapter").get_property("value") == "teapot (ships with atomtune)"
+    page.labelled("Adapter").send_keys(Keys.TAB)  # into it, which opens the list, and out
+    time.sleep(0.5)
+    assert not page.panel.find_elements("css selector", "ul[role=listbox]")
+
+
 @pytest.mark.parametrize("width", [1280, 800])
 def test_nothing_is_wider_than_the_window(page, width):
     set_width(page.browser, width)
@@ -305,7 +317,6 @@ def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str,
     """Of every tab, in both widths, light and dark."""
 
     def take() -> None:
-        page.browser.execute_script("document.activeElement.blur()")  # its list may be open
         for theme in ("light", "dark"):
             page.browser.execute_script(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
             for width in (1280, 800):

@@ -40,12 +40,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
 
     with gr.Row():
         done, show = gr.Dropdown(comparisons(), label="Finished comparisons", scale=3), gr.Button("Show")
-    numbers = gr.Dataframe(
-        label="Scores: drift is how much images of other things change",
-        headers=["", "base"],
-        interactive=False,
-        wrap=True,
-    )
+    said_of_drift = "Scores: drift is how much images of other things change"
+    numbers = gr.Dataframe(label=said_of_drift, headers=["", "base"], interactive=False, wrap=True)
     grid = parts.picture("The first image of each prompt", "Grid of images, a row for each adapter")
 
     def compare(names: list[str] | None, texts: str, count: Any, first: Any, title: str) -> Shown:

@@ -46,15 +46,13 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     @gr.render(inputs=[uploads, captions], triggers=[anew.change], show_progress="hidden")
     def beside(shown: list[str], texts: list[str]) -> None:
         """Each image with its caption beside it."""
-        look: dict[str, Any] = {
-            "height": 110, "width": 110, "min_width": 110, "scale": 0, "buttons": [], "format": "png",
-        }  # fmt: skip
+        look: dict[str, Any] = {"height": 110, "width": 110, "min_width": 110, "scale": 0, "buttons": []}
         for first in range(0, len(shown), 2):
             with gr.Row():
                 for number in range(first, min(first + 2, len(shown))):
                     with gr.Column(min_width=260), gr.Row():
                         image, alt = parts.enlarged(workspace.upload(shown[number])), f"Image {number + 1}"
-                        gr.Image(image, alt_text=alt, show_label=False, interactive=False, **look)
+                        gr.Image(image, alt_text=alt, show_label=False, interactive=False, format="png", **look)
                         label = f"Caption {number + 1}"
                         box = gr.Textbox(texts[number], label=label, lines=2, min_width=130, interactive=True)
                         box.input(_storing(number), [captions, box], captions, **parts.QUIET)
@@ -62,7 +60,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     gr.Markdown("### Runs and jobs")
     table = gr.Dataframe(
         headers=HEADS, label="What waits or runs first: click one", interactive=False, datatype="str", wrap=True,
-        max_height=260, column_widths=["25%", "15%", "60%"],
+        max_height=320, column_widths=["25%", "15%", "60%"],
     )  # fmt: skip
     with gr.Row():
         chosen = gr.Dropdown([], label="Run", allow_custom_value=True, scale=3)

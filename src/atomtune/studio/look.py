@@ -48,7 +48,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     line = parts.status()
     with gr.Row():
         base = parts.picture("Base")
-        adapted = parts.picture("Adapted: click a place", "Image with the adapter")
+        adapted = parts.picture("Adapted: click it", "Image with the adapter")
         with gr.Column(min_width=360):
             table = gr.Dataframe(
                 headers=HEADS, label="Atoms that matter most in this image: click one", interactive=False, wrap=True,
@@ -60,7 +60,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     about = gr.HTML(elem_classes="note", padding=False)
     with gr.Row():
         heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
-        influence = parts.picture("What it changes: red lighter, blue darker", "Influence of the atom")
+        influence = parts.picture("What it changes", "Influence of the atom")
         when = gr.BarPlot(
             x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
         )
@@ -95,7 +95,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             raise UserError(f"{address!r} is not one atom: give an address such as {found.trace.layers[0].address}[0].")
         energies = one.mean_energy_by_timestep
         bars = pd.DataFrame({"timestep": [f"{t:.0f}" for t in energies], "energy": list(energies.values())})
-        acts, places = f"fires at {one.firing_rate:.1%} of the tokens", None
+        acts, places = f"fires at {one.firing_rate:.1%} of the tokens; red is lighter with it, blue darker", None
         try:
             places = parts.enlarged(overlay(found.image, one.maps(magnitude=True)[0]))
         except UserError:  # its tokens are not patches of the image

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from atomtune.easel import Easel
@@ -18,7 +20,12 @@ STYLE = """
 .status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
 .gallery .caption-label { white-space: normal; max-width: 100%; }
 footer { display: none !important; }
+.dark { color-scheme: dark; }
 """
+KEYS = """() => window.addEventListener("keydown", event => {
+  if (event.key === "Tab" && event.target.role === "combobox")
+    event.target.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true})); }, true)"""
+"""Gradio's lists stay open when Tab leaves them; Escape closes them."""
 
 
 def theme() -> gr.themes.Base:
@@ -33,21 +40,20 @@ def theme() -> gr.themes.Base:
 
 def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
     """All tabs."""
-    with gr.Blocks(
-        title="atomtune studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
-    ) as blocks:
+    options: dict[str, Any] = {"analytics_enabled": False, "fill_width": True, "delete_cache": (600, 3600)}
+    with gr.Blocks(title="atomtune studio", **options) as blocks:
         with gr.Tabs():
-            with gr.Tab("Look", id="look"):
+            with gr.Tab("Look"):
                 look.tab(easel, workspace, queue)
-            with gr.Tab("Steer", id="steer"):
+            with gr.Tab("Steer"):
                 opening = steer.tab(easel, workspace, queue)
-            with gr.Tab("Learn", id="learn"):
+            with gr.Tab("Learn"):
                 learn.tab(easel.base, workspace, queue)
-            with gr.Tab("Edit", id="edit"):
+            with gr.Tab("Edit"):
                 edit.tab(easel.base, workspace, queue)
-            with gr.Tab("Merge", id="merge"):
+            with gr.Tab("Merge"):
                 merge.tab(easel, workspace, queue)
-            with gr.Tab("Compare", id="compare"):
+            with gr.Tab("Compare"):
                 compare.tab(easel.base, workspace, queue)
 
         def left(request: gr.Request) -> None:

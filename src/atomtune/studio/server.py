@@ -22,7 +22,7 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     from starlette.middleware import Middleware
 
     from atomtune.easel import Easel
-    from atomtune.studio.page import STYLE, page, theme
+    from atomtune.studio.page import KEYS, STYLE, page, theme
 
     queue = Queue(workspace.jobs)
     blocks = page(Easel(base), workspace, queue)
@@ -30,7 +30,7 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     blocks.queue(api_open=False).launch(
         server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=LARGEST,
         allowed_paths=[], footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-        mcp_server=False, app_kwargs=options, theme=theme(), css=STYLE,
+        mcp_server=False, app_kwargs=options, theme=theme(), css=STYLE, js=KEYS,
     )  # fmt: skip
     threading.Thread(target=_advance, args=(queue,), daemon=True).start()
     print(f"The studio is at http://{HOST}:{port} (Ctrl-C ends it; jobs go on).", flush=True)
