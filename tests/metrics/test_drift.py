@@ -81,3 +81,8 @@ def test_the_sets_of_other_prompts_are_fixed_and_do_not_share_a_subject(name):
 @pytest.mark.parametrize(("name", "like"), [("octopus", "a squid"), ("guitar", "a banjo"), ("helicopter", "a kite")])
 def test_neighbours_are_like_the_class(name, like):
     assert like in {prompt.partition(" on ")[0] for prompt in other_prompts(name)["neighbours"]}
+
+
+def test_an_adapter_that_does_not_say_what_it_shows_has_no_neighbours():
+    found = other_prompts([])
+    assert len(set(found["unrelated"])) == 40 and found["neighbours"] == found["class"] == []

@@ -164,7 +164,7 @@ class Draw:
 
 def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, classes: Sequence[str]) -> Others:
     """A few prompts of each set of `other_prompts`: far from the classes, near them, and each without its token."""
-    sets = other_prompts(classes or "", *OTHERS)
+    sets = other_prompts(classes, *OTHERS)
     prompts = [*sets["unrelated"], *sets["neighbours"], *sets["class"][: len(classes)]]
     with model.disable_adapter():
         base = draw("others", prompts)

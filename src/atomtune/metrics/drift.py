@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def other_prompts(class_name: str | Sequence[str], unrelated: int = 40, neighbou
     neighbours   the things most like the class
     class        the class itself, without the token
 
-    Of an adapter of several subjects, `class_name` has all their classes, which then take turns.
+    Of an adapter of several subjects, `class_name` has all their classes, which then take turns. Without any, as for an
+    adapter that does not say what it shows, nothing is near, and the last two sets are empty.
 
     Things are names that moji knows, which are everyday words for any base, and none of those that `--preserve` trains
     on. Backgrounds take turns.
@@ -86,8 +88,8 @@ def other_prompts(class_name: str | Sequence[str], unrelated: int = 40, neighbou
     chosen = [far[round(place)] for place in np.linspace(0, len(far) - 1, unrelated)]
     return {
         "unrelated": _on_backgrounds(chosen),
-        "neighbours": _on_backgrounds(nearest[:neighbours]),
-        "class": _on_backgrounds([classes[number % len(classes)] for number in range(len(BACKGROUNDS))]),
+        "neighbours": _on_backgrounds(nearest[:neighbours] if classes else []),
+        "class": _on_backgrounds([name for name, _ in zip(cycle(classes), BACKGROUNDS)]),
     }
 
 
@@ -95,6 +97,8 @@ def most_like_first(classes: Sequence[str], names: Sequence[str]) -> list[str]:
     """Those of `names` that are none of the classes, by how like one of the classes they are (the largest cosine of
     MiniLM's sentence embeddings)."""
     names = [name for name in names if name not in classes]
+    if not classes:
+        return names
     known = embed_sentences(names)
     alike = torch.stack([known @ embed_sentences([each])[0] for each in classes]).amax(0)
     return [names[place] for place in alike.argsort(descending=True).tolist()]
