@@ -99,8 +99,7 @@ def batches_on(device: str) -> Batches:
 
 def grid(quick: bool = False) -> dict[str, Idea]:
     """There is no small slice: an idea has its twenty minutes."""
-    on_this = CARD_IDEAS if torch.cuda.is_available() else ()
-    return {} if quick else {idea.name: idea for idea in (*IDEAS, *on_this)}
+    return {} if quick else {idea.name: idea for idea in (*IDEAS, *CARD_IDEAS)}
 
 
 def measure(idea: Idea) -> dict[str, Any]:

@@ -111,21 +111,21 @@ class Page:
             return found.find(e => own.includes(name(e))) || found.find(e => name(e).startsWith(label)) || null;"""
         return wait(lambda: self.browser.execute_script(script, self.panel, label), 10)
 
-    def _focused(self, label: str) -> Any:
+    def focus(self, label: str) -> Any:
         """The input of this label, in sight and with the keyboard's focus."""
 
-        def focus() -> Any:
+        def focused() -> Any:
             field = self.labelled(label)  # again, because the page may draw it anew
             self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", field)
             return field if field.is_displayed() and self.browser.switch_to.active_element == field else None
 
-        return wait(focus, 10)
+        return wait(focused, 10)
 
     def write(self, label: str, text: Any) -> None:
         """Type into the field of this label, as a person does with the keyboard."""
         from selenium.webdriver.common.keys import Keys
 
-        field = self._focused(label)
+        field = self.focus(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(str(text))
         field.send_keys(Keys.TAB)
@@ -135,7 +135,7 @@ class Page:
         from selenium.webdriver import ActionChains
         from selenium.webdriver.common.keys import Keys
 
-        field = self._focused(label)
+        field = self.focus(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(choice)
         time.sleep(0.3)
@@ -161,8 +161,9 @@ class Page:
     @property
     def said(self) -> str:
         """The tab's status line."""
-        lines = self.panel.find_elements("css selector", ".status [role=status]")
-        return " ".join(line.text for line in lines).strip()
+        # In one go, because the page may draw a line anew meanwhile.
+        script = "return [...arguments[0].querySelectorAll('.status [role=status]')].map(line => line.innerText)"
+        return " ".join(self.browser.execute_script(script, self.panel)).strip()
 
     def until_said(self, pattern: str, seconds: float = WAIT) -> str:
         """The status line, as soon as it matches."""
@@ -175,7 +176,8 @@ class Page:
     @property
     def cells(self) -> list[str]:
         """What stands in the cells of the tab's tables."""
-        return [cell.text for cell in self.panel.find_elements("css selector", "[data-testid^='cell-']")]
+        script = "return [...arguments[0].querySelectorAll('[data-testid^=cell-]')].map(cell => cell.innerText.trim())"
+        return self.browser.execute_script(script, self.panel)
 
     def picture(self, alt: str) -> Any:
         """The image of this alternative text; None while it is not there."""

@@ -34,7 +34,7 @@ def measure(page: Page, process: psutil.Process, times: int) -> tuple[list[float
     page.until_said("Drawn in")
     drafts, images, computed = [], [], []
     for number in range(times):
-        field = page._focused("Density")
+        field = page.focus("Density")
         page.browser.execute_script("arguments[0].select()", field)
         start, before = time.perf_counter(), process.cpu_times().user
         density = f"{0.011 + number / 1000:.3g}"

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -227,14 +226,20 @@ def test_mistakes_are_sentences_in_the_page(page):
 
 
 def test_a_list_closes_when_the_keyboard_leaves_it(page):
+    from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
+
+    def lists() -> list:
+        return page.panel.find_elements("css selector", "ul[role=listbox]")
 
     page.tab("Look")
     page.choose("Adapter", "teapot (ships with atomtune)")
     assert page.labelled("Adapter").get_property("value") == "teapot (ships with atomtune)"
-    page.labelled("Adapter").send_keys(Keys.TAB)  # into it, which opens the list, and out
-    time.sleep(0.5)
-    assert not page.panel.find_elements("css selector", "ul[role=listbox]")
+    wait(lambda: not lists(), 10)
+    page.focus("Adapter")
+    wait(lists, 10)
+    ActionChains(page.browser).send_keys(Keys.TAB).perform()
+    wait(lambda: not lists(), 10)
 
 
 @pytest.mark.parametrize("width", [1280, 800])
@@ -352,6 +357,7 @@ def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str,
     for name in (run, "teapot (ships with atomtune)"):
         page.choose("Adapters, two to four", name)
     page.write(f"Weight of {run}", 0.5)
+    page.press("Preview")
     page.until_said("nothing is written yet")
     take()
     page.tab("Compare")

@@ -62,7 +62,10 @@ def _with_config(
 
         sources.append(shipped_recipe)
     app.config = tuple(sources)
-    command, args, kwargs = parsed(tokens)
+    try:
+        command, args, kwargs = parsed(tokens)
+    finally:
+        app.config = ()  # they are those of this command line alone
     return command(*args, **kwargs)
 
 
