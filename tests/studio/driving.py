@@ -138,7 +138,7 @@ class Page:
         field = self.focus(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(choice)
-        time.sleep(0.3)
+        time.sleep(0.6)
         field.send_keys(Keys.ENTER)
         ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
