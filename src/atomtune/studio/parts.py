@@ -52,8 +52,10 @@ def reporting(line: gr.HTML, handler: Callable[..., Shown]) -> Callable[..., Sho
         try:
             yield from handler(*args)
         except UserError as error:
-            first, _, rest = str(error).partition(" ")  # which may be the name of a file
-            yield {line: said(f"{first.capitalize() if first.isalpha() else first} {rest}", wrong=True)}
+            sentence = str(error)
+            if sentence.partition(" ")[0].isalpha():  # and not the name of a file
+                sentence = sentence[:1].upper() + sentence[1:]
+            yield {line: said(sentence, wrong=True)}
         except Stopped:
             return
 
