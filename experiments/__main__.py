@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from experiments import pages
 from experiments.common.cells import read, run_cells
@@ -50,6 +51,7 @@ def main(
     cells: Sequence[str] = EVERY,
     quick: bool = False,
     train: bool = True,
+    jobs: int = 1,
     out: Path | None = None,
     docs: Path | None = None,
 ) -> None:
@@ -61,9 +63,12 @@ def main(
         run, folder, source = import_module(f"experiments.{name}.run"), out / name, ROOT / "experiments" / name
         grid = run.grid(quick)
         if train and (name in only or name in SMALL):
-            chosen = {key: one for key, one in grid.items() if any(fnmatchcase(key, pattern) for pattern in cells)}
-            # The small ones on one thread: they gain nothing from more, and their sums do not depend on the cores.
-            run_cells(folder, chosen, run.measure, threads=1 if name in SMALL else None)
+            done: dict[str, Any] = {}
+            while grid.keys() - done.keys():  # what was found may ask for more
+                chosen = {key: one for key, one in grid.items() if any(fnmatchcase(key, pattern) for pattern in cells)}
+                # The small ones on one thread: they gain nothing from more, and their sums do not depend on the cores.
+                run_cells(folder, chosen, run.measure, threads=1 if name in SMALL else None, jobs=jobs)
+                done, grid = grid, run.grid(quick)
         found = read(folder)
         if missing := len(grid.keys() - found.keys()):
             print(f"{name}: {missing} of {len(grid)} cells are missing")
@@ -89,5 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("--cells", nargs="+", default=EVERY, metavar="CELL", help="these alone; * stands for anything")
     parser.add_argument("--quick", action="store_true", help="a small slice, into runs/experiments-quick")
     parser.add_argument("--no-train", action="store_true", help="figures and pages from the results that are there")
+    parser.add_argument("--jobs", type=int, default=1, help="processes beside each other, of one thread each")
     options = parser.parse_args()
-    main(options.only, options.cells, options.quick, not options.no_train)
+    main(options.only, options.cells, options.quick, not options.no_train, options.jobs)

@@ -44,21 +44,26 @@ BAG = {
 class Step:
     """A training step (forward and backward) and a drawing step (forward alone) of one model."""
 
-    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype) -> None:
+        self.model, self.inputs, self.dtype = model, inputs, dtype
         self.first = next(value for value in inputs.values() if isinstance(value, Tensor))
 
     def train(self) -> None:
         self.model.train()
         self.first.requires_grad_(True)
-        output(self.model, self.inputs).square().mean().backward()
+        self.output().float().square().mean().backward()
         self.model.zero_grad()
         self.first.grad = None
 
     @torch.no_grad()
     def draw(self) -> None:
         self.model.eval()
-        output(self.model, self.inputs)
+        self.output()
+
+    def output(self) -> Tensor:
+        half = self.dtype != torch.float32  # then as in training: what is trained is in float32
+        with torch.autocast(self.first.device.type, self.dtype, enabled=half):
+            return output(self.model, self.inputs)
 
     def memory(self) -> int:
         """Bytes that a training step takes at most, what is trained included and the frozen weights not."""
@@ -86,25 +91,29 @@ def seconds(run: Any, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def steps_of(case: Case, device: torch.device) -> dict[str, Step]:
-    """A step of each method that the model can have, each on a model of its own."""
+def steps_of(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Step]:
+    """A step of each method that the model can have, each on a model of its own, whose frozen weights are in `dtype`."""
     torch.manual_seed(0)
-    inputs = {key: _moved(value, device) for key, value in case.inputs().items()}
+    inputs = {key: _moved(value, device, dtype) for key, value in case.inputs().items()}
     steps = {}
     for name, (_, put) in METHODS.items():
         torch.manual_seed(0)
-        if (model := put(case.build(), case)) is not None:
-            steps[name] = Step(model.to(device), inputs)
+        with device:
+            model = put(case.build().to(device, dtype), case)
+        if model is not None:
+            steps[name] = Step(model.to(device), inputs, dtype)
     return steps
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
 
 
-def measure(case: Case, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+def measure(case: Case, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """By method: seconds of each round, FLOPs, memory beside the frozen weights, and the files."""
-    steps = steps_of(case, device)
+    steps = steps_of(case, device, dtype)
     found: dict[str, dict[str, Any]] = {name: {"train": [], "draw": []} for name in steps}
     for name, step in steps.items():  # the first calls allocate and choose kernels
         for what in ("train", "draw"):
@@ -146,11 +155,12 @@ def stored(model: Any) -> dict[str, Any]:
     return own
 
 
-def gemm_rate(device: torch.device) -> float:
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP a second of a large product: what time is held against."""
-    a = torch.randn(2048, 2048, device=device)
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
     times = [seconds(lambda: a @ a, device) for _ in range(5)]
-    return 2 * 2048**3 / min(times)
+    return 2 * size**3 / min(times)
 
 
 # -- growth -----------------------------------------------------------------------------------------------------------

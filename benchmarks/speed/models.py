@@ -28,10 +28,10 @@ class Case:
     """The layers of LoRA, DoRA and OFT."""
 
 
-def pixart(side: int) -> nn.Module:
-    """Two blocks of PixArt-Σ, for images of 16 · side pixels."""
+def pixart(side: int, blocks: int = 2) -> nn.Module:
+    """PixArt-Σ with so many blocks, for images of 16 · side pixels."""
     return PixArtTransformer2DModel(
-        num_attention_heads=16, attention_head_dim=72, num_layers=2, cross_attention_dim=1152, caption_channels=4096,
+        num_attention_heads=16, attention_head_dim=72, num_layers=blocks, cross_attention_dim=1152, caption_channels=4096,
         sample_size=2 * side, interpolation_scale=2, in_channels=4, out_channels=8, use_additional_conditions=False,
     )  # fmt: skip
 
@@ -82,12 +82,20 @@ CASES = {
         "PixArt-Σ, two blocks, 4096 tokens (1024 px)", lambda: pixart(64), lambda: pixart_inputs(64), ["attn1"],
         ["attn1.to_v"], SELF,
     ),
+    "pixart-sigma": Case(
+        "PixArt-Σ, all 28 blocks, 4096 tokens (1024 px)", lambda: pixart(64, 28), lambda: pixart_inputs(64), ["attn1"],
+        ["attn1.to_v"], SELF,
+    ),
     "moji": Case("moji, batch of 5, 64 tokens each", moji, moji_inputs, ["attn1"], ["attn1.to_v"], SELF),
     "smollm2": Case(
         "SmolLM2-135M, four layers, 512 tokens", smollm2, smollm2_inputs, None, ["v_proj"],
         ["q_proj", "k_proj", "v_proj", "o_proj"],
     ),
 }  # fmt: skip
+
+
+ON_CPU = [name for name in CASES if name != "pixart-sigma"]
+"""Those that two cores can hold and time."""
 
 
 def output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

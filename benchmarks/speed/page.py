@@ -67,7 +67,8 @@ def case_table(found: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def text(found: dict[str, Any]) -> str:
+def text(every: dict[str, Any]) -> str:
+    """The page of the results of each kind of device."""
     parts = [
         """# Speed
 
@@ -79,10 +80,19 @@ brackets the quarters below and above. FLOP are counted by PyTorch; FLOP-bound i
 of a large matrix product, measured in the same run. Memory is the most that a training step has at once beside the
 frozen weights, the adapter included, without an optimizer, added up over all tensors."""
     ]
+    for kind in sorted(every):
+        parts += measured(every[kind])
+    return "\n\n".join(parts) + "\n"
+
+
+def measured(found: dict[str, Any]) -> list[str]:
+    """The sections of one device."""
+    parts = []
     for name, case in CASES.items():
         if own := found.get(name):
-            where = f"{own['processor']}, {own['threads']} threads, torch {own['torch']}, {own['rounds']} rounds"
-            parts.append(f"## {case.title}\n\n{where}.\n\n{case_table(own)}")
+            threads = f", {own['threads']} threads" if own["processor"].startswith(("x86", "AMD", "Intel")) else ""
+            where = f"{own['processor']}{threads}, {own['dtype']}, torch {own['torch']}, {own['rounds']} rounds"
+            parts.append(f"## {case.title}: {own['processor']}\n\n{where}.\n\n{case_table(own)}")
     if growth := found.get("growth"):
         rows = [
             [GROWTH[name][0], ", ".join(f"{size:,}" for size in own["sizes"]),
@@ -90,7 +100,7 @@ frozen weights, the adapter included, without an optimizer, added up over all te
             for name, own in growth.items()
         ]  # fmt: skip
         parts.append(
-            "## How it grows\n\nA training step of linear atoms, 1152 wide, without the layer that they sit on; "
+            "### How it grows\n\nA training step of linear atoms, 1152 wide, without the layer that they sit on; "
             "N = 1024, M = 256 and k = 10 where nothing else is said.\n\n"
             + table(["", "sizes", "milliseconds", "exponent of a power law"], rows)
         )
@@ -100,4 +110,4 @@ frozen weights, the adapter included, without an optimizer, added up over all te
             f"S D for M = {own['num_atoms']:,} and k = {own['k']}, forward and backward, {own['tokens']} tokens: "
             f"{np.median(ratio):.1f} times as fast without the zeros ({min(ratio):.1f} to {max(ratio):.1f})."
         )
-    return "\n\n".join(parts) + "\n"
+    return parts

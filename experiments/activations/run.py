@@ -93,7 +93,7 @@ def measure(config: Config) -> dict[str, Any]:
             }
             run = folder / "run"
             atomtune.customize(folder / "pictures", out=run, overwrite=True, **options)
-        pipe = atomtune.load_base("moji")
+        pipe = subjects.moji()
         model = atomtune.load_adapter(pipe, run)
         with trace(model) as seen:
             images = subjects.draw(pipe, name, NUM, steps=STEPS)

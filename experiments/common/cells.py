@@ -8,10 +8,12 @@ a run that is stopped loses the cell it was at alone, and two that run beside ea
 
 import fcntl
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +54,8 @@ def cell(folder: Path, name: str, config: Any, measure: Callable[[Any], Mapping[
     start = time.process_time()
     values = plain(measure(config))
     record = {"settings": settings, "cpu_seconds": round(time.process_time() - start, 1), "values": values}
+    if torch.cuda.is_available():
+        record["device"] = torch.cuda.get_device_name()
     with _locked(folder):
         cells = records(folder) | {name: record}
         lines = [json.dumps({"name": key} | cells[key], ensure_ascii=False) + "\n" for key in sorted(cells)]
@@ -61,9 +65,23 @@ def cell(folder: Path, name: str, config: Any, measure: Callable[[Any], Mapping[
 
 
 def run_cells(
-    folder: Path, grid: Mapping[str, Any], measure: Callable[[Any], Mapping[str, Any]], threads: int | None = None
+    folder: Path,
+    grid: Mapping[str, Any],
+    measure: Callable[[Any], Mapping[str, Any]],
+    threads: int | None = None,
+    jobs: int = 1,
 ) -> None:
-    """Run the cells of a grid of configurations that are not in `folder` yet, on so many threads (None: as it is)."""
+    """Run the cells of a grid of configurations that are not in `folder` yet, on so many threads (None: as it is), or
+    in so many processes of one thread each. There, a cell that fails leaves the others alone; at the end its error is
+    raised."""
+    if jobs > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = [pool.submit(cell, folder, name, config, measure) for name, config in grid.items()]
+            failed = [error for future in running if (error := future.exception())]
+        if failed:
+            raise ExceptionGroup(f"{len(failed)} cells failed", failed)
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

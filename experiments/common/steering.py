@@ -90,7 +90,7 @@ def opened(setup: Setup, name: str, method: str = "atoms", seed: int = 0) -> Ope
     """Train (or find) the adapter and open it; a LoRA comes as atoms."""
     lora = {} if method == "atoms" else {"method": "lora"}
     run, _ = subjects.train(name, seed=seed, **lora, **dict(setup.train))
-    pipe = atomtune.load_base("moji")
+    pipe = subjects.moji()
     model = atomtune.load_adapter(pipe, run)
     if lora:
         set_denoiser(pipe, lora_to_atoms(model, principal=method == "principal"))

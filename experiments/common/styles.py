@@ -20,7 +20,7 @@ from atomtune.metrics import load_judge
 from atomtune.metrics.pixels import SAME, as_array
 from atomtune.moji.names import HELD_OUT_NAMES
 from atomtune.moji.scenes import BACKGROUNDS, Scene, caption, compose
-from experiments.common.subjects import CACHE, weights_digest
+from experiments.common.subjects import CACHE, PLAIN, weights_digest
 from pretraining.drawings import Drawings, icon_set, render, svg
 
 DARK = 90  # luminance of 255
@@ -67,7 +67,7 @@ class Style:
             "sample_every": 0,
             "checkpoint_every": 1_000_000,
         } | options
-        atomtune.customize(folder / "pictures", out=folder / "run", report_to="none", **options)
+        atomtune.customize(folder / "pictures", out=folder / "run", **PLAIN | options)
         return folder / "run"
 
     def told_apart(self) -> dict[str, Any]:

@@ -94,6 +94,15 @@ def weights_digest() -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
+PLAIN = {"mixed_precision": "no", "report_to": "none"}
+"""Options of `customize` in every experiment: float32, also on an accelerator."""
+
+
+def moji() -> Any:
+    """The base, in float32, on the accelerator if there is one."""
+    return atomtune.load_base("moji", "float32", "auto")
+
+
 def train(name: str, **options: Any) -> tuple[Path, dict[str, Any]]:
     """Learn a subject with the recipe moji-paper and these options of `customize`; returns the run's folder and
     numbers. Kept, never repeated."""
@@ -101,7 +110,7 @@ def train(name: str, **options: Any) -> tuple[Path, dict[str, Any]]:
     folder = CACHE / weights_digest() / f"{name}-{options.get('method', 'atoms')}-{label}"
     pictures(name, folder / "pictures")
     options = {"class_name": name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000} | options
-    options = {"config": "moji-paper", "report_to": "none"} | options
+    options = PLAIN | {"config": "moji-paper"} | options
     return folder / "run", atomtune.customize(folder / "pictures", out=folder / "run", **options)
 
 

@@ -80,7 +80,7 @@ def trained(setup: Setup, name: str, recipe: Recipe) -> Path:
 def measure(config: Config) -> dict[str, Any]:
     """Scores of the base, or of what a recipe trained."""
     setup, name = config.setup, config.name
-    pipe, size = atomtune.load_base("moji"), 0
+    pipe, size = subjects.moji(), 0
     if config.method in RECIPES:
         run = trained(setup, name, RECIPES[config.method])
         model = atomtune.load_adapter(pipe, run)

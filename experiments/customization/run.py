@@ -22,6 +22,7 @@ from PIL import Image
 
 import atomtune
 from atomtune import metrics, sampling
+from atomtune.bases import MOJI
 from atomtune.metrics.models import CLIP, DINO
 from atomtune.metrics.scores import changes, load_models, scores
 from atomtune.prompts import without_tokens
@@ -141,7 +142,7 @@ def measure(config: Config) -> dict[str, Any]:
         names, num, every = ("judge",), TUNING["num"], TUNING["every"]
         task = replace(task, prompts=task.prompts[::every], scenes=task.scenes[::every])
     models = load_models(names)
-    values, images = learnt_and_scored(task, "moji", config.options, names, folder, models, num, config="moji-paper")
+    values, images = learnt_and_scored(task, MOJI, config.options, names, folder, models, num, config="moji-paper")
     if config.strip:
         STRIPS.mkdir(exist_ok=True)
         shown = [task.images[0][1], *(images[place * NUM] for place in PICTURED)]
@@ -172,16 +173,17 @@ def learnt_and_scored(
     """Learn one subject and score `num` images of each prompt, and return these; with None as options, of the base
     alone. Runs are kept in `folder`."""
     values: dict[str, Any] = {}
-    pipe = atomtune.load_base(base)
+    pipe = opened(base)
     if options is not None:
         run = folder / f"{task.name}-{_digest(options)}"
-        write_images(task, folder / task.name)
+        pictures = run.with_name(f"{run.name}-images")  # of each run alone: another may be writing its own
+        write_images(task, pictures)
         learnt = {"class_name": task.class_name, "token": TOKEN, "sample_every": 0, "checkpoint_every": 1_000_000}
-        learnt |= common | {"base": base, "report_to": "none"} | options
+        learnt |= (subjects.PLAIN if base == MOJI else {"report_to": "none"}) | common | {"base": base} | options
         start = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        numbers = atomtune.customize(folder / task.name, out=run, **learnt)
+        numbers = atomtune.customize(pictures, out=run, **learnt)
         values = {"seconds": numbers["seconds"], "total_seconds": time.perf_counter() - start}
         values |= {"parameters": numbers["trainable_parameters"], "bytes": numbers["adapter_bytes"]}
         if torch.cuda.is_available():
@@ -201,9 +203,13 @@ def learnt_and_scored(
     return values, images
 
 
+def opened(base: str) -> Any:
+    return subjects.moji() if base == MOJI else atomtune.load_base(base, device="auto")
+
+
 def of_base(base: str, prompts: Sequence[str], folder: Path) -> list[Image.Image]:
     """The base's images of these prompts, drawn once."""
-    pipe = atomtune.load_base(base)
+    pipe = opened(base)
     planned = sampling.plan(pipe, prompts, steps=_steps(pipe))
     sampling.draw_missing(pipe, planned, folder, batch_size=10)
     return [sampling.read_image(file) for file in sampling.planned_files(planned, folder)]
@@ -214,7 +220,7 @@ def _drawn(pipe: Any, prompts: Sequence[str], num: int = 1) -> list[Image.Image]
 
 
 def _steps(pipe: Any) -> int | None:
-    return STEPS if pipe.name_or_path == atomtune.bases.MOJI else None
+    return STEPS if pipe.name_or_path == MOJI else None
 
 
 def obeyed(images: Sequence[Image.Image], scenes: Sequence[Any]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import atomtune
 from atomtune.lora.distillation import distill, load_lora
 from atomtune.tracing import trace
 from experiments.common import subjects
@@ -48,7 +47,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Scores of the LoRA, or of the atoms, with what they explain."""
     name, density = config.name, config.density
     run, _ = subjects.train(name, seed=0, method="lora")
-    pipe, values = atomtune.load_base("moji"), {}
+    pipe, values = subjects.moji(), {}
     model = load_lora(pipe, run)
     if density is not None:
         prompts = subjects.task(name).prompts

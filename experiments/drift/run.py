@@ -107,7 +107,7 @@ def base_images(name: str, steps: int | None = None) -> dict[str, list[Image.Ima
     sets = metrics.other_prompts(name)
     for label, prompts in sets.items():
         if not (folder / label).is_dir():
-            drawings = sampling.generate(atomtune.load_base("moji"), prompts, steps=steps, batch_size=10)
+            drawings = sampling.generate(subjects.moji(), prompts, steps=steps, batch_size=10)
             with atomic_folder(folder / label) as temporary:
                 sampling.save_images(drawings, temporary)
     return {
@@ -116,7 +116,7 @@ def base_images(name: str, steps: int | None = None) -> dict[str, list[Image.Ima
 
 
 def measure(config: Config) -> dict[str, Any]:
-    pipe = atomtune.load_base("moji")
+    pipe = subjects.moji()
     if config.options is None:
         return scores(pipe, config.name)
     if config.what == "time":
@@ -170,7 +170,7 @@ def along(name: str, options: dict[str, Any]) -> dict[str, dict[str, float]]:
         adapters = [run / "checkpoints" / f"step-{step:06d}" / "adapter" for step in STEPS]
     found = {}
     for step, adapter in zip(STEPS, adapters):
-        pipe = atomtune.load_base("moji")
+        pipe = subjects.moji()
         atomtune.load_adapter(pipe, adapter)
         found[str(step)] = quick_scores(pipe, name)
     return found
@@ -220,7 +220,7 @@ def timed(name: str, options: dict[str, Any]) -> dict[str, list[float]]:
             for kind, seconds in found.items():
                 own = options | KINDS[kind][1] | {"steps": STEPS_TIMED, "class_name": name, "sample_every": 0}
                 out = Path(folder) / f"{kind}-{number}"
-                numbers = atomtune.customize(images, out=out, config="moji-paper", report_to="none", **own)
+                numbers = atomtune.customize(images, out=out, config="moji-paper", **subjects.PLAIN | own)
                 seconds.append(numbers["seconds"] / STEPS_TIMED)
     return found
 

@@ -109,7 +109,7 @@ def measure(case: Config) -> dict[str, Any]:
         folder / "picture.png", config="moji-paper", class_name=source, caption=source, out=folder / "lora",
         method="lora", rank=16, sample_every=0, report_to="none", **recipe,
     )  # fmt: skip
-    pipe = atomtune.load_base("moji")
+    pipe = subjects.moji()
     model = atomtune.load_adapter(pipe, folder / "lora")
     rungs = []
     for scale in SCALES:

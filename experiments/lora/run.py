@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import atomtune
 from atomtune.analysis.importance import importance
 from atomtune.tracing import trace
 from experiments.common import subjects
@@ -36,7 +35,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Scores of the whole adapter, and of its best units by each ranking."""
     setup, name, method = config.setup, config.name, config.method
     if method == "base":
-        pipe = atomtune.load_base("moji")
+        pipe = subjects.moji()
         return subjects.score(subjects.draw(pipe, name, setup.num, steps=setup.steps), name)
     it = opened(setup, name, method)
     examples = it.examples(setup.draws)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atomtune import bases, metrics, sampling
+from atomtune import metrics, sampling
 from atomtune.analysis.overlap import overlap
 from atomtune.files import atomic_folder
 from atomtune.moji.names import spoken
@@ -97,7 +97,7 @@ def draw(name: str, style: Style, column: str) -> list[Image.Image]:
     """The column's pictures of a subject, `NUM` of each prompt; drawn once for the base's weights as they are."""
     folder = subjects.CACHE / subjects.weights_digest() / "merge" / f"{name}-{style.word}-{column}"
     if not folder.is_dir():
-        pipe = bases.load_base(bases.MOJI)
+        pipe = subjects.moji()
         (COLUMNS | MORE)[column][1](pipe, name, style)
         drawings = sampling.generate(pipe, prompts(name, style), NUM, batch_size=12)
         with atomic_folder(folder) as temporary:
@@ -127,7 +127,7 @@ def score(name: str, style: Style, images: list[Image.Image]) -> dict[str, float
 
 def measure_overlap(name: str, style: Style) -> dict[str, Any]:
     """`atomtune merge --report` on the two adapters, in a few numbers: means over the layers."""
-    pipe = bases.load_base(bases.MOJI)
+    pipe = subjects.moji()
     folders.load_adapter(pipe, subject(name), "subject")
     folders.load_adapter(pipe, style_run(style.word), "style")
     own = [f"a {subjects.TOKEN} {name} on a {colour} background" for colour in colours(name)]

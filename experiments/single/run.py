@@ -64,7 +64,7 @@ def measure(config: Config) -> dict[str, Any]:
     folder = subjects.CACHE / subjects.weights_digest() / "single" / task.name
     write_images(task, folder / "images")
     common: dict[str, Any] = {"class_name": task.class_name, "token": tasks.TOKEN, "sample_every": 0}
-    common |= {"config": "moji-paper", "report_to": "none", "checkpoint_every": 1_000_000}
+    common |= subjects.PLAIN | {"config": "moji-paper", "checkpoint_every": 1_000_000}
 
     def learn(method: str, steps: int, out: str = "") -> float:
         options = common | METHODS[method][1] | {"steps": steps, "out": folder / (out or method)}
@@ -79,7 +79,7 @@ def measure(config: Config) -> dict[str, Any]:
             break
     found["lora"] = {"loss": loss, "steps": steps}
     for method in METHODS:
-        pipe = atomtune.load_base("moji")
+        pipe = subjects.moji()
         atomtune.load_adapter(pipe, folder / method)
         found[method] |= {change: scored(pipe, task, texts) for change, texts in prompts(task).items()}
     return found

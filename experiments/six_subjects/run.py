@@ -48,7 +48,7 @@ class Config:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    pipe, learnt = atomtune.load_base("moji"), {}
+    pipe, learnt = subjects.moji(), {}
     if config.options is not None:
         run, numbers = subjects.train(config.name, seed=config.seed, **config.options)
         atomtune.load_adapter(pipe, run)

@@ -38,7 +38,7 @@ def test_a_recipe_is_printed_as_yaml_that_can_be_a_configuration(name, capsys):
 def test_a_recipe_that_is_not_there_is_refused_with_the_names_of_all(capsys):
     with pytest.raises(SystemExit):
         main(["recipes", "mojo"])
-    assert "there is no recipe 'mojo': expected one of flux.1-dev, flux.2-dev," in capsys.readouterr().err
+    assert "there is no recipe 'mojo': expected one of moji, moji-few-atoms," in capsys.readouterr().err
 
 
 def defaults(capsys, *words: str) -> dict[str, str]:

@@ -74,6 +74,23 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(output, (x, W_s, D))
 
 
+def test_gradients_in_bf16_autocast_are_those_without_it_but_for_rounding():
+    own, x = dictionary().float(), inputs().detach().float().requires_grad_()
+    own.sigma.set_density(1.0)  # all are chosen, because rounding would choose others
+    variables = [x, own.encoder.weight, own.decoder.weight]
+    index = torch.arange(M).expand(2, T, M)
+
+    def gradients(half: bool) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            codes, places = own.encoder(x, lambda coefficients: index)
+            out = own.decoder(codes, places)
+        return torch.autograd.grad(out.float().square().sum(), variables)
+
+    for rounded, exact in zip(gradients(True), gradients(False)):
+        assert rounded.dtype == exact.dtype
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
 def test_frozen_parts_get_no_gradient():
     own, x = dictionary(), inputs().detach()
     own.encoder.requires_grad_(False)

@@ -194,7 +194,8 @@ def parts_in(folder: Path) -> tuple[str, dict[str, Part]]:
             parts[name] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
         elif name.startswith(sum(_BEGIN.values(), ())):
             raise FileNotFoundError(f"{folder / name} has no config.json")
-    return index["_class_name"], parts
+    kind = index["_class_name"]
+    return kind if isinstance(kind, str) else kind[-1], parts  # [module, class] is code that the base brings along
 
 
 def hollow(model: nn.Module) -> nn.Module:

@@ -56,10 +56,10 @@ class _CoefficientsAt(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight, index = ctx.saved_tensors
+        x, weight, index = ctx.saved_tensors  # of one precision; autocast may have made the gradient's another
         wanted: Tensor = weight.detach().requires_grad_(ctx.needs_input_grad[1])
         with torch.enable_grad():
-            of_x = combine(gradients[0], index, wanted)
+            of_x = combine(gradients[0].to(weight.dtype), index, wanted)
         # As a function of the weight, what is x's gradient has at x the gradient that the weight needs.
         of_weight = torch.autograd.grad(of_x, wanted, x)[0] if ctx.needs_input_grad[1] else None
         return of_x.detach(), of_weight, None, None
