@@ -92,7 +92,7 @@ def seconds(run: Any, device: torch.device) -> float:
 
 
 def steps_of(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Step]:
-    """A step of each method that the model can have, each on a model of its own, whose frozen weights are in `dtype`."""
+    """A step of each method that the model can have, each on a model of its own with frozen weights in `dtype`."""
     torch.manual_seed(0)
     inputs = {key: _moved(value, device, dtype) for key, value in case.inputs().items()}
     steps = {}

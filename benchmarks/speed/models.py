@@ -31,8 +31,9 @@ class Case:
 def pixart(side: int, blocks: int = 2) -> nn.Module:
     """PixArt-Σ with so many blocks, for images of 16 · side pixels."""
     return PixArtTransformer2DModel(
-        num_attention_heads=16, attention_head_dim=72, num_layers=blocks, cross_attention_dim=1152, caption_channels=4096,
-        sample_size=2 * side, interpolation_scale=2, in_channels=4, out_channels=8, use_additional_conditions=False,
+        num_attention_heads=16, attention_head_dim=72, num_layers=blocks, cross_attention_dim=1152, out_channels=8,
+        caption_channels=4096, sample_size=2 * side, interpolation_scale=2, in_channels=4,
+        use_additional_conditions=False,
     )  # fmt: skip
 
 

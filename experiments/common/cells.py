@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from atomtune.files import write_text
+from experiments.common.subjects import weights_digest
 
 FILE = "results.jsonl"
 
@@ -36,8 +37,26 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The values of every cell in a folder, by name."""
-    return {name: record["values"] for name, record in records(folder).items()}
+    """The values of every cell in a folder, by name. Those on older weights of moji count until the first is there on
+    the weights that ship, so that no table mixes them."""
+    found = records(folder)
+    if present := {name: one for name, one in found.items() if _on_weights(one) in (None, weights_digest())}:
+        found = present if any(map(_on_weights, present.values())) else found
+    return {name: record["values"] for name, record in found.items()}
+
+
+def _on_weights(record: Mapping[str, Any]) -> str | None:
+    """The digest of moji's weights that a cell was run on; None if it does not depend on them."""
+    return record["settings"].get("base")
+
+
+def measured(*folders: Path) -> str:
+    """What a page says of its scores: which weights they belong to, and where the judge is judged."""
+    old = [f.name for f in folders if weights_digest() not in map(_on_weights, records(f).values())]
+    which = "those that ship"
+    if old:
+        which = "older ones than those that ship" + (f" ({', '.join(old)})" if len(old) < len(folders) else "")
+    return f"Weights of moji: {which}; [how good the judge is](../results/moji.md#the-judge)."
 
 
 def settings_of(config: Any) -> dict[str, Any]:

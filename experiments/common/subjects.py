@@ -133,14 +133,6 @@ def draw(pipe: Any, name: str, num: int = 4, seed: int = 0, steps: int | None = 
     return [d.image for d in atomtune.generate(pipe, task(name).prompts, num, seed, steps, batch_size=10)]
 
 
-def measured() -> str:
-    """What a page says of its scores: which weights they belong to, and where the judge is judged."""
-    return (
-        "Measured on the base's weights as they were when this was run; "
-        "[how good the judge is](../results/moji.md#the-judge)."
-    )
-
-
 def score(images: list[Image.Image], name: str) -> dict[str, float]:
     """Judge what `draw` drew."""
     judge, wanted = metrics.load_judge(), task(name)

@@ -26,7 +26,7 @@ from atomtune.files import atomic_folder
 from atomtune.moji.names import SEEN_NAMES, spoken
 from atomtune.storage.folders import adapter_info, set_scale
 from experiments.common import subjects
-from experiments.common.cells import read, shown, spread
+from experiments.common.cells import measured, read, shown, spread
 from experiments.common.report import DOCS, Claim, grade, table, verdicts
 from pretraining.drawings import Drawings
 
@@ -466,6 +466,6 @@ computed once. {price(out)} The floor is measured after half of the run, on all 
 examples of them; then D alone trains on. The recipe was found on the octopus and the teapot, and how the floor is kept
 on the flamingo too, with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the
 verdicts was committed before the runs of the table.
-{subjects.measured()}""",
+{measured(out)}""",
         ]
     )

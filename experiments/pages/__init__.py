@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from atomtune.files import write_text
-from experiments.common import subjects
+from experiments.common.cells import measured
 from experiments.common.report import DOCS, fill
 from experiments.drift import run as drift
 from experiments.pages import moji, paper, steering
@@ -24,7 +24,7 @@ def _results(name: str, out: Path) -> str:
 
 def _table(name: str, out: Path) -> str:
     """The generated part of a how-to page."""
-    return f"{_results(name, out)}\n\n{subjects.measured()}"
+    return f"{_results(name, out)}\n\n{measured(out / name)}"
 
 
 def _summary(out: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from atomtune.metrics import load_judge
 from atomtune.moji.pipeline import WEIGHTS_FOLDER
+from experiments.common.cells import measured
 from experiments.common.report import table
 from experiments.moji_first_look import run as first_look
 from experiments.moji_onward import run as onward
@@ -133,7 +134,7 @@ near zero, so the difference between them says nothing; a style it does not know
 
 Six things the base has never seen (three animals, three objects), five pictures each, {first_look.STEPS} steps, one
 seed; {first_look.NUM} pictures of each of five prompts, three of which no picture shows. Mean over the six, and the
-range.
+range. {measured(looks)}
 
 {first_look.methods_table(looks)}
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from experiments.common.cells import cell, plain, read, records, run_cells, spread
+from experiments.common.cells import cell, measured, plain, read, records, run_cells, spread
+from experiments.common.subjects import weights_digest
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,31 @@ for number in range(40):
 def test_numbers_are_short_and_spread_is_the_deviation_over_seeds():
     assert plain({"a": torch.tensor(1 / 3), "b": (1, 2.0)}) == {"a": 0.33333, "b": [1, 2.0]}
     assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00"
+
+
+def test_tables_do_not_mix_cells_of_older_and_present_weights(tmp_path):
+    @dataclass(frozen=True)
+    class On(Config):
+        base: str = "older"
+
+    for name, config in {"free": Config(), "old": On(), "both": On()}.items():
+        cell(tmp_path, name, config, lambda config: {"on": getattr(config, "base", None)})
+    assert read(tmp_path).keys() == {"free", "old", "both"}
+    assert measured(tmp_path).startswith("Weights of moji: older ones")
+    cell(tmp_path, "both", On(base=weights_digest()), lambda config: {"on": "present"})
+    assert read(tmp_path) == {"free": {"on": None}, "both": {"on": "present"}}
+    assert measured(tmp_path).startswith("Weights of moji: those that ship;")
+
+
+def squared(config):
+    if config.k == (0,):
+        raise ValueError("no root")
+    return {"square": config.k[0] ** 2}
+
+
+def test_cells_are_run_in_several_processes_and_one_that_fails_leaves_the_others(tmp_path):
+    grid = {str(k): Config((k,)) for k in range(4)}
+    with pytest.raises(ExceptionGroup, match="1 cells failed") as caught:
+        run_cells(tmp_path, grid, squared, jobs=2)
+    assert str(caught.value.exceptions[0]) == "no root"
+    assert read(tmp_path) == {str(k): {"square": k**2} for k in (1, 2, 3)}
