@@ -7,6 +7,7 @@ a run that is stopped loses the cell it was at alone, and two that run beside ea
 """
 
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import atomtune
 from atomtune.files import write_text
-from experiments.common.subjects import weights_digest
 
 FILE = "results.jsonl"
 
@@ -39,10 +40,16 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """The values of every cell in a folder, by name. Those on older weights of moji count until the first is there on
     the weights that ship, so that no table mixes them."""
-    found = records(folder)
-    if present := {name: one for name, one in found.items() if _on_weights(one) in (None, weights_digest())}:
-        found = present if any(map(_on_weights, present.values())) else found
+    found, now = records(folder), weights_digest()
+    if now in map(_on_weights, found.values()):
+        found = {name: record for name, record in found.items() if _on_weights(record) in (None, now)}
     return {name: record["values"] for name, record in found.items()}
+
+
+def weights_digest() -> str:
+    """Eight letters that stand for moji's weights as they are now."""
+    folder = Path(atomtune.__file__).parent / "moji" / "weights" / "transformer"
+    return hashlib.sha256(next(folder.glob("*.safetensors")).read_bytes()).hexdigest()[:8]
 
 
 def _on_weights(record: Mapping[str, Any]) -> str | None:
@@ -52,7 +59,8 @@ def _on_weights(record: Mapping[str, Any]) -> str | None:
 
 def measured(*folders: Path) -> str:
     """What a page says of its scores: which weights they belong to, and where the judge is judged."""
-    old = [f.name for f in folders if weights_digest() not in map(_on_weights, records(f).values())]
+    now = weights_digest()
+    old = [folder.name for folder in folders if now not in map(_on_weights, records(folder).values())]
     which = "those that ship"
     if old:
         which = "older ones than those that ship" + (f" ({', '.join(old)})" if len(old) < len(folders) else "")

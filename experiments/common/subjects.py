@@ -20,9 +20,9 @@ from PIL import Image
 
 import atomtune
 from atomtune import metrics
-from atomtune.moji.pipeline import WEIGHTS_FOLDER
 from atomtune.moji.scenes import BACKGROUNDS, Scene
 from atomtune.prompts import without_tokens
+from experiments.common.cells import weights_digest
 from pretraining.drawings import Drawings
 
 CACHE = Path(os.environ.get("ATOMTUNE_CACHE", Path.home() / ".cache" / "atomtune")) / "subjects"
@@ -86,12 +86,6 @@ def pictures(name: str, folder: Path) -> dict[str, Image.Image]:
     lines = [json.dumps({"file_name": f"{number}.png", "text": words}) for number, words in enumerate(made)]
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return made
-
-
-def weights_digest() -> str:
-    """Eight letters that stand for the base's weights as they are now."""
-    file = next((WEIGHTS_FOLDER / "transformer").glob("*.safetensors"))
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 PLAIN = {"mixed_precision": "no", "report_to": "none"}

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from experiments.common.cells import cell, measured, plain, read, records, run_cells, spread
-from experiments.common.subjects import weights_digest
+from experiments.common.cells import cell, measured, plain, read, records, run_cells, spread, weights_digest
 
 
 @dataclass(frozen=True)
