@@ -12,7 +12,8 @@ DOCS = Path(__file__).parent
 
 def main(run: Path) -> None:
     shutil.copyfile(run / "grid.png", DOCS / "demo.png")
-    cli.main(["inspect", str(run), "--prompts", str(IMAGES / "prompts.txt"), "--out", str(DOCS / "report.html")])
+    cli.main(["inspect", str(run), "--prompts", str(IMAGES / "prompts.txt"), "--out", str(run / "report.html")])
+    shutil.copyfile(run / "report.html", DOCS / "report.html")
 
 
 if __name__ == "__main__":

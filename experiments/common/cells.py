@@ -57,14 +57,15 @@ def _on_weights(record: Mapping[str, Any]) -> str | None:
     return record["settings"].get("base")
 
 
-def measured(*folders: Path) -> str:
-    """What a page says of its scores: which weights they belong to, and where the judge is judged."""
+def measured(*folders: Path, results: str = "../results") -> str:
+    """What a page says of its scores: which weights they belong to, and where the judge is judged. `results` leads from
+    the page to docs/results."""
     now = weights_digest()
     old = [folder.name for folder in folders if now not in map(_on_weights, records(folder).values())]
     which = "those that ship"
     if old:
         which = "older ones than those that ship" + (f" ({', '.join(old)})" if len(old) < len(folders) else "")
-    return f"Weights of moji: {which}; [how good the judge is](../results/moji.md#the-judge)."
+    return f"Weights of moji: {which}; [how good the judge is]({results}/moji.md#the-judge)."
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def _summary(out: Path) -> str:
     """README's table, and the frontier with a grid once it is drawn."""
     front = DOCS / "front.png"
     shown = f"![{FRONT}](docs/{front.name})" if front.is_file() else ""
-    return "\n\n".join(filter(None, [drift.summary(out / "drift"), shown]))
+    return "\n\n".join(
+        filter(None, [drift.summary(out / "drift"), shown, measured(out / "drift", results="docs/results")])
+    )
 
 
 FRONT = "Alignment and diversity against fidelity over training steps; one subject, learnt and drawn with every method"
