@@ -39,6 +39,8 @@ def main() -> None:
         rate = measuring.gemm_rate(device, dtype)
         found[name] = {"methods": measuring.measure(CASES[name], given.rounds, device, dtype), "gemm": rate} | machine
         page.write(every)
+    if not given.cases and device.type == "cpu":
+        found["threads"] = measuring.threads(CASES["moji"], given.rounds)
     if not given.cases:
         found["growth"], found["synthesis"] = measuring.growth(device), measuring.synthesis(device)
         page.write(every)

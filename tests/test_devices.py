@@ -1,10 +1,15 @@
 """Which device and which precision a base gets."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
 from atomtune.bases import load_base, precision_and_device
-from atomtune.devices import pick_device, pick_dtype
+from atomtune.devices import idle_threads, on_idle_cores, own_threads, pick_device, pick_dtype
 from atomtune.errors import UserError
 from tests.tiny_pixart import save_tiny_pixart
 
@@ -46,3 +51,50 @@ def test_a_base_is_opened_where_and_as_it_is_asked_for(tmp_path):
         assert precision_and_device(load_base(base, dtype, "cpu")) == {"dtype": "bfloat16", "device": "cpu"}
     with pytest.raises(UserError, match="there is no device 'banana'"):
         load_base(tmp_path / "nowhere", device="banana")  # said before anything is opened
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """PyTorch with four threads, whatever the environment says; they are those of before at the end."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with own_threads():
+        torch.set_num_threads(4)
+        yield
+
+
+def measured(monkeypatch, **shares: float) -> int:
+    """`idle_threads` where the cores spend these percents of their time."""
+    times = {"user": 0.0, "idle": 0.0, "nice": 0.0, "iowait": 0.0} | shares
+    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: SimpleNamespace(**times))
+    return idle_threads()
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_are_as_many_as_cores_do_nothing(monkeypatch):
+    assert measured(monkeypatch, idle=100.0) == 4
+    assert measured(monkeypatch, idle=93.0, user=7.0) == 4
+    assert measured(monkeypatch, idle=50.0, user=50.0) == 2
+    assert measured(monkeypatch, idle=0.0, user=100.0) == 1
+    assert measured(monkeypatch, idle=0.0, nice=100.0) == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert measured(monkeypatch, user=100.0) == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_of_a_block_end_with_it(monkeypatch):
+    measured(monkeypatch, idle=25.0, user=75.0)
+    with on_idle_cores():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_core_that_works_is_counted(monkeypatch):
+    """A real process beside this one; other work on this machine only makes the number smaller."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: psutil.cpu_count())
+    work = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert idle_threads() <= max(1, (psutil.cpu_count() or 1) - 1)
+    finally:
+        work.kill()
+        work.wait()

@@ -1,8 +1,11 @@
 """Times of methods that take turns, and what a step needs."""
 
 import gc
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from atomtune.devices import own_threads
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.method.sigma import SigmaConfig
 from atomtune.planning.storages import Storages
@@ -91,15 +95,15 @@ def seconds(run: Any, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def steps_of(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Step]:
+def steps_of(case: Case, device: torch.device, dtype: torch.dtype, methods: Iterable[str] = METHODS) -> dict[str, Step]:
     """A step of each method that the model can have, each on a model of its own with frozen weights in `dtype`."""
     torch.manual_seed(0)
     inputs = {key: _moved(value, device, dtype) for key, value in case.inputs().items()}
     steps = {}
-    for name, (_, put) in METHODS.items():
+    for name in methods:
         torch.manual_seed(0)
         with device:
-            model = put(case.build().to(device, dtype), case)
+            model = METHODS[name][1](case.build().to(device, dtype), case)
         if model is not None:
             steps[name] = Step(model.to(device), inputs, dtype)
     return steps
@@ -161,6 +165,32 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(size, size, device=device, dtype=dtype)
     times = [seconds(lambda: a @ a, device) for _ in range(5)]
     return 2 * size**3 / min(times)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def threads(case: Case, rounds: int) -> dict[str, Any]:
+    """Seconds of a training step with one thread and with one for each core: alone, and beside a process that keeps a
+    core busy."""
+    cpu = torch.device("cpu")
+    step = steps_of(case, cpu, torch.float32, ["linear"])["linear"]
+    found: dict[str, Any] = {"cores": torch.get_num_threads()}
+    with own_threads():
+        for place, others in (("alone", 0), ("beside", 1)):
+            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+            found[place] = {"one": [], "each": []}
+            try:
+                for _ in range(rounds):
+                    for label, count in (("one", 1), ("each", found["cores"])):
+                        torch.set_num_threads(count)
+                        step.train()
+                        found[place][label].append(seconds(step.train, cpu))
+            finally:
+                for process in busy:
+                    process.kill()
+                    process.wait()
+    return found
 
 
 # -- growth -----------------------------------------------------------------------------------------------------------

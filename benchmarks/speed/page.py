@@ -93,6 +93,13 @@ def measured(found: dict[str, Any]) -> list[str]:
             threads = f", {own['threads']} threads" if own["processor"].startswith(("x86", "AMD", "Intel")) else ""
             where = f"{own['processor']}{threads}, {own['dtype']}, torch {own['torch']}, {own['rounds']} rounds"
             parts.append(f"## {case.title}: {own['processor']}\n\n{where}.\n\n{case_table(own)}")
+    if own := found.get("threads"):
+        slower = {place: over(own[place]["each"], own[place]["one"]) for place in ("alone", "beside")}
+        parts.append(
+            f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {own['cores']} "
+            f"cores beside one with a single thread: {slower['alone']} where nothing else runs, {slower['beside']} while "
+            "another process keeps one core busy. So commands count the idle cores when they start."
+        )
     if growth := found.get("growth"):
         rows = [
             [GROWTH[name][0], ", ".join(f"{size:,}" for size in own["sizes"]),

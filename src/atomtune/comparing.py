@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases, manifest, sampling
-from atomtune.devices import pick_device
+from atomtune.devices import on_idle_cores, pick_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, refuse_output, write_text
 from atomtune.metrics.drift import other_prompts
@@ -43,6 +43,7 @@ RESERVED = ("base", "images", "", "..")
 """No labels: columns and rows of their own, and no names of folders."""
 
 
+@on_idle_cores()
 def compare(
     adapters: Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path = "runs/compare",

@@ -5,8 +5,12 @@ The accelerator if there is one, in half precision; else the CPU, in float32.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 
 from atomtune.errors import UserError
@@ -53,6 +57,40 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     if dtype not in DTYPES:
         raise UserError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
     return DTYPES[dtype]
+
+
+LISTENING = 0.3
+"""Seconds over which idle cores are counted."""
+
+
+def idle_threads() -> int:
+    """Threads for PyTorch on the CPU: one for each core that does nothing now, at least one, and never more than
+    PyTorch has. On small models every operation waits for its slowest thread, so a thread too many on a busy machine
+    costs far more than one too few (docs/results/speed.md). OMP_NUM_THREADS is taken at its word."""
+    most = torch.get_num_threads()
+    if most == 1 or "OMP_NUM_THREADS" in os.environ:
+        return most
+    times = psutil.cpu_times_percent(LISTENING)
+    idle = (times.idle + getattr(times, "nice", 0) + getattr(times, "iowait", 0)) / 100  # who is nice makes room
+    return max(1, min(most, round(most * idle)))
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """A number of threads that is set inside the block holds there alone."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def on_idle_cores() -> Iterator[None]:
+    """Inside the block, or the function, PyTorch has `idle_threads`."""
+    with own_threads():
+        torch.set_num_threads(idle_threads())
+        yield
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from atomtune import bases, manifest, sampling
 from atomtune.analysis import ladders
-from atomtune.devices import pick_device
+from atomtune.devices import on_idle_cores, pick_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
 from atomtune.metrics.models import CLIP, DINO
@@ -104,6 +104,7 @@ class Rung:
         return self.alignment is not None and self.fidelity is not None and min(self.alignment, self.fidelity) >= floor
 
 
+@on_idle_cores()
 def edit(
     image: str | Path,
     prompt: str,

@@ -47,12 +47,16 @@ class Base(Hardware):
         self, adapter: "AdapterInfo | None" = None, quantize: str | None = None, offloaded: bool = False
     ) -> "DiffusionPipeline":
         """Open the base; if it will be `offloaded`, on the CPU in the precision of the device. Raises `UserError`."""
-        from atomtune import bases
-        from atomtune.devices import pick_device, pick_dtype
+        import torch
 
+        from atomtune import bases
+        from atomtune.devices import idle_threads, pick_device, pick_dtype
+
+        if (device := pick_device(self.device)).type == "cpu":
+            torch.set_num_threads(idle_threads())
         if not offloaded:
-            return bases.load_base(self.name(adapter), self.dtype, self.device, quantize)
-        dtype = pick_dtype(self.dtype, pick_device(self.device))
+            return bases.load_base(self.name(adapter), self.dtype, device, quantize)
+        dtype = pick_dtype(self.dtype, device)
         return bases.load_base(self.name(adapter), dtype, quantize=quantize)
 
 

@@ -164,6 +164,11 @@ def _record(out: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def threads_of(config: CustomizeConfig) -> int | None:
+    """The threads with which the run in `out` was started on a CPU; None if there is no run yet, or an older one."""
+    return None if config.overwrite else _record(config.out).get("threads")
+
+
 def refuse_other_content(config: CustomizeConfig, content: dict[str, Any]) -> None:
     """Raise `UserError` if `out` holds a run that learns from something else."""
     there = content | _record(config.out)

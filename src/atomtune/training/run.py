@@ -11,17 +11,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from atomtune import bases, manifest
-from atomtune.devices import free_memory, pick_device, pick_dtype
+from atomtune.devices import free_memory, idle_threads, own_threads, pick_device, pick_dtype
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.storage.metadata import CONFIG_FILE
 from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding
-from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content
+from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content, threads_of
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
 from atomtune.training.optimization import refuse_what_cannot_step
@@ -52,7 +53,8 @@ def customize(images: CustomizeConfig | str | Path, **options: Any) -> dict[str,
     """
     config = images if isinstance(images, CustomizeConfig) else configure(images=images, **options)
     try:
-        return _customize(config)
+        with own_threads():
+            return _customize(config)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
@@ -90,6 +92,9 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return _of_this_place(finished, config)
+    content["threads"] = threads_of(config) or idle_threads()  # a run that goes on has as many, for the same bits
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(content["threads"])
 
     main = accelerator.is_main_process
     if main and config.alpha_mask and all(picture.alpha is None for picture in pictures):
