@@ -97,7 +97,7 @@ def measured(found: dict[str, Any]) -> list[str]:
         slower = {place: over(own[place]["each"], own[place]["one"]) for place in ("alone", "beside")}
         parts.append(
             f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {own['cores']} "
-            f"cores beside one with a single thread: {slower['alone']} where nothing else runs, {slower['beside']} while "
+            f"cores against a single one: {slower['alone']} where nothing else runs, {slower['beside']} while "
             "another process keeps one core busy. So commands count the idle cores when they start."
         )
     if growth := found.get("growth"):
