@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import atomtune
 from atomtune.files import write_text
 
 FILE = "results.jsonl"
@@ -48,8 +48,9 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def weights_digest() -> str:
     """Eight letters that stand for moji's weights as they are now."""
-    folder = Path(atomtune.__file__).parent / "moji" / "weights" / "transformer"
-    return hashlib.sha256(next(folder.glob("*.safetensors")).read_bytes()).hexdigest()[:8]
+    folder = resources.files("atomtune") / "moji" / "weights" / "transformer"
+    (file,) = (file for file in folder.iterdir() if file.name.endswith(".safetensors"))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def _on_weights(record: Mapping[str, Any]) -> str | None:
