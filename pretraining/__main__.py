@@ -23,7 +23,7 @@ SETTINGS = {
 def main() -> None:
     """Run all stages in order; stop at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", default="1500000", help="images the transformer sees in all")
+    parser.add_argument("--images", default="12000000", help="images the transformer sees in all")
     cores = 2 if (os.cpu_count() or 1) > 1 else 1
     parser.add_argument("--from-nothing", action="store_true", help="train autoencoder and judge again, too")
     options = parser.parse_args()

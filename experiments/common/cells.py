@@ -55,7 +55,7 @@ def weights_digest() -> str:
 
 def _on_weights(record: Mapping[str, Any]) -> str | None:
     """The digest of moji's weights that a cell was run on; None if it does not depend on them."""
-    return record["settings"].get("base")
+    return record.get("settings", {}).get("base")
 
 
 def measured(*folders: Path, results: str = "../results") -> str:

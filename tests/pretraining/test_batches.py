@@ -1,6 +1,7 @@
 """On a card the transformer is fed what it is fed on a CPU, from a folder that needs no network."""
 
 import itertools
+import json
 import random
 import shutil
 
@@ -12,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 pytest.importorskip("resvg_py", reason="pretraining renders with resvg-py, of the extra `dev`")
 
 from atomtune.moji.names import SEEN_NAMES
-from atomtune.moji.pipeline import MAX_TOKENS, TEXT_ENCODER, text_encoder
+from atomtune.moji.pipeline import MAX_TOKENS, TEXT_ENCODER, WEIGHTS_FOLDER, text_encoder
 from atomtune.moji.scenes import SIZES, STYLES, caption, sample_scene
 from pretraining import batches, bundle, transformer
 from pretraining.drawings import Drawings
@@ -100,13 +101,14 @@ def test_numbers_go_on_by_the_count_of_processes(two_names):
 def test_pretraining_from_a_bundle_writes_small_files_and_goes_on_from_them(two_names, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(transformer, "CHECKPOINT", tmp_path / "transformer.pt")
     monkeypatch.setattr(transformer, "prepare", lambda model: model.train())  # compiling takes a minute
-    first = transformer.Pretraining(1_500_000 + 8, bundle=folder, out=tmp_path)
+    seen = json.loads((WEIGHTS_FOLDER / "training.json").read_text())["images"]
+    first = transformer.Pretraining(seen + 8, bundle=folder, out=tmp_path)
     first.run(4)
-    assert first.images == 1_500_008
+    assert first.images == seen + 8
     files = list((tmp_path / "transformer").iterdir())
     assert max(file.stat().st_size for file in files) <= 15 * 2**20
     (tmp_path / "transformer.pt").unlink()
-    second = transformer.Pretraining(1_500_016, start=tmp_path, bundle=folder, out=tmp_path)
-    assert second.images == 1_500_008
+    second = transformer.Pretraining(seen + 16, start=tmp_path, bundle=folder, out=tmp_path)
+    assert second.images == seen + 8
     theirs, average = second.model.state_dict(), first.average.module.half().float().state_dict()  # pyright: ignore
     assert all(torch.equal(theirs[name], average[name]) for name in theirs)
