@@ -33,7 +33,9 @@ def give_back_memory() -> None:
     """Let glibc give large blocks back to the system when they are free. Call it before threads are started.
 
     By itself it raises the size from which it does so up to 32 MB, and has eight heaps for each core: the tensors of a
-    drawing then leave gaps between what is kept. MEASURED
+    drawing then leave gaps between what is kept. With three users of moji on two cores these gaps had 77 MB after 143
+    images, and still grew; with these options 14 MB after 99 images. It costs 0.04 s of the 1.2 s of 20 steps. From
+    1 MB it would cost nothing, but the gaps had 31 MB after 105 images.
     """
     if platform.libc_ver()[0] == "glibc":
         set_option = ctypes.CDLL(None).mallopt
