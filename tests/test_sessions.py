@@ -1,6 +1,7 @@
 """What the server keeps of a page does not grow with its use, and is gone when the page is closed."""
 
 import asyncio
+from typing import Any
 
 import gradio as gr
 from gradio.state_holder import SessionState, StateHolder
@@ -10,14 +11,14 @@ from atomtune.sessions import Blocks
 # As on a server, pages are built inside an event loop: where there is none, gradio opens one that it never closes.
 
 
-def page(kind: type[gr.Blocks]) -> gr.Blocks:
+def page(kind: Any) -> Any:
     with kind(analytics_enabled=False) as blocks:
         first, second, turn = gr.Textbox(label="First"), gr.Textbox(label="Second"), gr.State(0)
         gr.Button().click(lambda: None, None, [first, second, turn])
     return blocks
 
 
-async def use(blocks: gr.Blocks, session: SessionState) -> list:
+async def use(blocks: Any, session: SessionState) -> list:
     """Five times, what a handler does that yields values for some of its outputs, and then for others."""
     (fn,) = blocks.fns.values()
     first, second, state = fn.outputs
