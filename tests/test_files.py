@@ -15,6 +15,7 @@ from atomtune.files import (
     remove,
     remove_leftovers,
     temporary_beside,
+    write_once,
     write_text,
 )
 
@@ -45,6 +46,18 @@ def test_nothing_half_written_is_left(tmp_path):
             raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_what_is_there_is_not_written_again(tmp_path):
+    file = write_once(tmp_path / "cache", "a.txt", b"whole")
+    os.utime(file, (0, 0))
+    file.chmod(0o444)
+    before = file.stat()
+    assert write_once(tmp_path / "cache", "a.txt", b"whole") == file and file.read_bytes() == b"whole"
+    assert file.stat().st_ino == before.st_ino and file.stat().st_mtime > before.st_mtime
+    assert write_once(tmp_path / "cache", "a.txt", b"other") != file
+    file.unlink()  # as too old
+    assert write_once(tmp_path / "cache", "a.txt", b"whole").read_bytes() == b"whole"
 
 
 def test_a_folder_that_is_there_keeps_its_other_files(tmp_path):

@@ -17,7 +17,7 @@ MODULES = {
 # A piece may import pieces of lower layers and of its own; those of the basement may be imported anywhere.
 LAYERS = [
     {"cli", "studio"},
-    {"comparing", "easel", "editing", "jobs", "lora", "origins", "sweeping", "workspace"},
+    {"comparing", "easel", "editing", "jobs", "lora", "origins", "sessions", "sweeping", "workspace"},
     {"training", "analysis", "planning"},
     {"storage", "metrics", "sampling", "prompts", "replaying", "dialling"},
     {"atoms", "bases", "kept", "moji", "recording", "showing", "steering", "tracing"},

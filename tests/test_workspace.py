@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from atomtune.errors import UserError
 from atomtune.shipped import ADAPTER, IMAGES
-from atomtune.workspace import EXAMPLE, Workspace
+from atomtune.workspace import EXAMPLE, SHOWN, Workspace, enlarged
 
 OUTSIDE = [
     "..",
@@ -129,3 +130,23 @@ def test_a_taken_name_and_a_missing_run_are_sentences(workspace, tmp_path):
 
 def test_a_run_of_the_command_line_is_shown_too(workspace, tmp_path):
     assert "secret" in Workspace(tmp_path / "runs", [Path(tmp_path / "secret")]).adapters()
+
+
+def test_a_picture_is_whole_whoever_writes_it_meanwhile(workspace):
+    """Two write it, again and again, while it is read; a file that is removed as too old is written anew."""
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    file, writing = Path(workspace.picture(noise)), True
+    whole = file.read_bytes()
+
+    def write() -> None:
+        while writing:
+            assert workspace.picture(noise) == str(file)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(write) for _ in range(2)]
+        found = {file.read_bytes() for _ in range(2000)}
+        file.unlink()
+        writing = False
+    assert found == {whole} and not [each.result() for each in done if each.result()]
+    assert Image.open(workspace.picture(noise)).tobytes() == enlarged(noise).tobytes()
+    assert enlarged(noise).size == (SHOWN, SHOWN) and enlarged(Image.new("RGB", (300, 200))).size == (300, 200)

@@ -92,6 +92,18 @@ def write_text(file: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_once(folder: str | Path, name: str, content: bytes) -> Path:
+    """Write `content` to `folder`/SHA-256/`name`, and return that path. What is there already is not written again, so
+    that a reader always finds the whole file; it only becomes new, for whoever removes old files."""
+    file = Path(folder) / hashlib.sha256(content).hexdigest() / name
+    try:
+        os.utime(file)
+    except FileNotFoundError:
+        with atomic_file(file) as temporary:
+            temporary.write_bytes(content)
+    return file
+
+
 def read_prompts(file: str | Path) -> list[str]:
     """One prompt a line; empty lines are left out. Raises `UserError`, also if there is none."""
     try:

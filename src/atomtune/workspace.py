@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from atomtune.errors import UserError
-from atomtune.files import real_path, refuse_output, write_text
+from atomtune.files import real_path, refuse_output, write_once, write_text
 from atomtune.shell import command_line
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.storage import runs
@@ -29,6 +30,8 @@ LARGEST = 20_000_000
 """Bytes of an uploaded file."""
 MOST = 24
 """Images of a subject."""
+SHOWN = 512
+"""Pixels, the least width of an image on the page: moji's have 64."""
 _NAME = re.compile(r"\w[\w -]{0,59}")
 _PRIVATE = ".studio"
 
@@ -110,6 +113,14 @@ class Workspace:
         except UserError as error:
             raise UserError(str(error).replace(str(place), place.name)) from error
 
+    def picture(self, image: Image.Image) -> str:
+        """The file of an image for the page, `enlarged`.
+
+        Gradio would write it again for each user who asks for it, also while the browser of another one reads it.
+        """
+        enlarged(image).save(content := io.BytesIO(), "PNG")
+        return str(write_once(self.cache / "pictures", "image.png", content.getvalue()))
+
     def save_preset(self, name: str, preset: dict[str, Any]) -> Path:
         """Write a preset into `presets/NAME.json`; return the file. Raises `UserError` if the name cannot be one."""
         if not _NAME.fullmatch(name := name.strip()):
@@ -148,6 +159,12 @@ class Workspace:
     def _is_run(self, path: Path) -> bool:
         marks = [path / runs.CONFIG, path / CONFIG_FILE, path / "adapter" / CONFIG_FILE]
         return any(mark.is_file() for mark in marks) and self.holds(path)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """The image at `SHOWN` pixels or more, by a whole factor."""
+    factor = max(1, SHOWN // image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 def _has_adapter(path: Path) -> bool:

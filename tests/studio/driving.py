@@ -62,7 +62,7 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
 class Server:
     def __init__(self, process: subprocess.Popen, port: int, log: Path, workspace: Path) -> None:
         self.process, self.port, self.log, self.workspace = process, port, log, workspace
-        self.url = f"http://127.0.0.1:{port}"
+        self.url, self.cache = f"http://127.0.0.1:{port}", workspace / ".studio" / "cache"
 
 
 def wait(until: Callable[[], Any], seconds: float = WAIT) -> Any:

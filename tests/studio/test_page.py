@@ -14,8 +14,8 @@ from atomtune import generate, load_adapter, load_base
 from atomtune.dialling import Settings
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.steering import board
-from atomtune.studio.parts import enlarged
 from atomtune.training import journal
+from atomtune.workspace import enlarged
 from tests.browser import set_width
 from tests.studio.driving import WAIT, Page, studio, wait
 

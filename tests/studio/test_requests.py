@@ -2,10 +2,14 @@
 
 import contextlib
 import http.client
+import io
 import json
+import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from atomtune.shipped import IMAGES
 
@@ -92,7 +96,7 @@ def test_an_upload_lands_in_the_workspace_whatever_its_name(server):
     status, answer = ask(server, "POST", "/gradio_api/upload", evil, **FORM)
     assert status == 200
     (place,) = json.loads(answer)
-    assert place.startswith(str(server.workspace / ".studio" / "cache"))
+    assert place.startswith(str(server.cache))
     assert not list(server.workspace.parent.rglob("evil.png")) or all(
         path.is_relative_to(server.workspace / ".studio") for path in server.workspace.parent.rglob("evil.png")
     )
@@ -116,3 +120,41 @@ def test_nothing_is_shared(server):
     """Although GRADIO_SHARE is set in its environment (see `studio`)."""
     assert "gradio.live" not in server.log.read_text()
     assert json.loads(ask(server, "GET", "/config")[1])["analytics_enabled"] is False
+
+
+def press(server, label: str, session: str, values: dict[str, object]) -> str:
+    """Press a button of Steer as its page does, with these values for other controls; return all that is answered."""
+    config = json.loads(ask(server, "GET", "/config")[1])
+    props = {each["id"]: each["props"] | {"type": each["type"]} for each in config["components"]}
+    inputs, call = next(
+        (each["inputs"], each["id"])
+        for each in config["dependencies"]
+        for target, event in each["targets"]
+        if event == "click" and props[target].get("value") == label and len(each["inputs"]) > 6
+    )
+    data = [None if props[id]["type"] == "state" else props[id].get("value") for id in inputs]
+    data = [values.get(props[id].get("label"), value) for id, value in zip(inputs, data)]
+    body = json.dumps({"data": data, "fn_index": call, "session_hash": session, "trigger_id": None})
+    status, answer = ask(server, "POST", "/gradio_api/queue/join", body, Content_Type="application/json")
+    assert status == 200, answer
+    return ask(server, "GET", f"/gradio_api/queue/data?session_hash={session}")[1].decode()
+
+
+def test_users_who_ask_for_the_same_image_get_whole_files(server):
+    """In turns of both at once: one is written while the other is read."""
+
+    def use(user: str) -> set[str]:
+        files = set()
+        for _ in range(5):
+            answer = press(server, "Draw", user, {"Prompt": "a sks teapot", "Sampling steps": 2})
+            assert "Drawn in" in answer
+            for file in re.findall(r'"url": ?"[^"]*?(/gradio_api/file=[^"]+)"', answer):
+                status, data = ask(server, "GET", file)
+                assert status == 200
+                Image.open(io.BytesIO(data)).load()  # raises where a part is missing
+                files.add(file)
+        return files
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(use, ("one", "other"))
+    assert one == other and len(one) == 2  # base and adapted: the draft has as many steps

@@ -62,10 +62,10 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         scores, sheet = (workspace.folder / title / file for file in RESULTS)
         try:
             found = json.loads(scores.read_text(encoding="utf-8"))["scores"]
-            rows = [[label, *values] for label, values in score_table(found)]
+            table = gr.Dataframe([[label, *values] for label, values in score_table(found)], headers=["", *found])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the scores of {title} cannot be read: compare again.") from error
-        yield {numbers: gr.Dataframe(rows, headers=["", *found]), grid: read_image(sheet), line: said("")}
+        yield {numbers: table, grid: workspace.picture(read_image(sheet)), line: said("")}
 
     inputs = [chosen, prompts, num, seed, name]
     start.click(parts.reporting(line, compare), inputs, line, **parts.LIVE)

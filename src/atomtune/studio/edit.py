@@ -21,7 +21,7 @@ EXAMPLE = (str(IMAGES / "teapot.png"), "a teapot on a green background", "a teap
 def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     with gr.Row():
-        own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "format": "png"}
+        own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "image_mode": None}
         image = gr.Image(label="Image to edit", height=300, **own)
         with gr.Column(min_width=300):
             source = gr.Textbox("", label="What it shows now", info="Such as: a teapot on a green background")
@@ -40,7 +40,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         done, show = gr.Dropdown(edits(), label="Finished edits", scale=3), gr.Button("Show")
     ladder = gr.Gallery(
         label="From all atoms to the fewest, with scores of prompt and image: click the best", columns=5, height=480,
-        format="png", interactive=False, allow_preview=False, object_fit="contain", elem_classes="gallery",
+        interactive=False, allow_preview=False, object_fit="contain", elem_classes="gallery",
     )  # fmt: skip
     with gr.Row():
         title, save = gr.Textbox("my-edit", label="Name of the preset"), gr.Button("Save the chosen one as preset")
@@ -64,7 +64,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         pictures = []
         for rung, each in found:
             scores = "" if rung.alignment is None else f": {rung.alignment:.2f} {rung.fidelity:.2f}"
-            pictures.append((parts.enlarged(each), f"{'Best: ' * (rung.label == result['best'])}{rung.label}{scores}"))
+            words = f"{'Best: ' * (rung.label == result['best'])}{rung.label}{scores}"
+            pictures.append((workspace.picture(each), words))
         best = f"the best is {result['best']}" if result["best"] else "no rung keeps both the image and the prompt"
         choices = [(result["prompt"], rung) for rung, _ in found]
         yield {ladder: pictures, rungs: choices, picked: None, line: said(f"{result['prompt']}: {best}.")}

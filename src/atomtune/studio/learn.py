@@ -51,8 +51,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             with gr.Row():
                 for number in range(first, min(first + 2, len(shown))):
                     with gr.Column(min_width=260), gr.Row():
-                        image, alt = parts.enlarged(workspace.upload(shown[number])), f"Image {number + 1}"
-                        gr.Image(image, alt_text=alt, show_label=False, interactive=False, format="png", **look)
+                        image, alt = workspace.picture(workspace.upload(shown[number])), f"Image {number + 1}"
+                        gr.Image(image, alt_text=alt, show_label=False, interactive=False, **look)
                         label = f"Caption {number + 1}"
                         box = gr.Textbox(texts[number], label=label, lines=2, min_width=130, interactive=True)
                         box.input(_storing(number), [captions, box], captions, **parts.QUIET)
@@ -69,7 +69,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     with gr.Row():
         loss = gr.LinePlot(x="step", y="loss", label="Loss", height=260, min_width=300)
         samples = gr.Gallery(
-            label="Samples, the newest first", columns=3, height=260, format="png", interactive=False, min_width=300,
+            label="Samples, the newest first", columns=3, height=260, interactive=False, min_width=300,
             object_fit="contain",
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
             shown[loss] = pd.DataFrame(progress.curve(), columns=["step", "loss"])
             steps_of = [f"step {int(file.name.split('-')[1])}" for file in drawn]
-            shown[samples] = [(parts.enlarged(read_image(file)), step) for file, step in zip(drawn, steps_of)]
+            shown[samples] = [(workspace.picture(read_image(file)), step) for file, step in zip(drawn, steps_of)]
         yield shown
 
     def stopped(selected: str) -> Shown:

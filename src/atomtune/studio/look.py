@@ -22,7 +22,7 @@ from atomtune.showing import AtomMap
 from atomtune.studio import parts
 from atomtune.studio.parts import Shown, said
 from atomtune.tracing import Trace
-from atomtune.workspace import Workspace
+from atomtune.workspace import Workspace, enlarged
 
 STRONGEST = 24
 HEADS = ["Atom", "Share", "Name"]
@@ -71,7 +71,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         check, folder = easel.turn(str(request.session_hash)), workspace.run(run)
         asked = parts.checked(*given)
         yield {line: said("Drawing with the base …")}
-        yield {base: parts.enlarged(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
+        yield {base: workspace.picture(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
         image, traced = easel.trace(*asked, folder, check)
         energies = [layer.mean_energy for layer in traced.layers]
         found = AtomMap.of([layer.dictionary for layer in traced.layers], energies)
@@ -82,8 +82,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         rows = [[each, f"{share:.1%}", names.get(each, ("–",))[0]] for each, share in strongest.items()]
         acts = f"{traced.alive:,} of {sum(map(len, traced.layers)):,} atoms act, {traced.active_per_token:.1f} a token."
         yield {
-            adapted: parts.enlarged(image), whole: found.image, table: gr.Dataframe(rows, headers=HEADS),
-            seen: Seen(run, asked, image, traced, found, names), line: said(acts),
+            adapted: workspace.picture(image), whole: workspace.picture(found.image), line: said(acts),
+            seen: Seen(run, asked, image, traced, found, names), table: gr.Dataframe(rows, headers=HEADS),
             atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))), asked_at: time.time(),
         }  # fmt: skip
 
@@ -97,7 +97,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         bars = pd.DataFrame({"timestep": [f"{t:.0f}" for t in energies], "energy": list(energies.values())})
         acts, places = f"fires at {one.firing_rate:.1%} of the tokens; red is lighter with it, blue darker", None
         try:
-            places = parts.enlarged(overlay(found.image, one.maps(magnitude=True)[0]))
+            places = workspace.picture(overlay(found.image, one.maps(magnitude=True)[0]))
         except UserError:  # its tokens are not patches of the image
             words = acting_words(one, easel.replay.pipe, found.asked[0])
             acts += "; on words, not on places: " + (", ".join(f"{word} {s:.2g}" for word, s in words) or "none here")
@@ -110,14 +110,14 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         without = easel.draw(*found.asked, workspace.run(found.run), Settings(gains={address: 0.0}), check)
         most = float(largest_changes(found.image, without).max())
         yield {
-            influence: parts.enlarged(difference(found.image, without, max(most, 0.01))),
+            influence: workspace.picture(difference(found.image, without, max(most, 0.01))),
             line: said(f"Without {address} no pixel changes by more than {most:.1%} of the range from black to white."),
         }
 
     def at_place(found: Seen | None, event: gr.SelectData) -> Shown:
         if found is None:
             return
-        width, height = parts.enlarged(found.image).size
+        width, height = enlarged(found.image).size
         acts = acting_at(found.trace, event.index[0] / width, event.index[1] / height, width / height)
         if not acts:
             raise UserError("no atom acts at this place.")

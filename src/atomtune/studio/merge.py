@@ -55,11 +55,11 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         yield {line: said("Merging …")}
         with easel.merged(folders, how, numbers, workspace.cache) as both:
             draft = easel.draw(asked[0], asked[1], min(parts.DRAFT, asked[2]), both, check=check)
-            yield {image: parts.enlarged(draft), line: said("Draft …")}
-            full = parts.enlarged(easel.draw(*asked, both, check=check))
+            yield {image: workspace.picture(draft), line: said("Draft …")}
+            full = workspace.picture(easel.draw(*asked, both, check=check))
         mixed = ", ".join(f"{each} × {number:g}" for each, number in zip(names or [], numbers))
         yield {image: full, line: said(f"{mixed}: nothing is written yet.")}
-        yield {base: parts.enlarged(easel.draw(*asked, check=check))}
+        yield {base: workspace.picture(easel.draw(*asked, check=check))}
 
     def measured(request: gr.Request, names: list[str] | None) -> Shown:
         check, folders = easel.turn(str(request.session_hash)), runs(names)

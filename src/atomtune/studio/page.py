@@ -8,6 +8,7 @@ import gradio as gr
 
 from atomtune.easel import Easel
 from atomtune.jobs import Queue
+from atomtune.sessions import Blocks
 from atomtune.studio import compare, edit, learn, look, merge, parts, steer
 from atomtune.workspace import Workspace
 
@@ -38,10 +39,10 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
+def page(easel: Easel, workspace: Workspace, queue: Queue) -> Blocks:
     """All tabs."""
     options: dict[str, Any] = {"analytics_enabled": False, "fill_width": True, "delete_cache": (600, 3600)}
-    with gr.Blocks(title="atomtune studio", **options) as blocks:
+    with Blocks(title="atomtune studio", **options) as blocks:
         with gr.Tabs():
             with gr.Tab("Look"):
                 look.tab(easel, workspace, queue)
@@ -58,6 +59,7 @@ def page(easel: Easel, workspace: Workspace, queue: Queue) -> gr.Blocks:
 
         def left(request: gr.Request) -> None:
             easel.leave(str(request.session_hash))
+            blocks.forget(str(request.session_hash))
 
         blocks.load(*opening, **parts.QUIET)
         blocks.unload(left)

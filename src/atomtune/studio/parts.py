@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from atomtune.easel import Easel, Stopped
 from atomtune.errors import UserError, check_seed
@@ -16,8 +15,6 @@ from atomtune.workspace import Workspace
 
 DRAFT = 5
 """Sampling steps of a draft."""
-SHOWN = 512
-"""Pixels, the least width of an image on the page: moji's have 64."""
 Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
@@ -72,17 +69,11 @@ def stopping(button: gr.Button, easel: Easel, line: gr.HTML) -> None:
     button.click(stop, None, line, **QUIET)
 
 
-def enlarged(image: Image.Image) -> Image.Image:
-    """The image at `SHOWN` pixels or more."""
-    factor = max(1, SHOWN // image.width)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-
-
 def picture(label: str, alt: str = "") -> gr.Image:
-    """An image that is only shown."""
+    """An image that is only shown: give it `Workspace.picture`."""
     buttons: list[Any] = ["download", "fullscreen"]
     name = {"label": label or alt, "show_label": bool(label), "alt_text": alt or label}
-    return gr.Image(**name, type="pil", format="png", interactive=False, buttons=buttons)
+    return gr.Image(**name, type="filepath", interactive=False, buttons=buttons)
 
 
 def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:

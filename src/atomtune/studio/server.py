@@ -22,8 +22,10 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     from starlette.middleware import Middleware
 
     from atomtune.easel import Easel
+    from atomtune.sessions import give_back_memory
     from atomtune.studio.page import KEYS, STYLE, page, theme
 
+    give_back_memory()
     queue = Queue(workspace.jobs)
     blocks = page(Easel(base), workspace, queue)
     options: dict[str, Any] = {"middleware": [Middleware(OwnOriginOnly, port=port)]}

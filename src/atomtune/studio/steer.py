@@ -46,7 +46,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
                 keep_it = gr.Button("Add to strip", min_width=80)
             gallery = gr.Gallery(
                 label="Strip of up to four settings: click one to go back to it", columns=STRIP, height=280,
-                format="png", interactive=False, allow_preview=False, object_fit="contain",
+                interactive=False, allow_preview=False, object_fit="contain",
             )  # fmt: skip
     with gr.Accordion("Keep it, or do the same elsewhere", open=False):
         with gr.Row():
@@ -79,14 +79,14 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
         started, few = time.perf_counter(), min(parts.DRAFT, given[3])
         now = settings(easel.trained(folder), *values[4:])
         draft = easel.draw(asked[0], asked[1], few, folder, now, check)
-        yield {image: parts.enlarged(draft), line: said(f"Draft of {few} steps …")}
+        yield {image: workspace.picture(draft), line: said(f"Draft of {few} steps …")}
         full = easel.draw(*asked, folder, now, check)
         yield {
-            image: parts.enlarged(full), last: full, before: [*history[-49:], (values, str(now))],
+            image: workspace.picture(full), last: full, before: [*history[-49:], (values, str(now))],
             line: said(f"Drawn in {time.perf_counter() - started:.1f} s: {now}."),
             python: now.python(folder, *asked, base=easel.base), command: "",
         }  # fmt: skip
-        yield {base: parts.enlarged(easel.draw(*asked, check=check))}
+        yield {base: workspace.picture(easel.draw(*asked, check=check))}
 
     def turn(address: str, value: float, own: dict[str, float]) -> tuple[dict[str, float], str]:
         own = {key: each for key, each in {**own, address: value}.items() if each != 1}
@@ -106,8 +106,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     def add(full: Any, history: list[Any], kept: list[Any]) -> Shown:
         if full is None or not history:
             raise UserError("there is no image yet: draw first.")
-        kept = [*kept, (parts.enlarged(full), *history[-1])][-STRIP:]
-        yield {strip: kept, gallery: [(picture, words) for picture, _, words in kept]}
+        kept = [*kept, (full, *history[-1])][-STRIP:]
+        yield {strip: kept, gallery: [(workspace.picture(each), words) for each, _, words in kept]}
 
     def chosen(kept: list[Any], event: gr.SelectData) -> Shown:
         yield restored(kept[event.index][1])
