@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
+from collections import namedtuple
 
 import psutil
 import pytest
@@ -65,7 +65,8 @@ def four_threads(monkeypatch):
 def measured(monkeypatch, **shares: float) -> int:
     """`idle_threads` where the cores spend these percents of their time."""
     times = {"user": 0.0, "idle": 0.0, "nice": 0.0, "iowait": 0.0} | shares
-    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: SimpleNamespace(**times))
+    spent = namedtuple("spent", times)(**times)
+    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: spent)
     return idle_threads()
 
 
@@ -73,6 +74,7 @@ def measured(monkeypatch, **shares: float) -> int:
 def test_threads_are_as_many_as_cores_do_nothing(monkeypatch):
     assert measured(monkeypatch, idle=100.0) == 4
     assert measured(monkeypatch, idle=93.0, user=7.0) == 4
+    assert measured(monkeypatch, idle=60.0) == 4  # what psutil says of .3 s of two idle cores
     assert measured(monkeypatch, idle=50.0, user=50.0) == 2
     assert measured(monkeypatch, idle=0.0, user=100.0) == 1
     assert measured(monkeypatch, idle=0.0, nice=100.0) == 4

@@ -70,9 +70,9 @@ def idle_threads() -> int:
     most = torch.get_num_threads()
     if most == 1 or "OMP_NUM_THREADS" in os.environ:
         return most
-    times = psutil.cpu_times_percent(LISTENING)
-    idle = (times.idle + getattr(times, "nice", 0) + getattr(times, "iowait", 0)) / 100  # who is nice makes room
-    return max(1, min(most, round(most * idle)))
+    times = psutil.cpu_times_percent(LISTENING)._asdict()  # of less than a second they do not add up to 100
+    idle = sum(times.get(kind, 0.0) for kind in ("idle", "iowait", "nice"))  # who is nice makes room
+    return max(1, min(most, round(most * idle / (sum(times.values()) or 1))))
 
 
 @contextmanager

@@ -138,7 +138,12 @@ class Page:
         field = self.focus(label)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(choice)
-        time.sleep(0.6)
+
+        def offered() -> bool:
+            found = self.browser.find_elements("css selector", "[role=option]")
+            return bool(found) and found[0].get_attribute("aria-label") == choice
+
+        wait(offered)
         field.send_keys(Keys.ENTER)
         ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
