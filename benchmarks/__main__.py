@@ -13,17 +13,24 @@ import torch
 from benchmarks.speed import measuring, page
 from benchmarks.speed.models import CASES, ON_CPU
 
+OTHERS = {"threads": measuring.threads, "growth": measuring.growth, "synthesis": measuring.synthesis}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (by default all; on a CPU {', '.join(ON_CPU)})"
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help=f"of {', '.join([*CASES, *OTHERS])} (by default all; on a CPU without pixart-sigma)",
     )
     parser.add_argument("--rounds", type=int, default=15, help="how many times each method has its turn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (one for each core by default)")
     parser.add_argument("--dtype", default="float32", help="of the frozen weights, such as bfloat16")
     given = parser.parse_args()
+    if unknown := {*given.cases} - {*CASES, *OTHERS}:  # argparse refuses an empty list of choices
+        parser.error(f"there is no case {', '.join(sorted(unknown))}")
     if given.threads:
         torch.set_num_threads(given.threads)
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
@@ -34,15 +41,15 @@ def main() -> None:
         "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": given.rounds,
         "dtype": given.dtype,
     }  # fmt: skip
-    for name in given.cases or (ON_CPU if device.type == "cpu" else CASES):
+    every_case = [*(ON_CPU if device.type == "cpu" else CASES), *OTHERS]
+    for name in given.cases or every_case:
         print(name, flush=True)
-        rate = measuring.gemm_rate(device, dtype)
-        found[name] = {"methods": measuring.measure(CASES[name], given.rounds, device, dtype), "gemm": rate} | machine
-        page.write(every)
-    if not given.cases and device.type == "cpu":
-        found["threads"] = measuring.threads(CASES["moji"], given.rounds)
-    if not given.cases:
-        found["growth"], found["synthesis"] = measuring.growth(device), measuring.synthesis(device)
+        if name in OTHERS:
+            found[name] = OTHERS[name](device)
+        else:
+            rate = measuring.gemm_rate(device, dtype)
+            methods = measuring.measure(CASES[name], given.rounds, device, dtype)
+            found[name] = {"methods": methods, "gemm": rate} | machine
         page.write(every)
 
 

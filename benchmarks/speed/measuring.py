@@ -19,7 +19,7 @@ from atomtune.method.dictionary import SparseDictionary
 from atomtune.method.sigma import SigmaConfig
 from atomtune.planning.storages import Storages
 from benchmarks.speed.methods import METHODS
-from benchmarks.speed.models import Case, output
+from benchmarks.speed.models import CASES, Case, output
 
 
 def bag_flops(_weight: Any, index: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
@@ -103,7 +103,7 @@ def steps_of(case: Case, device: torch.device, dtype: torch.dtype, methods: Iter
     for name in methods:
         torch.manual_seed(0)
         with device:
-            model = METHODS[name][1](case.build().to(device, dtype), case)
+            model = METHODS[name][1](nn.Module.to(case.build(), device, dtype), case)  # diffusers' own `to` warns
         if model is not None:
             steps[name] = Step(model.to(device), inputs, dtype)
     return steps
@@ -170,11 +170,12 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
-def threads(case: Case, rounds: int) -> dict[str, Any]:
-    """Seconds of a training step with one thread and with one for each core: alone, and beside a process that keeps a
-    core busy."""
-    cpu = torch.device("cpu")
-    step = steps_of(case, cpu, torch.float32, ["linear"])["linear"]
+def threads(device: torch.device, rounds: int = 15) -> dict[str, Any]:
+    """Seconds of a training step of moji on the CPU with one thread and one for each core: alone, and beside a process
+    that keeps a core busy."""
+    if device.type != "cpu":
+        return {}
+    step = steps_of(CASES["moji"], device, torch.float32, ["linear"])["linear"]
     found: dict[str, Any] = {"cores": torch.get_num_threads()}
     with own_threads():
         for place, others in (("alone", 0), ("beside", 1)):
@@ -185,7 +186,7 @@ def threads(case: Case, rounds: int) -> dict[str, Any]:
                     for label, count in (("one", 1), ("each", found["cores"])):
                         torch.set_num_threads(count)
                         step.train()
-                        found[place][label].append(seconds(step.train, cpu))
+                        found[place][label].append(seconds(step.train, device))
             finally:
                 for process in busy:
                     process.kill()
