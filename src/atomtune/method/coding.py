@@ -93,9 +93,9 @@ def top_k(
     return torch.zeros_like(coefficients).scatter(-1, index, kept)
 
 
-def largest(coefficients: Float[Tensor, "*batch atoms"], k: int) -> Int[Tensor, "*batch k"]:
-    """The places of each token's k largest |c|, largest first."""
-    return coefficients.detach().abs().topk(k).indices
+def largest(coefficients: Float[Tensor, "*batch atoms"], k: int, ordered: bool = True) -> Int[Tensor, "*batch k"]:
+    """The places of each token's k largest |c|, largest first if they are `ordered`, which takes longer."""
+    return coefficients.detach().abs().topk(k, sorted=ordered).indices
 
 
 def first(codes: Float[Tensor, "*batch most"], k: Tensor) -> Float[Tensor, "*batch most"]:

@@ -194,15 +194,18 @@ class TopK(Sigma):
         return torch.zeros_like(coefficients).scatter(-1, index, self.at(coefficients.gather(-1, index)))
 
     def places(self, coefficients: Float[Tensor, "*batch atoms"]) -> Int[Tensor, "*batch most"]:
-        """Where the largest |c| of each token are, of each group, largest first."""
-        starts, index = 0, []
+        """Where the largest |c| of each token are, of each group; in a compiled model, where `at` drops some of them
+        again, the largest first."""
+        starts, index, ordered = 0, [], torch.compiler.is_compiling()
         for own, most in zip(coefficients.split(self.group_sizes, dim=-1), self._most):
-            index.append(largest(own, most) + starts)
+            index.append(largest(own, most, ordered) + starts)
             starts += own.shape[-1]
         return torch.cat(index, dim=-1) if len(index) > 1 else index[0]
 
     def at(self, codes: Float[Tensor, "*batch most"]) -> Float[Tensor, "*batch most"]:
-        """σ(c) there, given c there: the first k of each group are kept."""
+        """σ(c) there, given c there: the first k of each group are kept, which are all but in a compiled model."""
+        if not torch.compiler.is_compiling():
+            return codes
         if len(self.k_max) == 1:
             return first(codes, self.k[0])
         return torch.cat([first(own, k) for own, k in zip(codes.split(self._most, dim=-1), self.k)], dim=-1)
