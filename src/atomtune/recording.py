@@ -349,6 +349,12 @@ class AtomTrace:
         """s_m over the tokens of the image in each sample, as `LayerTrace.maps` for all atoms. Raises `UserError`."""
         return self.layer._maps(timestep, magnitude, self.index)[..., 0]
 
+    def means(
+        self, timestep: int | float | Collection[int | float] | None = None, magnitude: bool = False
+    ) -> Float[Tensor, "samples tokens"]:
+        """As `maps`, but at all tokens, also those of the text: see `LayerTrace.means`."""
+        return self.layer._means(timestep, magnitude, self.index, lambda codes, dense: dense)[..., 0]
+
     def top_tokens(self, count: int = 10) -> list[tuple[int, int, float]]:
         """For text models: (sample, position, s_m) where the atom fires most strongly, at most `count` of them.
 

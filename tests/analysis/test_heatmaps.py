@@ -6,9 +6,23 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from atomtune.analysis.heatmaps import BLUE, GREEN, RED, acting_at, overlay, phases, pooled, tint, token_grid
+from atomtune.analysis.heatmaps import (
+    BLUE,
+    GREEN,
+    RED,
+    acting_at,
+    acting_words,
+    overlay,
+    phases,
+    pooled,
+    tint,
+    token_grid,
+)
+from atomtune.bases import load_base
 from atomtune.errors import UserError
 from atomtune.sampling import generate
+from atomtune.shipped import ADAPTER
+from atomtune.storage.folders import load_adapter
 from atomtune.tracing import trace
 from tests.analysis.tiny import adapted_pixart
 
@@ -107,3 +121,23 @@ def test_the_strongest_atoms_are_those_of_most_energy():
     energies = sorted((atom.mean_energy for layer in seen.layers for atom in layer), reverse=True)
     assert [atom.mean_energy for atom in seen.strongest(6)] == pytest.approx(energies[:6])
     assert len(seen.strongest(1000)) == sum(value > 0 for value in energies)
+
+
+def test_the_words_at_which_an_atom_of_words_acts():
+    """On the values of cross-attention an atom sees words, and has no map."""
+    pipe, prompt = load_base("moji"), "a sks teapot on a red background"
+    load_adapter(pipe, ADAPTER)
+    with trace(pipe, codes=True) as seen:
+        generate(pipe, prompt, steps=2)
+    atom = next(one for one in seen.strongest(100) if not one.layer.sees_image)
+    with pytest.raises(UserError, match="sees the words of the prompt"):
+        atom.maps()
+    found = acting_words(atom, pipe, prompt)
+    assert found and found == sorted(found, key=lambda pair: -pair[1])
+    assert all(value > 0 for _, value in found)
+    assert_close(
+        torch.stack([atom.codes(t)[0].abs() for t in atom.mean_energy_by_timestep]).mean(0),
+        atom.means(magnitude=True)[0],
+    )
+    words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    assert {word for word, _ in found} <= set(words)

@@ -96,7 +96,7 @@ def acting_at(
 def acting_words(atom: AtomTrace, pipe: Any, prompt: str, sample: int = 0, count: int = 6) -> list[tuple[str, float]]:
     """For an atom whose tokens are those of the prompt: the words, as `pipe.tokenizer` cuts them, at which it acts in a
     sample, and its mean |s_m| there, the strongest first. Raises `UserError` if the trace kept no codes."""
-    strengths = atom.maps(magnitude=True)[sample].tolist()
+    strengths = atom.means(magnitude=True)[sample].tolist()
     words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
     found = [(word, strength) for word, strength in zip(words, strengths) if strength > 0]
     return sorted(found, key=lambda pair: -pair[1])[:count]
