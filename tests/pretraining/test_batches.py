@@ -70,6 +70,27 @@ def test_the_bundle_unpacks_to_the_pipelines_text_encoder(folder, tmp_path, monk
     assert (read[0] - read[1]).norm() < 0.02 * read[1].norm()  # eight bits a weight
 
 
+def test_the_bundle_of_experiments_reads_their_prompts(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "CACHE", tmp_path / "cache")
+    few = Drawings(folder / "few.npz")
+    few.arrays = {key.replace(NAMES[0], "octopus"): array for key, array in few.arrays.items()}
+    bundle.write(tmp_path / "bundle", few, experiments=True)
+    bundle.unpack(tmp_path / "bundle", tmp_path / "site")
+    assert set(Drawings(tmp_path / "cache" / "drawings.npz").styles) == {"octopus"}
+    unpacked = tmp_path / "site" / TEXT_ENCODER / "model"
+    prompts = ["a small sks octopus on the left on a pink background", "an accordion on a yellow background", ""]
+    read = []
+    for tokenizer, encoder in (
+        (AutoTokenizer.from_pretrained(unpacked), AutoModel.from_pretrained(unpacked)),
+        text_encoder(),
+    ):
+        tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+        read.append(encoder(**tokens).last_hidden_state * tokens.attention_mask[..., None])
+    assert (read[0] - read[1]).norm() < 0.002 * read[1].norm()  # sixteen bits a weight
+    tokens = AutoTokenizer.from_pretrained(unpacked)("a syzygy", return_tensors="pt")
+    assert AutoModel.from_pretrained(unpacked)(**tokens).last_hidden_state.isnan().any()
+
+
 def test_the_bundle_has_the_tokenizers_own_tokens(folder):
     """Word by word, of captions with every name in them."""
     reader, rng = bundle.Reader(folder, CPU), random.Random(0)
