@@ -9,8 +9,8 @@
 `python -m pretraining.bundle DIR --unpack SITE` writes into SITE, which belongs on PYTHONPATH, the package in which
 moji's pipeline looks for its text encoder, and puts the drawings where `pretraining.evaluate` looks for them.
 
-`--experiments` makes a bundle for `python -m experiments` instead, 26 MiB: the drawings of what moji has never seen, and
-MiniLM in 16 bits with every word in our own texts.
+`--experiments` makes a bundle for `python -m experiments` instead, 26 MiB: the drawings of what moji has never seen,
+and MiniLM in 16 bits with every word in our own texts.
 """
 
 import argparse
@@ -93,8 +93,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def unpack(folder: Path, site: Path) -> None:
-    """Make the package of moji's text encoder in `site`; cache the drawings. Words that the bundle does not have are not
-    numbers, so that a prompt with one is seen to fail."""
+    """Make the package of moji's text encoder in `site`; cache the drawings. Words that the bundle does not have are
+    not numbers, so that a prompt with one is seen to fail."""
     model = site / TEXT_ENCODER / "model"
     shutil.copytree(folder / "model", model, dirs_exist_ok=True)
     (site / TEXT_ENCODER / "__init__.py").touch()
