@@ -136,10 +136,12 @@ class Page:
         from selenium.webdriver.common.keys import Keys
 
         field = self.focus(label)
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(choice)
 
         def offered() -> bool:
+            """Typed again as long as there is no list: one that is refreshed meanwhile closes."""
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(choice)
+            time.sleep(0.3)
             found = self.browser.find_elements("css selector", "[role=option]")
             return bool(found) and found[0].get_attribute("aria-label") == choice
 
@@ -149,7 +151,7 @@ class Page:
 
     def drop(self, *files: Path) -> None:
         """Give files to the tab's field for them."""
-        field = self.panel.find_element("css selector", "input[type=file]")
+        field, *_ = wait(lambda: self.panel.find_elements("css selector", "input[type=file]"))
         field.send_keys("\n".join(map(str, files)))
 
     def press(self, text: str) -> None:
