@@ -109,7 +109,7 @@ def run_cells(
             running = [pool.submit(cell, folder, name, config, measure) for name, config in grid.items()]
             failed = [error for future in running if (error := future.exception())]
         if failed:
-            raise ExceptionGroup(f"{len(failed)} cells failed", failed)
+            raise BaseExceptionGroup(f"{len(failed)} cells failed", failed)
         return
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
