@@ -25,7 +25,9 @@ def test_moji_has_its_recipe_by_default():
 @pytest.mark.parametrize("method", ["lora", "dora", "oft"])
 def test_another_method_is_trained_as_the_atoms_are_but_on_all_of_attention(method):
     own, other = configure(**GIVEN), configure(**GIVEN, method=method)
-    assert dataclasses.replace(other, method="atoms", floor=own.floor, target_modules=own.target_modules) == own
+    atoms = {name: getattr(own, name) for name in ("method", "floor", "target_modules", "learning_rate")}
+    assert dataclasses.replace(other, **atoms) == own
+    assert other.learning_rate == 3e-3  # its best (experiments/drift/README.md)
     assert other.target_modules == ("attn1", "attn2")
 
 
