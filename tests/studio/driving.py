@@ -136,16 +136,9 @@ class Page:
         from selenium.webdriver.common.keys import Keys
 
         field = self.focus(label)
-
-        def offered() -> bool:
-            """Typed again as long as there is no list: one that is refreshed meanwhile closes."""
-            field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(choice)
-            time.sleep(0.3)
-            found = self.browser.find_elements("css selector", "[role=option]")
-            return bool(found) and found[0].get_attribute("aria-label") == choice
-
-        wait(offered)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(choice)
+        time.sleep(0.6)
         field.send_keys(Keys.ENTER)
         ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
