@@ -7,8 +7,9 @@ from atomtune.cli.inspect import _prompts_about
 from atomtune.cli.merge import _trained_prompts
 from atomtune.moji.scenes import BACKGROUNDS
 from atomtune.prompts import ANY_SUBJECT, subject_prompts, without_tokens
-from atomtune.storage.folders import adapter_info, save_adapter
+from atomtune.storage.folders import save_adapter
 from atomtune.storage.merging import merge
+from atomtune.storage.reading import adapter_info
 from tests.tiny_pixart import adapted
 
 

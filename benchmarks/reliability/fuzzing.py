@@ -33,8 +33,9 @@ from atomtune import board
 from atomtune.bases import denoiser, set_denoiser
 from atomtune.errors import UserError
 from atomtune.lora.distillation import load_lora
-from atomtune.storage.folders import adapter_info, load_adapter, save_adapter
+from atomtune.storage.folders import load_adapter, save_adapter
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
+from atomtune.storage.reading import adapter_info
 from atomtune.training.captions import read_captions
 from atomtune.training.data import find_examples
 from atomtune.training.recipes import configure

@@ -27,7 +27,8 @@ def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     figures = docs / "results" / "figures"
     steps, dials = over_steps(found), over_dials(found)
     if any(name.endswith("-curve") for name in found):
-        save(_against_drift(found, steps, "after 40, 80, 150, 250, 400 and 600 steps"), figures / "drift-steps.png")
+        after = f"after {', '.join(map(str, STEPS[:-1]))} and {STEPS[-1]} steps"
+        save(_against_drift(found, steps, after), figures / "drift-steps.png")
     if any("dials" in cell for cell in found.values()):
         save(_against_drift(found, dials, "as trained, and with a dial turned"), figures / "drift-dials.png")
     if any(way[:2] in FRONTIER for way in steps):

@@ -2,7 +2,7 @@
 
 Six subjects that moji has never seen, scored on their own prompts (fidelity, alignment) and on other prompts at the
 same noise as the base (`metrics.other_prompts`: unrelated things, neighbours of the class, the class without the
-token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of 400 steps, scored at their end; `…-dials` are the same with the
+token). Cells `SUBJECT-METHOD-KIND-SEED` are runs of 150 steps, scored at their end; `…-dials` are the same with the
 dials of sampling turned, `…-curve` runs of 40 to 600 steps. `METHOD-time` is how much longer a step takes with
 `--preserve`, for a quiet machine.
 """
@@ -24,33 +24,34 @@ from atomtune import metrics, sampling
 from atomtune.bases import denoiser
 from atomtune.files import atomic_folder
 from atomtune.moji.names import SEEN_NAMES, spoken
-from atomtune.storage.folders import adapter_info, set_scale
+from atomtune.storage.folders import set_scale
+from atomtune.storage.reading import adapter_info
 from experiments.common import subjects
 from experiments.common.cells import measured, read, shown, spread
 from experiments.common.report import DOCS, Claim, grade, table, verdicts
 from pretraining.drawings import Drawings
 
 HERE = Path(__file__).parent
-NUM = 4
+NUM, DRAWN = 4, 10  # images of each of the subject's prompts, and steps of drawing them (experiments/customization)
 SEEDS = (0, 1, 2)
-BOTH = {"target_modules": ("attn1", "attn2")}
+BOTH = {"target_modules": ("attn1", "attn2"), "learning_rate": 3e-3}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
     "lora": ("LoRA, rank 16", BOTH | {"method": "lora"}),
-    "values": ("atoms on the values", {"target_modules": ("attn1.to_v", "attn2.to_v")}),
+    "values": ("atoms on the values", {"target_modules": ("attn1.to_v", "attn2.to_v"), "learning_rate": 6e-3}),
     "atoms": ("atoms beside attention, Aσ(XW_s)", BOTH | {"mix_first": False}),
     "lora-64": ("LoRA, rank 64", BOTH | {"method": "lora", "rank": 64}),
     "dora": ("DoRA, rank 16", BOTH | {"method": "dora"}),
     "oft": ("OFT, r = 4", BOTH | {"method": "oft"}),
-    "lora-self": ("LoRA, rank 16, self-attention alone", {"method": "lora"}),
+    "lora-self": ("LoRA, rank 16, self-attention alone", {"method": "lora", "learning_rate": 3e-3}),
 }
 OWN = ("lora", "values")  # what the claims are about: three seeds; the others have one
-OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 400}
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 150}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("", OFF),
     "preserve": ("--preserve", OFF | {"preserve": True}),
     "floor": ("--preserve, floor", OFF | {"preserve": True, "floor": 0.9995}),
 }
-STEPS = (40, 80, 150, 250, 400, 600)
+STEPS = (40, 80, 150, 300, 600)
 CHECKPOINTS = {"steps": STEPS[-1], "checkpoint_every": 10, "checkpoints_total_limit": STEPS[-1]}
 DIALS = {
     "scale": (0.75, 0.5, 0.25),
@@ -58,7 +59,7 @@ DIALS = {
     "floor": (0.9, 0.99, 0.999, 1.0),
 }
 ROUNDS, STEPS_TIMED = 5, 60
-QUICKLY = 10  # steps of drawing, for curves
+QUICKLY = (2, 20)  # for curves and dials: images of each of the subject's prompts, and unrelated prompts
 FIGURES = (  # file, what a reader without images is told, what is below it
     (
         "drift-steps.png",
@@ -69,7 +70,7 @@ FIGURES = (  # file, what a reader without images is told, what is below it
     (
         "drift-dials.png",
         "Fidelity and alignment against drift, as dials of sampling are turned",
-        "The same, of runs of 400 steps whose scale, density or floor is turned when images are drawn.",
+        "The same, of runs of 150 steps whose scale, density or floor is turned when images are drawn.",
     ),
     (
         "drift-frontier.png",
@@ -94,20 +95,20 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "base": subjects.weights_digest(), "name": self.name, "options": self.options, "num": NUM,
-            "what": {"end": self.what, "curve": [STEPS, QUICKLY], "dials": [DIALS, QUICKLY],
+            "base": subjects.weights_digest(), "name": self.name, "options": self.options, "drawn": DRAWN,
+            "what": {"end": [self.what, NUM], "curve": [STEPS, QUICKLY], "dials": [DIALS, QUICKLY],
                      "time": [self.what, ROUNDS, STEPS_TIMED]}[self.what],
         }  # fmt: skip
 
 
 @cache
-def base_images(name: str, steps: int | None = None) -> dict[str, list[Image.Image]]:
+def base_images(name: str) -> dict[str, list[Image.Image]]:
     """The base's images of every set of other prompts; drawn once for the base's weights as they are."""
-    folder = subjects.CACHE / subjects.weights_digest() / "others" / f"{name}{steps or ''}"
+    folder = subjects.CACHE / subjects.weights_digest() / "others" / f"{name}{DRAWN}"
     sets = metrics.other_prompts(name)
     for label, prompts in sets.items():
         if not (folder / label).is_dir():
-            drawings = sampling.generate(subjects.moji(), prompts, steps=steps, batch_size=10)
+            drawings = sampling.generate(subjects.moji(), prompts, steps=DRAWN, batch_size=10)
             with atomic_folder(folder / label) as temporary:
                 sampling.save_images(drawings, temporary)
     return {
@@ -129,15 +130,15 @@ def measure(config: Config) -> dict[str, Any]:
     if config.what == "dials":
         return {"dials": turned(pipe, config.name, run)}
     found = scores(pipe, config.name)
-    if config.options.get("method", "atoms") == "atoms":
+    if adapter_info(run).kind == "ATOMS":
         found |= silence(pipe, config.name)
     return learnt | found
 
 
 def scores(pipe: Any, name: str) -> dict[str, Any]:
-    """Everything, at the base's own number of steps of drawing."""
+    """Everything."""
     judge = metrics.load_judge()
-    found: dict[str, Any] = subjects.score(subjects.draw(pipe, name, NUM), name)
+    found: dict[str, Any] = subjects.score(subjects.draw(pipe, name, NUM, steps=DRAWN), name)
     references = [Drawings().picture(scene) for scene in subjects.task(name).shown.values()]
     for label, prompts in metrics.other_prompts(name).items():
         images = _images(pipe, prompts)
@@ -152,11 +153,11 @@ def scores(pipe: Any, name: str) -> dict[str, Any]:
 
 
 def quick_scores(pipe: Any, name: str) -> dict[str, float]:
-    """Fidelity, alignment, diversity and drift on unrelated prompts: two images a prompt, few steps of drawing."""
-    found = subjects.score(subjects.draw(pipe, name, 2, steps=QUICKLY), name)
-    prompts = metrics.other_prompts(name)["unrelated"]
-    images = _images(pipe, prompts, QUICKLY)
-    drift = metrics.drift(base_images(name, QUICKLY)["unrelated"], images, metrics.load_judge().features)
+    """Fidelity, alignment, diversity and drift on unrelated prompts, of few images."""
+    num, others = QUICKLY
+    found = subjects.score(subjects.draw(pipe, name, num, steps=DRAWN), name)
+    images = _images(pipe, metrics.other_prompts(name)["unrelated"][:others])
+    drift = metrics.drift(base_images(name)["unrelated"][:others], images, metrics.load_judge().features)
     return {key: found[key] for key in ("fidelity", "alignment", "diversity")} | asdict(drift)
 
 
@@ -207,7 +208,7 @@ def _measure_floor(pipe: Any, atoms: Any, name: str) -> None:
 
     prompts = other_prompts(configure(images="-", class_name=name, out="-", preserve=True), [name])
     with atoms.measure_floor():
-        sampling.generate(pipe, prompts, steps=QUICKLY, batch_size=10)
+        sampling.generate(pipe, prompts, steps=DRAWN, batch_size=10)
 
 
 def timed(name: str, options: dict[str, Any]) -> dict[str, list[float]]:
@@ -229,11 +230,11 @@ def silence(pipe: Any, name: str) -> dict[str, float]:
     """Shares of the tokens, over layers and steps, in which no atom fires: on other prompts (words and image), in
     images of the subject's own, and on the background of these."""
     with atomtune.trace(pipe) as seen:
-        _images(pipe, metrics.other_prompts(name)["unrelated"])
+        _images(pipe, metrics.other_prompts(name)["unrelated"][: QUICKLY[1]])
     found = {"silent_unrelated": seen.silent}
     background = []
     with fired(pipe) as layers:
-        images = subjects.draw(pipe, name, 1)
+        images = subjects.draw(pipe, name, 1, steps=DRAWN)
     config = denoiser(pipe).config
     places = (config.sample_size // config.patch_size) ** 2
     of_image = [torch.stack(steps) for steps in layers if steps[0].shape[1] == places]  # others see the words
@@ -268,8 +269,8 @@ def fired(pipe: Any) -> Iterator[list[list[torch.Tensor]]]:
             hook.remove()
 
 
-def _images(pipe: Any, prompts: Sequence[str], steps: int | None = None) -> list[Image.Image]:
-    return [drawing.image for drawing in sampling.generate(pipe, prompts, steps=steps, batch_size=10)]
+def _images(pipe: Any, prompts: Sequence[str]) -> list[Image.Image]:
+    return [drawing.image for drawing in sampling.generate(pipe, prompts, steps=DRAWN, batch_size=10)]
 
 
 def _recognised(images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
@@ -288,18 +289,26 @@ def grid(quick: bool = False) -> dict[str, Config]:
     if quick:
         return {}
     cells = {f"{name}-base": Config(name) for name in subjects.SUBJECTS}
-    for seed in SEEDS:
-        for method in OWN if seed else METHODS:
-            for kind in kinds(method):
-                for name in subjects.SUBJECTS:
-                    options = METHODS[method][1] | KINDS[kind][1]
-                    cells[f"{name}-{method}-{kind}-{seed}"] = Config(name, options | {"seed": seed})
-    for method in METHODS:
-        for kind in kinds(method) if not method.endswith("-self") else ():
-            for name in subjects.SUBJECTS:
-                options = METHODS[method][1] | KINDS[kind][1] | {"seed": 0}
-                cells |= {f"{name}-{method}-{kind}-{what}": Config(name, options, what) for what in ("dials", "curve")}
+    others = [method for method in METHODS if method not in OWN]
+    for seed, method in [(seed, own) for seed in SEEDS for own in OWN]:
+        cells |= _cells(method, {str(seed): (seed, "end")})
+    for method in OWN:
+        cells |= _cells(method, {"curve": (0, "curve"), "dials": (0, "dials")})
+    for method in reversed(others):
+        cells |= _cells(method, {"0": (0, "end")})
+    for method in others[:-1]:
+        cells |= _cells(method, {"curve": (0, "curve"), "dials": (0, "dials")})
     return cells | {f"{method}-time": Config("teapot", METHODS[method][1], "time") for method in OWN}
+
+
+def _cells(method: str, endings: dict[str, tuple[int, str]]) -> dict[str, Config]:
+    """Cells of a method, by what their names end with: a seed, and what of them is scored."""
+    return {
+        f"{name}-{method}-{kind}-{ending}": Config(name, METHODS[method][1] | KINDS[kind][1] | {"seed": seed}, what)
+        for ending, (seed, what) in endings.items()
+        for kind in kinds(method)
+        for name in subjects.SUBJECTS
+    }
 
 
 def values(found: dict[str, Any], method: str, kind: str, *path: str) -> np.ndarray:
@@ -450,7 +459,7 @@ def page(out: Path = HERE) -> str:
 Generated by `python -m experiments` from `experiments/drift/results.jsonl`; edit nothing here. How to do it is on
 [a page of its own](../how-to/keep-the-rest.md).
 
-Six subjects that moji has never seen, five images each, 400 steps, every method beside self- and cross-attention
+Six subjects that moji has never seen, five images each, 150 steps, every method beside self- and cross-attention
 unless it says otherwise. Fidelity and alignment are the
 judge's, on the subject's own prompts. Drift is how much images of other prompts change when the adapter is switched
 on, at the same noise: the root mean square of the pixels' differences (black to white is 1), on 40 unrelated things, 10

@@ -25,7 +25,7 @@ from atomtune.metrics.models import CLIP, DINO
 from atomtune.metrics.scores import changes, load_models, rounded, scores
 from atomtune.prompts import without_tokens
 from atomtune.sizes import GivenSize, Size
-from atomtune.storage import folders, runs
+from atomtune.storage import folders, reading, runs
 from atomtune.storage.metadata import WEIGHTS_FILE, atoms_in
 from atomtune.training.data import fitted, image_files, read_image
 
@@ -86,11 +86,11 @@ def compare(
     Raises `UserError` if there is nothing to compare, for adapters of different bases, and as `load_models` does.
     """
     out, named = expanded(out), _labelled(adapters)
-    infos = [folders.adapter_info(adapter) for adapter in named.values()]
+    infos = [reading.adapter_info(adapter) for adapter in named.values()]
     check_seed(seed, num)
     if not infos:
         raise UserError("there is nothing to compare: name one run or more.")
-    folders.refuse_different_bases(infos)
+    reading.refuse_different_bases(infos)
     refuse_output(out)
     manifest.refuse_foreign(out, *RESULTS)
     name = base or infos[0].base
@@ -157,7 +157,7 @@ def _drawn(
     return [sampling.read_image(file) for file in files]
 
 
-def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any]:
+def _put_on(pipe: DiffusionPipeline, info: reading.AdapterInfo) -> dict[str, Any]:
     """Load the adapter. Its sizes, and what the numbers of its run say of its training, if there are any."""
     model = folders.load_adapter(pipe, info.path, trainable=True)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -171,7 +171,7 @@ def _put_on(pipe: DiffusionPipeline, info: folders.AdapterInfo) -> dict[str, Any
     return found | {key: learnt[name] for key, name in names.items() if name in learnt}
 
 
-def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Image.Image]:
+def _references(info: reading.AdapterInfo, images: str | Path | None) -> list[Image.Image]:
     """The images to be faithful to; none if they are not known, or no longer there."""
     if str(images) == NO_IMAGES:
         return []
@@ -186,7 +186,7 @@ def _references(info: folders.AdapterInfo, images: str | Path | None) -> list[Im
 
 
 def _warn_of_missing(
-    metrics: Sequence[str], references: Sequence[Any], first: folders.AdapterInfo, classes: Sequence[str]
+    metrics: Sequence[str], references: Sequence[Any], first: reading.AdapterInfo, classes: Sequence[str]
 ) -> None:
     """Say which numbers there will not be, and why."""
     if not references and (without := [name for name in metrics if name in ("judge", "clip", "dino", "pres")]):

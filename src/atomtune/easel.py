@@ -23,9 +23,10 @@ from atomtune.errors import UserError
 from atomtune.replaying import Replay
 from atomtune.sampling import digest
 from atomtune.steering import AtomBoard, board
-from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.folders import load_adapter
 from atomtune.storage.merging import merged
 from atomtune.storage.metadata import WEIGHTS_FILE
+from atomtune.storage.reading import adapter_info
 from atomtune.tracing import Trace
 
 MOST = 4

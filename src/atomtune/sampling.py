@@ -21,7 +21,7 @@ from atomtune.bases import base_hash, call_options, denoiser, fingerprint, preci
 from atomtune.errors import UserError, check_seed
 from atomtune.files import atomic_file, expanded, file_hash
 from atomtune.sizes import GivenSize, Size
-from atomtune.storage.folders import adapter_folder
+from atomtune.storage.reading import adapter_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

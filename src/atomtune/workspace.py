@@ -21,8 +21,8 @@ from atomtune.files import real_path, refuse_output, write_once, write_text
 from atomtune.shell import command_line
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.storage import runs
-from atomtune.storage.folders import AdapterInfo, adapter_info
 from atomtune.storage.metadata import CONFIG_FILE
+from atomtune.storage.reading import AdapterInfo, adapter_info
 from atomtune.training.data import read_image
 
 EXAMPLE = "teapot (ships with atomtune)"

@@ -17,8 +17,8 @@ from atomtune import sampling
 from atomtune.cli import app, main, parsed
 from atomtune.files import read_prompts
 from atomtune.sampling import read_settings
-from atomtune.storage.folders import adapter_info
 from atomtune.storage.metadata import WEIGHTS_FILE, write_weights
+from atomtune.storage.reading import adapter_info
 from atomtune.training import load_recipe
 from tests.tiny_pixart import save_tiny_pixart
 

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from atomtune.analysis import report
 from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
-from atomtune.storage.folders import adapter_info, save_adapter
+from atomtune.storage.folders import save_adapter
+from atomtune.storage.reading import adapter_info
 from tests.analysis.tiny import adapted_pixart
 from tests.cli.test_cli import said
 from tests.tiny_pixart import save_tiny_pixart

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save, save_file
 
 from atomtune import AtomConfig, UserError
 from atomtune.bases import denoiser, load_base
-from atomtune.storage.folders import adapter_info, load_adapter, save_adapter
+from atomtune.storage.folders import load_adapter, save_adapter
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
+from atomtune.storage.reading import adapter_info
 from tests.tiny_pixart import adapted, tiny_pixart
 
 

@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from atomtune.errors import UserError
 from atomtune.steering import board
-from atomtune.storage.folders import ADAPTER_FILES, adapter_info, save_adapter
+from atomtune.storage.folders import save_adapter
 from atomtune.storage.merging import merge, parts_of
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, write_weights
+from atomtune.storage.reading import ADAPTER_FILES, adapter_info
 from tests.adapters.test_combining import OTHERS, pair
 from tests.adapters.tiny import run, transformer
 

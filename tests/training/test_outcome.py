@@ -19,7 +19,8 @@ from atomtune.prompts import Subject, subject_prompts
 from atomtune.sampling import generate, read_settings, save_png
 from atomtune.shell import command_line
 from atomtune.shipped import IMAGES
-from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.folders import load_adapter
+from atomtune.storage.reading import adapter_info
 from atomtune.training import data, encoding, outcome, steps, trainer
 from atomtune.training.objectives import objective_for
 from atomtune.training.subjects import Shown

@@ -12,7 +12,8 @@ from PIL import Image
 
 import atomtune
 from atomtune.bases import load_base
-from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.folders import load_adapter
+from atomtune.storage.reading import adapter_info
 from atomtune.training import load_recipe
 from tests.training.run_and_die import customize
 

@@ -12,7 +12,7 @@ from PIL import Image
 import atomtune
 from atomtune.errors import UserError
 from atomtune.shipped import IMAGES
-from atomtune.storage.folders import adapter_info
+from atomtune.storage.reading import adapter_info
 from atomtune.training import configure, encoding, outcome
 from atomtune.training.data import find_examples, image_files, subject_folders
 from atomtune.training.preserving import other_prompts

@@ -18,7 +18,8 @@ import atomtune
 from atomtune.bases import load_base
 from atomtune.moji import random_pipeline
 from atomtune.sampling import read_settings
-from atomtune.storage.folders import adapter_info, load_adapter
+from atomtune.storage.folders import load_adapter
+from atomtune.storage.reading import adapter_info
 from atomtune.training import configure, steps, trainer
 from tests.tiny_pixart import save_tiny_pixart
 from tests.training.quick import QUICK, weights

@@ -56,7 +56,7 @@ def _demo(compare: bool, out: Path, seed: int, steps: int | None, overwrite: boo
     from atomtune import comparing, files, manifest, training
     from atomtune.cli.compare import print_table
     from atomtune.cli.generate import drawing_command
-    from atomtune.storage.folders import adapter_info
+    from atomtune.storage.reading import adapter_info
     from atomtune.training.data import find_examples
 
     files.refuse_output(out)

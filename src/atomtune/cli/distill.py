@@ -60,7 +60,7 @@ def distill(
     from atomtune.lora import distillation, loading
     from atomtune.method.coding import atoms_per_token
     from atomtune.steering import board
-    from atomtune.storage import folders, runs
+    from atomtune.storage import folders, reading, runs
 
     atoms_per_token(num_atoms, density)
     check_seed(seed, num)
@@ -70,7 +70,7 @@ def distill(
     if file := distillation.diffusers_file(lora):
         loading.read(file)  # a file that cannot be used is refused before a base is opened
     else:
-        info = folders.adapter_info(lora)
+        info = reading.adapter_info(lora)
         info.refuse_other_than("LORA", "distill takes a LoRA")
     known = info.trained_for if info else {}
     prompts = (prompt or []) + (read_prompts(prompts_file) if prompts_file else [])
@@ -117,5 +117,5 @@ def distill(
     print(
         f"The atoms add {explained:.1%} of what the LoRA adds, over {counted(len(layers), 'layer')} (least in "
         f"{worst.name}: {worst.share:.1%}).\nThe adapter is in {out}. Draw with it: "
-        f"{drawing_command(out, folders.adapter_info(out))}"
+        f"{drawing_command(out, reading.adapter_info(out))}"
     )

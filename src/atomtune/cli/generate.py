@@ -13,7 +13,7 @@ from atomtune.shell import command_line
 from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
-    from atomtune.storage.folders import AdapterInfo
+    from atomtune.storage.reading import AdapterInfo
 
 
 def generate(
@@ -77,14 +77,14 @@ def generate(
     from atomtune import bases, sampling
     from atomtune.devices import pick_device
     from atomtune.files import file_hash
-    from atomtune.storage import folders
+    from atomtune.storage import folders, reading
 
     device = pick_device(base.device)
     bases.refuse_offload(offload, device)
     out = out or (adapter or Path("runs")) / "generated"
     refuse_output(out)
     remove_leftovers(out)
-    info = folders.adapter_info(adapter) if adapter else None
+    info = reading.adapter_info(adapter) if adapter else None
     if info:
         _refuse_other_dials(info, density, floor, scale, preset)
     pipe = base.open(info, quantize, offloaded=offload is not None)

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from atomtune.storage.folders import AdapterInfo
+    from atomtune.storage.reading import AdapterInfo
 
 
 @Parameter(name="*")

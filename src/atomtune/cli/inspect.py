@@ -11,7 +11,7 @@ from atomtune.files import read_prompts
 from atomtune.sizes import Resolution
 
 if TYPE_CHECKING:
-    from atomtune.storage.folders import AdapterInfo
+    from atomtune.storage.reading import AdapterInfo
 
 STAGES = {
     "base": "drawing without the adapter",
@@ -65,19 +65,19 @@ def inspect(
 
     from atomtune import bases
     from atomtune.analysis import inspection, report
-    from atomtune.storage import folders, runs
+    from atomtune.storage import folders, reading, runs
 
     for flag, value in (("--top", top), ("--naming-prompts", naming_prompts), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{flag} must be at least 1, got {value}.")
     check_seed(seed, naming_prompts)
-    info = folders.adapter_info(adapter)
+    info = reading.adapter_info(adapter)
     info.refuse_other_than("ATOMS", "only atoms can be inspected one by one")
     out = out or adapter / "report.html"
     report.refuse_other_file(out)
-    other = folders.adapter_info(against) if against else info
+    other = reading.adapter_info(against) if against else info
     other.refuse_other_than("ATOMS", "only atoms can be compared one by one")
-    folders.refuse_different_bases([info, other])
+    reading.refuse_different_bases([info, other])
     texts = read_prompts(prompts) if prompts else []
     texts = texts or _prompts_about(info, 8)
     pipe = base.open(info)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from atomtune.analysis.overlap import Overlap
-    from atomtune.storage.folders import AdapterInfo
+    from atomtune.storage.reading import AdapterInfo
 
 
 def merge(
@@ -54,10 +54,10 @@ def merge(
 
     from atomtune.cli.generate import drawing_command
     from atomtune.files import refuse_output
-    from atomtune.storage import folders, merging, runs
+    from atomtune.storage import merging, reading, runs
 
     numbers = _numbers(weights)
-    refuse_output(out, *map(folders.adapter_folder, adapters))
+    refuse_output(out, *map(reading.adapter_folder, adapters))
     runs.refuse_taken(out, unless_by="merge")
     merged = merging.merged(adapters, combination_type, numbers)
     for part in merged.parts:
@@ -67,7 +67,7 @@ def merge(
     facts = {"base": merged.config.base_model_name_or_path, "method": "atoms", "atoms": sum(merged.atoms_by_layer)}
     facts |= {"layers": len(merged.atoms_by_layer), "parts": merged.parts}
     runs.write_run(out, merged.save, "merge", options, facts)
-    print(f"The merged adapter is in {out}. Draw with it: {drawing_command(out, folders.adapter_info(out))}")
+    print(f"The merged adapter is in {out}. Draw with it: {drawing_command(out, reading.adapter_info(out))}")
 
 
 def _numbers(weights: str | None) -> list[float] | None:
@@ -97,12 +97,12 @@ def _report(
 
     from atomtune import bases
     from atomtune.analysis.overlap import overlap
-    from atomtune.storage import folders
+    from atomtune.storage import folders, reading
 
-    infos = [folders.adapter_info(path) for path in adapters]
+    infos = [reading.adapter_info(path) for path in adapters]
     for info in infos:
         info.refuse_other_than("ATOMS", "only atoms can be compared one by one")
-    folders.refuse_different_bases(infos)
+    reading.refuse_different_bases(infos)
     prompts = [read_prompts(file) for file in (files * 2)[:2]] if files else list(map(_trained_prompts, infos))
     pipe = base.open(infos[0])
     for name, path in zip(("first", "second"), adapters):

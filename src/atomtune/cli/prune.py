@@ -11,7 +11,7 @@ from atomtune.files import refuse_output
 
 if TYPE_CHECKING:
     from atomtune.analysis.likeness import Rung
-    from atomtune.storage.folders import AdapterInfo
+    from atomtune.storage.reading import AdapterInfo
 
 
 def prune(
@@ -53,10 +53,10 @@ def prune(
         raise UserError(f"--finetune-steps must be 0 or more, got {finetune_steps}.")
     from atomtune import bases, steering
     from atomtune.cli.generate import drawing_command
-    from atomtune.storage import folders, runs
+    from atomtune.storage import folders, reading, runs
     from atomtune.storage.metadata import WEIGHTS_FILE, atoms_in
 
-    info = folders.adapter_info(adapter)
+    info = reading.adapter_info(adapter)
     info.refuse_other_than("ATOMS", "only atoms can be pruned")
     there = atoms_in(info.folder)
     for flag, count, most in (("--keep", keep, sum(there)), ("--keep-per-layer", keep_per_layer, max(there))):

@@ -25,8 +25,8 @@ from atomtune.adapters.formats import current
 from atomtune.errors import UserError
 from atomtune.files import atomic_folder, expanded, refuse_output
 from atomtune.storage.cards import adapter_card, write_card
-from atomtune.storage.folders import AdapterInfo, adapter_folder, adapter_info, refuse_different_bases, unreadable
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE, WORDS, write_weights
+from atomtune.storage.reading import AdapterInfo, adapter_folder, adapter_info, refuse_different_bases, unreadable
 
 PEFT_KEYS = ("base_model_class", "parent_library")
 """PEFT's own fields in `auto_mapping`, in which earlier versions also stored atomtune's metadata."""

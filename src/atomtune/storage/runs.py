@@ -1,6 +1,6 @@
 """Runs: the folder that a command writes when it makes an adapter, with the same names from every command.
 
-adapter/             the adapter (`storage.folders`)
+adapter/             the adapter (`storage.reading`)
 config.yaml          the settings. Of `customize`: all its options. Of another command: its name as `command`, its
                      options, and under `training` the settings that its adapter was trained with, if they are known
 summary.json         the numbers
@@ -20,8 +20,8 @@ from atomtune import manifest
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.parsing import parse_yaml
-from atomtune.storage.folders import ADAPTER_FILES
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
+from atomtune.storage.reading import ADAPTER_FILES
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 NAMES = (CONFIG, SUMMARY, *(f"adapter/{name}" for name in ADAPTER_FILES))

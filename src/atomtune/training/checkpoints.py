@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from atomtune.files import atomic_folder, remove
-from atomtune.storage.folders import ADAPTER_FILES
+from atomtune.storage.reading import ADAPTER_FILES
 
 TENSOR = "__tensor__"
 SEAL = "state.json"  # without it a checkpoint is not complete

@@ -14,7 +14,7 @@ from atomtune import bases, manifest
 from atomtune.errors import UserError
 from atomtune.files import refuse_output, remove_leftovers
 from atomtune.parsing import parse_yaml
-from atomtune.storage import folders
+from atomtune.storage import reading
 from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.storage.runs import settings_of
 from atomtune.training import checkpoints, journal
@@ -29,7 +29,7 @@ _STEPS = ["step-" + "[0-9]" * digits for digits in (6, 7)]
 NAMES = (
     "config.yaml", "summary.json", "samples.png", RECORD.as_posix(), journal.FILE.as_posix(),
     "class_images/[0-9][0-9][0-9][0-9].png",
-    *(f"adapter/{name}" for name in folders.ADAPTER_FILES),
+    *(f"adapter/{name}" for name in reading.ADAPTER_FILES),
     *(f"checkpoints/{step}/{name}" for step in _STEPS for name in checkpoints.FILES),
     *(f"samples/{step}-{number}.png" for step in _STEPS for number in ("[0-9]", "[0-9][0-9]")),
 )  # fmt: skip
@@ -57,7 +57,7 @@ def claim(config: CustomizeConfig, steps: int, processes: int) -> dict[str, Any]
     refuse_output(config.out, config.images, *([] if config.base == bases.MOJI else [config.base]))
     if config.init_adapter is not None:
         for name in FOLDERS:
-            refuse_output(config.out / name, folders.adapter_folder(config.init_adapter))
+            refuse_output(config.out / name, reading.adapter_folder(config.init_adapter))
     for folder in (config.out, *(config.out / name for name in FOLDERS)):
         remove_leftovers(folder)
     written = config.out / "config.yaml"
@@ -156,7 +156,7 @@ def _digest(adapter: Path | None) -> str | None:
     """Digest of an adapter's weights."""
     if adapter is None:
         return None
-    return hashlib.sha256((folders.adapter_folder(adapter) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((reading.adapter_folder(adapter) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
 
 
 def _record(out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atomtune.errors import UserError
-from atomtune.storage import folders
+from atomtune.storage import reading
 from atomtune.training.config import CustomizeConfig
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def attention_of(denoiser: torch.nn.Module, targets: list[str] | str) -> list[st
 def refuse_other_method(config: CustomizeConfig, start: Path) -> None:
     """Raise `UserError` if the adapter in `start` was made by another method than the run's."""
     kinds = {"ATOMS": ("atoms",), "LORA": ("lora", "dora"), "OFT": ("oft",)}
-    kind = folders.adapter_info(start).kind
+    kind = reading.adapter_info(start).kind
     if config.method not in kinds.get(kind, ()):
         raise UserError(
             f"the adapter in {start} is {kind}, and the run is of method {config.method}: give the method of the "

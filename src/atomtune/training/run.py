@@ -19,7 +19,7 @@ from atomtune.devices import free_memory, idle_threads, own_threads, pick_device
 from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.sizes import Size
-from atomtune.storage import folders
+from atomtune.storage import reading
 from atomtune.storage.metadata import CONFIG_FILE
 from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content, threads_of
@@ -81,7 +81,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     base = bases.BaseParts(config.base, PRECISIONS[config.mixed_precision], accelerator.device, config.quantize)
     pipe, weights = base.pipe, base.fingerprint()
     if config.init_adapter is not None:
-        folders.refuse_other_base(pipe, folders.adapter_info(config.init_adapter), weights)
+        reading.refuse_other_base(pipe, reading.adapter_info(config.init_adapter), weights)
     resolution = bases.resolution_for(pipe, config.resolution)
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
     pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
@@ -138,7 +138,7 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
     """The numbers of a finished run, with a command that works here: the run may have been moved since."""
     if "next_command" not in finished or not (config.out / "adapter" / CONFIG_FILE).is_file():
         return finished
-    subjects = folders.adapter_info(config.out).subjects
+    subjects = reading.adapter_info(config.out).subjects
     return finished | {"next_command": outcome.next_command(config, subjects)}
 
 

@@ -18,7 +18,7 @@ from atomtune.errors import UserError
 from atomtune.files import write_text
 from atomtune.shell import command_line
 from atomtune.sizes import Size
-from atomtune.storage import folders
+from atomtune.storage import folders, reading
 from atomtune.training import checkpoints, diverging, encoding, outcome, sharding
 from atomtune.training.card import model_card
 from atomtune.training.config import CustomizeConfig
@@ -124,7 +124,7 @@ class Trainer(Steps):
             "checkpoint": str(checkpoints.checkpoint_folder(self.folder, self.step)),
         }
         if accelerator.is_main_process:
-            files = [config.out / "adapter" / name for name in folders.ADAPTER_FILES]
+            files = [config.out / "adapter" / name for name in reading.ADAPTER_FILES]
             sheet = config.out / outcome.SHEET
             manifest.record(config.out, *files, config.out / "summary.json", sheet)
             shown, images = self.cache.shown, self.cache.images
@@ -256,7 +256,7 @@ class Trainer(Steps):
             self.model,
             folder,
             base=config.base,
-            **folders.words_of(subjects),
+            **reading.words_of(subjects),
             license=config.license,
             card=model_card(config, subjects, modules, self._numbers(), prompt),
         )
