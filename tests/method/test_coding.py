@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from atomtune.errors import UserError
-from atomtune.method.coding import atoms_per_token, fista, ista, relu_threshold, soft_threshold, top_k
+from atomtune.method.coding import atoms_per_token, fista, ista, largest, relu_threshold, soft_threshold, top_k
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -66,6 +66,19 @@ def test_top_k_with_a_tensor_k_equals_top_k_with_an_integer(seed, data):
 
 def test_top_k_keeps_exactly_k_of_equal_magnitudes():
     assert (top_k(torch.ones(5, 12), 4) != 0).sum(-1).tolist() == [4] * 5
+
+
+@given(seed=st.integers(0, 2**16), atoms=st.integers(1, 300), rows=st.integers(0, 5), data=st.data())
+def test_without_order_the_largest_are_the_same(seed, atoms, rows, data):
+    """In float32, where numpy finds them; also with infinite and equal ones."""
+    k = data.draw(st.integers(1, atoms))
+    c = normal(2, rows, atoms, seed=seed).float()
+    c[..., data.draw(st.integers(0, atoms - 1))] = data.draw(st.sampled_from([0.0, -0.0, torch.inf, -torch.inf]))
+    assert torch.equal(largest(c, k, ordered=False).sort().values, largest(c, k).sort().values)
+    equal = c.round()
+    index = largest(equal, k, ordered=False)
+    assert index.shape == (2, rows, k) and all(len({*row}) == k for row in index.flatten(0, 1).tolist())
+    assert torch.equal(equal.abs().gather(-1, index).sort().values, equal.abs().topk(k).values.flip(-1))
 
 
 @pytest.mark.parametrize("k", [3, torch.tensor(3)])

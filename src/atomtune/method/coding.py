@@ -12,6 +12,7 @@
 Functions take and return tensors, and do not depend on modules, transformers or images.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -95,7 +96,26 @@ def top_k(
 
 def largest(coefficients: Float[Tensor, "*batch atoms"], k: int, ordered: bool = True) -> Int[Tensor, "*batch k"]:
     """The places of each token's k largest |c|, largest first if they are `ordered`, which takes longer."""
-    return coefficients.detach().abs().topk(k, sorted=ordered).indices
+    magnitudes = coefficients.detach().abs()
+    if not ordered and _numpy_is_faster(magnitudes, k):
+        bits, num_atoms = magnitudes.view(torch.int32).numpy(), magnitudes.shape[-1]  # in the order of the numbers
+        least = np.partition(bits, -k, axis=-1)[..., -k, None]
+        places = np.flatnonzero(bits >= least)
+        if places.size * num_atoms == bits.size * k:  # otherwise some are equal
+            return torch.from_numpy(places).remainder(num_atoms).view(*magnitudes.shape[:-1], k)
+    return magnitudes.topk(k, sorted=ordered).indices
+
+
+def _numpy_is_faster(magnitudes: Float[Tensor, "*batch atoms"], k: int) -> bool:
+    """numpy finds the k-th largest of few numbers with vector instructions, five times faster than torch on a CPU; of
+    64 times as many as k torch is the faster one. Only of numbers that are really there, and not traced."""
+    return (
+        type(magnitudes) is Tensor
+        and magnitudes.device.type == "cpu"
+        and magnitudes.dtype == torch.float32
+        and 0 < k < magnitudes.shape[-1] < 64 * k
+        and not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+    )
 
 
 def first(codes: Float[Tensor, "*batch most"], k: Tensor) -> Float[Tensor, "*batch most"]:
