@@ -46,6 +46,18 @@ def test_jobs_run_one_after_the_other(tmp_path):
         queue.stop(1)
 
 
+def test_a_job_runs_until_its_exit_code_is_known(tmp_path):
+    """Never "ended" between its end and the moment when the thread that waits for it has written its code."""
+    queue, seen = Queue(tmp_path / "jobs"), set()
+    queue.add(["recipes", "nothing"], "runs/a")
+    queue.advance()
+    end = time.monotonic() + 300
+    while "failed" not in seen:
+        assert time.monotonic() < end
+        seen |= {job.state for job in queue.jobs()}
+    assert seen == {"running", "failed"}
+
+
 def test_a_job_that_waits_is_taken_off(tmp_path):
     queue = Queue(tmp_path)
     queue.add(["recipes"], "runs/a")

@@ -34,6 +34,8 @@ from atomtune.training.journal import read, running, stop
 TAIL = 4000
 """Bytes of what a job printed that are read."""
 ENDED = ("finished", "failed", "stopped", "ended")
+_WAITED_FOR: set[Path] = set()
+"""Files of the jobs whose exit code a thread of this program will write."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class Queue:
         job = next((job for job in self.jobs() if job.number == number), None)
         if job is None or job.state in ENDED:
             raise UserError(f"job {number} neither waits nor runs: there is nothing to stop.")
-        if job.process is not None:
-            job.process.terminate()
-        else:
+        if job.state == "queued":
             job.file.unlink(missing_ok=True)
+        elif job.process is not None:
+            job.process.terminate()
 
     def stop_run(self, out: Path) -> None:
         """Stop the job that writes `out`, or the run there, which somebody else started. Raises `UserError`."""
@@ -131,6 +133,7 @@ class Queue:
             )
         entry = json.loads(file.read_text(encoding="utf-8"))
         entry |= {"pid": process.pid, "born": psutil.Process(process.pid).create_time()}
+        _WAITED_FOR.add(file)
         write_text(file, json.dumps(entry))
         threading.Thread(target=_wait, args=(process, file, entry), daemon=True).start()
 
@@ -156,6 +159,7 @@ def _wait(process: subprocess.Popen[bytes], file: Path, entry: dict[str, Any]) -
     code = process.wait()
     if file.exists():  # else the folder was removed meanwhile
         write_text(file, json.dumps(entry | {"code": code}))
+    _WAITED_FOR.discard(file)
 
 
 def _log(file: Path) -> Path:
@@ -164,6 +168,7 @@ def _log(file: Path) -> Path:
 
 def _read(file: Path) -> Job | None:
     """The job of a file; None if the file has just been renamed, or is no job."""
+    waited_for = file in _WAITED_FOR  # asked first: the code may be written meanwhile
     try:
         entry = json.loads(file.read_text(encoding="utf-8"))
         words, out = [str(word) for word in entry["words"]], str(entry["out"])
@@ -174,7 +179,11 @@ def _read(file: Path) -> Job | None:
         return Job(number, words, out, "queued", "", file)
     process = running(entry.get("pid"), entry.get("born"))
     states = {None: "ended", 0: "finished", 130: "stopped", -15: "stopped"}
-    state = "running" if process is not None else states.get(entry.get("code"), "failed")
+    state = (
+        "running"
+        if process is not None or (waited_for and "code" not in entry)
+        else states.get(entry.get("code"), "failed")
+    )
     return Job(number, words, out, state, _last_line(_log(file)), file, process)
 
 
