@@ -41,7 +41,7 @@ class Storages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(given.is_meta for given in tree_leaves((args, kwargs)) if isinstance(given, Tensor)):
+        if len({given.is_meta for given in tree_leaves((args, kwargs)) if isinstance(given, Tensor)}) == 2:
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         result = func(*args, **kwargs)
         for made in tree_leaves(result):

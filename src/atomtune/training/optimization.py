@@ -10,9 +10,6 @@ from atomtune.errors import UserError
 from atomtune.method.sigma import SIGMAS
 from atomtune.training.config import CustomizeConfig
 
-OTHER_KERNELS = {"foreach", "differentiable"}
-"""Options of AdamW that do not go with `fused`."""
-
 
 def make_optimizer(config: CustomizeConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The run's optimizer of `parameters`. Raises `UserError` if there is none of that name or it refuses an option."""
@@ -24,14 +21,21 @@ def make_optimizer(config: CustomizeConfig, parameters: Iterable[torch.nn.Parame
             raise UserError(
                 f"there is no optimizer {config.optimizer!r}: expected AdamW, CAME or a class of torch.optim."
             )
-    options = config.optimizer_options
-    # One kernel instead of many. With fp16 it would pass over overflows without accelerate knowing.
-    if config.optimizer == "AdamW" and config.mixed_precision != "fp16" and not options.keys() & OTHER_KERNELS:
+    parameters, options = [*parameters], config.optimizer_options
+    if config.optimizer == "AdamW" and _can_fuse(config, parameters):
         options = {"fused": True} | options
     try:
         return kind(parameters, lr=config.learning_rate, **options)  # pyright: ignore
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{config.optimizer} does not take {config.optimizer_options}: {error}.") from error
+
+
+def _can_fuse(config: CustomizeConfig, parameters: Iterable[torch.nn.Parameter]) -> bool:
+    """Whether AdamW can take all its steps in one kernel. With fp16 it would pass over overflows without accelerate
+    knowing."""
+    there = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}  # and not in a plan
+    other_kernels = {"foreach", "differentiable"} & config.optimizer_options.keys()
+    return there and config.mixed_precision != "fp16" and not other_kernels
 
 
 def make_schedule(
