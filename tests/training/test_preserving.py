@@ -1,13 +1,14 @@
 """Output matching: on other prompts the target is the base's own answer."""
 
 import json
+import shutil
 import signal
 from dataclasses import fields
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import atomtune
@@ -78,6 +79,48 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
     prompts.write_text("a tree\n", encoding="utf-8")
     with pytest.raises(TypeError):  # other prompts are drawn
         found(base)
+
+
+def test_answers_of_a_base_with_another_text_encoder_are_others(base, prompts, cache, tmp_path):
+    """The denoiser alone does not decide what a base draws, and its answers would fit no more."""
+    folder = str(shutil.copytree(base, tmp_path / "changed"))
+
+    def found():
+        config = configure(**GIVEN, base=folder, preserve_prompts=prompts)
+        return answered(parts(folder), config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
+
+    first = found().conditionings[0]["encoder_hidden_states"]
+    (weights,) = (tmp_path / "changed" / "text_encoder").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: -0.5 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    pipe = atomtune.load_base(folder)
+    second = found().conditionings[0]["encoder_hidden_states"]
+    assert not torch.equal(first, second)
+    assert torch.equal(second, encoding.encode_caption(pipe, "a cat", 16)["encoder_hidden_states"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of torch", b"PK\x03\x04 half"])
+def test_kept_answers_that_are_damaged_are_one_sentence(base, prompts, cache, content):
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    arguments = (config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
+    answered(parts(base), *arguments)
+    damaged = next(cache.rglob("*.pt"))
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"{damaged.name}.*remove it"):
+        answered(parts(base), *arguments)
+    damaged.unlink()
+    answered(parts(base), *arguments)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    base, prompts, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(preserving, "_answers", None)
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    with pytest.raises(UserError, match="set the environment variable ATOMTUNE_CACHE"):
+        answered(parts(base), config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
 
 
 def test_the_loss_is_that_of_the_images_and_the_weighted_mean_of_the_others(run, base, images, prompts, monkeypatch):
