@@ -200,6 +200,15 @@ def test_prompts_that_cannot_be_used_are_refused(run, tmp_path, text, sentence):
         run(preserve=True, preserve_prompts=file, base="nowhere")
 
 
+def test_a_prompt_with_what_is_learnt_is_refused(run, tmp_path):
+    """Its target would be what the base draws without the subject."""
+    file = tmp_path / "others.txt"
+    file.write_text("a cat\na sks dog in the snow\n")
+    with pytest.raises(atomtune.UserError, match=r"'a sks dog in the snow'.*leave this prompt out"):
+        run(preserve=True, preserve_prompts=file)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_path):
     options = {"steps": 10, "preserve": True, "preserve_prompts": prompts}
     run("measured", **options)

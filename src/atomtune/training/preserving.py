@@ -29,7 +29,7 @@ from atomtune.errors import UserError
 from atomtune.files import atomic_file, cache_folder, read_prompts, temporary_beside
 from atomtune.metrics.drift import most_like_first
 from atomtune.moji.scenes import BACKGROUNDS, with_article
-from atomtune.prompts import CONTEXTS, EVERYDAY, background
+from atomtune.prompts import CONTEXTS, EVERYDAY, Subject, background
 from atomtune.sizes import GivenSize, Size
 from atomtune.training import encoding
 from atomtune.training.objectives import Noised, predicted
@@ -80,6 +80,18 @@ def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[str]:
     nearest = most_like_first(classes, EVERYDAY)
     things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
     return [*(said[thing] for thing in things), ""]
+
+
+def refuse_learnt(config: CustomizeConfig, prompts: Sequence[str], subjects: Sequence[Subject]) -> None:
+    """Raise `UserError` for one of the user's prompts that has a subject's token: it cannot be learnt and stay as it
+    was."""
+    for prompt in prompts if config.preserve_prompts is not None else ():
+        for subject in subjects:
+            if subject.is_in(prompt):
+                raise UserError(
+                    f"preserve_prompts has {prompt!r}, and {subject.token!r} is what is learnt, which cannot stay as "
+                    "it was: leave this prompt out."
+                )
 
 
 def answered(

@@ -74,6 +74,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     steps = config.total_steps(len(shown.order), processes)
     bases.refuse_offload(config.offload, accelerator.device)
     preserved = preserving.other_prompts(config, shown.classes)
+    preserving.refuse_learnt(config, preserved, shown.subjects)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
