@@ -534,3 +534,8 @@ def test_concatenated_adapters_keep_their_floors(tmp_path):
         λ, joined = own.floor.threshold, both.floor.threshold
         assert λ is not None and joined is not None and torch.equal(joined[:half], λ)
         assert (joined[half:] < 0).all()  # every code of the other passes
+    atoms = board(model, "both")
+    atoms.floor = 1.0  # of the atoms that were measured
+    assert atoms.floor == 0.5 and atoms.preset() == {"floor": {"L0": 1.0, "L1": 1.0}}
+    atoms.apply(atoms.preset())
+    assert atoms.floor == 0.5

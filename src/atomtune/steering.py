@@ -129,7 +129,7 @@ class AtomBoard:
         that the adapter should leave alone. 0: no floor; 1: above all that was seen. If atoms differ, the mean.
 
         `customize --preserve` measures these quantiles; `measure_floor` does it for any adapter. Setting it raises
-        `UserError` if they were not measured; of an adapter of which some layers were, it sets these.
+        `UserError` if they were not measured; of an adapter of which some atoms were, as after merging, it sets these.
         """
         return plain(torch.cat([dictionary.floor.share for dictionary in self.dictionaries]).double().mean())
 
@@ -147,7 +147,8 @@ class AtomBoard:
 
         In the block the adapter is silent, and the base answers. Kept of each atom are the 90, 99 and 99.9 % quantiles
         of |s_m| over tokens and steps, and the largest; `floor` interpolates between them. They are saved with the
-        adapter. Dropped atoms, which cannot fire, are left as they were. Raises `UserError` if no atom ran.
+        adapter. Dropped atoms, which cannot fire, are left as they were. Measure anew at a larger `density`: atoms then
+        fire where they did not while they were measured. Raises `UserError` if no atom ran.
         """
         with measuring_floors(self.dictionaries):
             yield
@@ -274,9 +275,7 @@ class AtomBoard:
             "density": {
                 f"L{int(d.layer)}": float(f"{d.sigma.density:.6g}") for d in dictionaries if d.sigma.density_changed
             },
-            "floor": {
-                f"L{int(d.layer)}": plain(d.floor.share.double().mean()) for d in dictionaries if d.floor.changed
-            },
+            "floor": {f"L{int(d.layer)}": plain(d.floor.chosen) for d in dictionaries if d.floor.changed},
             "gain": {
                 _written(d, d.gain == gain): plain(gain)
                 for d in dictionaries

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from atomtune.adapters import AtomConfig, AttentionAtoms, LinearAtoms
 from atomtune.errors import UserError
+from atomtune.method.dictionary import measuring_floors
 from tests.adapters import plain
 
 WIDTH, HEADS, TEXT_WIDTH = 24, 4, 10
@@ -37,6 +38,19 @@ def attach(attn: Any, adapter: str = "default", seed: int = 1, **options) -> Att
     D.data.normal_(generator=torch.Generator().manual_seed(seed))
     atoms.set_adapter(list(atoms.atoms_dictionaries))
     return atoms
+
+
+@pytest.mark.parametrize("mix_first", [True, False], ids=["mix-first", "shortcut"])
+def test_where_no_atom_is_above_its_floor_the_layer_is_the_frozen_one_but_for_rounding(mix_first):
+    """At another width the attention kernel may round otherwise."""
+    attn, hidden = attention().double(), torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    atoms = attach(attn, mix_first=mix_first, num_atoms=20)
+    with measuring_floors([atoms.dictionary("default")]):
+        attn(hidden)
+    atoms.dictionary("default").floor.set(1.0)
+    silent = attn(hidden)
+    atoms.enable_adapters(False)
+    assert_close(silent, attn(hidden), atol=1e-15, rtol=1e-14)
 
 
 @pytest.mark.parametrize("num_atoms", [20, 18, 3], ids=["divisible", "not-divisible", "fewer-than-heads"])

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from atomtune.adapters import AtomConfig, LinearAtoms
+from atomtune.method.dictionary import measuring_floors
 from tests.adapters import plain
 
 
@@ -34,6 +35,34 @@ def test_with_zero_atoms_the_layer_is_the_base_layer():
     layer = linear_atoms(torch.float32)
     x = torch.randn(5, 6)
     assert torch.equal(layer(x), layer.base_layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "soft", "relu", "jumprelu"])
+def test_a_token_at_which_no_atom_fires_gets_the_output_of_the_base_to_the_bit(activation, dtype):
+    """y + φ(σ(x W_s)) D, φ(s) = s where |s| is above the floor and 0 elsewhere."""
+    layer = linear_atoms(dtype, activation=activation).eval()
+    dictionary = layer.dictionary("default")
+    nn.init.normal_(dictionary.decoder.weight)
+    others, x = torch.randn(200, 6).to(dtype), torch.randn(200, 6).to(dtype)
+    with measuring_floors([dictionary]):
+        layer(others)
+    dictionary.floor.set(0.99)
+    λ = dictionary.floor.threshold
+    assert λ is not None
+    codes = dictionary.sigma(dictionary.coefficients(x)).double()
+    codes = codes.where(codes.abs() > λ.double(), 0)
+    silent = ~codes.any(-1)
+    output, base = layer(x), layer.base_layer(x)
+    assert silent.any() and not silent.all()
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    assert torch.equal(output[silent].view(integers), base[silent].view(integers))
+    assert_close(
+        output.double(),
+        base.double() + codes @ dictionary.decoder.weight.double(),
+        atol=16 * torch.finfo(dtype).eps,
+        rtol=1e-2 if dtype.itemsize == 2 else 1e-6,
+    )
 
 
 def test_gradients_reach_the_encoder_and_the_atoms_only():

@@ -2,11 +2,13 @@
 
 import gc
 import json
+import shutil
 import weakref
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import atomtune
 from atomtune import bases
@@ -87,6 +89,23 @@ def test_bases_that_differ_in_one_last_number_have_different_digests(base, tmp_p
         denoiser(whole).transformer_blocks[1].ff.net[2].weight[-1, -1] += 1
     whole.save_pretrained(tmp_path)
     assert BaseParts(str(tmp_path), torch.float32).digest() != BaseParts(base, torch.float32).digest()
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "scheduler", "tokenizer"])
+def test_bases_that_differ_in_another_part_have_different_digests(base, tmp_path, part):
+    """A text encoder, an autoencoder, a sampler or a tokenizer of one's own draws something else too."""
+    folder = shutil.copytree(base, tmp_path / "base")
+    before = BaseParts(str(folder), torch.float32).digest()
+    assert before == BaseParts(base, torch.float32).digest()  # whatever its name
+    if part in ("text_encoder", "vae"):
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        last = max(tensors)
+        save_file(tensors | {last: tensors[last] + 1}, file, {"format": "pt"})
+    else:
+        file = folder / part / {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}[part]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": 500}))
+    assert BaseParts(str(folder), torch.float32).digest() != before
 
 
 def test_a_part_that_cannot_be_read_is_one_sentence(tmp_path):

@@ -301,6 +301,7 @@ WRONG = {
     "no prompt": (["generate", "{run}"], "nothing to draw"),
     "no adapter there": (["generate", "{empty}", "--prompt", "x"], "there is no adapter in '{empty}'"),
     "density of 4": (["generate", "{run}", "--prompt", "x", "--density", "4"], "density must be in (0, 1], got 4"),
+    "floor of 2": (["generate", "{run}", "--prompt", "x", "--floor", "2"], "floor must be from 0"),
     "density without adapter": (["generate", "--prompt", "x", "--density", "0.1"], "--density needs an adapter"),
     "negative steps": (["generate", "{run}", "--prompt", "x", "--steps", "-3"], "steps must be at least 1, got -3"),
     "offload on a CPU": (

@@ -211,6 +211,18 @@ def test_of_several_layers_those_that_were_measured_are_set():
     assert not floors[0].share.any()
 
 
+def test_of_the_atoms_of_a_layer_those_that_were_measured_are_set():
+    """Of an adapter that was merged from one with and one without a measurement."""
+    floor = measured(codes())
+    floor.levels[4:] = UNMEASURED
+    floor.set(1.0)
+    assert floor.share.tolist() == [1, 1, 1, 1, 0, 0] and floor.chosen == 1
+    found = floor(codes())
+    assert not found[:, :4].any() and torch.equal(found[:, 4:], codes()[:, 4:])
+    floor.set(0)
+    assert not floor.share.any() and floor.chosen == 0
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(UserError, match="from 0"):

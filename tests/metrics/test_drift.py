@@ -63,6 +63,47 @@ def test_what_cannot_be_compared_is_refused():
         div(images(1), flat)
 
 
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [
+        (lambda group: 0 * flat(group), "finite and not all zeros"),
+        (lambda group: np.nan * flat(group), "finite and not all zeros"),
+        (lambda group: flat(group)[:1], r"\[3, width\], got the shape \[1, 192\]"),
+        (lambda group: flat(group).ravel(), r"got the shape \[576\]"),
+    ],
+)
+def test_features_without_a_direction_are_refused(features, sentence):
+    """They would make a number that says nothing, or none at all."""
+    for score in (
+        lambda: drift(images(3), images(3), features),
+        lambda: pres(images(3), images(3), features),
+        lambda: div(images(3), features),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            score()
+
+
+def test_pres_of_no_images_is_refused():
+    for one, other in ((0, 2), (2, 0)):
+        with pytest.raises(UserError, match=f"got {one} and {other}"):
+            pres(images(one), images(other), flat)
+
+
+@pytest.mark.parametrize(
+    "options", [{"unrelated": -1}, {"neighbours": -1}, {"unrelated": 127}, {"neighbours": 127}, {"class_name": " "}]
+)
+def test_sets_of_other_prompts_that_cannot_be_are_refused(options):
+    with pytest.raises(UserError, match="must be"):
+        other_prompts(**{"class_name": "teapot"} | options)
+
+
+@pytest.mark.parametrize("name", ["Cat", " CAT"])
+def test_a_class_in_capitals_is_none_of_the_other_prompts(name):
+    found, known = other_prompts(name), other_prompts("cat")
+    assert (found["unrelated"], found["neighbours"]) == (known["unrelated"], known["neighbours"])
+    assert not any(prompt.startswith("a cat ") for prompt in found["unrelated"] + found["neighbours"])
+
+
 @pytest.mark.parametrize("name", ["teapot", "octopus", "fox"])
 def test_the_sets_of_other_prompts_are_fixed_and_do_not_share_a_subject(name):
     sets = other_prompts(name)

@@ -1,13 +1,15 @@
 """Output matching: on other prompts the target is the base's own answer."""
 
 import json
+import shutil
 import signal
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import atomtune
@@ -80,6 +82,48 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
         found(base)
 
 
+def test_answers_of_a_base_with_another_text_encoder_are_others(base, prompts, cache, tmp_path):
+    """The denoiser alone does not decide what a base draws, and its answers would fit no more."""
+    folder = str(shutil.copytree(base, tmp_path / "changed"))
+
+    def found():
+        config = configure(**GIVEN, base=folder, preserve_prompts=prompts)
+        return answered(parts(folder), config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
+
+    first = found().conditionings[0]["encoder_hidden_states"]
+    (weights,) = (tmp_path / "changed" / "text_encoder").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: -0.5 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    pipe = atomtune.load_base(folder)
+    second = found().conditionings[0]["encoder_hidden_states"]
+    assert not torch.equal(first, second)
+    assert torch.equal(second, encoding.encode_caption(pipe, "a cat", 16)["encoder_hidden_states"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of torch", b"PK\x03\x04 half"])
+def test_kept_answers_that_are_damaged_are_one_sentence(base, prompts, cache, content):
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    arguments = (config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
+    answered(parts(base), *arguments)
+    damaged = next(cache.rglob("*.pt"))
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"{damaged.name}.*remove it"):
+        answered(parts(base), *arguments)
+    damaged.unlink()
+    answered(parts(base), *arguments)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    base, prompts, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(preserving, "_answers", None)
+    config = configure(**GIVEN, base=base, preserve_prompts=prompts)
+    with pytest.raises(UserError, match="set the environment variable ATOMTUNE_CACHE"):
+        answered(parts(base), config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
+
+
 def test_the_loss_is_that_of_the_images_and_the_weighted_mean_of_the_others(run, base, images, prompts, monkeypatch):
     """L = L_subject + w · mean |f_adapted - f_base|², in the first step, where f_adapted is f_base: it adds nothing."""
     plain = run("plain", steps=1, target_modules=("attn1",))
@@ -98,6 +142,14 @@ def test_so_many_other_prompts_are_beside_the_images(run, prompts, monkeypatch, 
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: None)
     run(preserve=True, preserve_prompts=prompts, preserve_share=share, batch_size=batch_size, steps=6)
     assert drawn == counts
+
+
+def test_a_share_of_less_than_one_example_in_the_run_is_said(run, prompts, caplog):
+    run("none", preserve=True, preserve_prompts=prompts, preserve_share=0.1)  # of 8 images
+    assert "preserve_share = 0.1 is less than one example" in caplog.text
+    caplog.clear()
+    run("one", preserve=True, preserve_prompts=prompts, preserve_share=0.125)
+    assert "less than one example" not in caplog.text
 
 
 def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, prompts, tmp_path):
@@ -142,7 +194,9 @@ def test_other_prompts_are_another_run(run, prompts):
 def test_made_up_prompts_are_none_of_those_that_drift_is_measured_on(base):
     made_up = other_prompts(configure(**GIVEN | {"class_name": "teapot"}, base=base), ["teapot"])
     sets = measured_prompts("teapot")
-    assert len(made_up) == len(set(made_up)) > 40 and "" in made_up
+    assert len(made_up) == len(set(made_up)) and "" in made_up
+    page = Path("docs/how-to/keep-the-rest.md").read_text(encoding="utf-8")
+    assert f"of these {len(made_up)} prompts" in page
     assert not set(made_up) & {*sets["unrelated"], *sets["neighbours"]}
     assert not any("teapot" in prompt for prompt in made_up)  # it would keep the subject from being learnt
     assert any("coffee" in prompt for prompt in made_up)  # but what is like it
@@ -155,6 +209,15 @@ def test_prompts_that_cannot_be_used_are_refused(run, tmp_path, text, sentence):
         file.write_text(text)
     with pytest.raises(atomtune.UserError, match=sentence):
         run(preserve=True, preserve_prompts=file, base="nowhere")
+
+
+def test_a_prompt_with_what_is_learnt_is_refused(run, tmp_path):
+    """Its target would be what the base draws without the subject."""
+    file = tmp_path / "others.txt"
+    file.write_text("a cat\na sks dog in the snow\n")
+    with pytest.raises(atomtune.UserError, match=r"'a sks dog in the snow'.*leave this prompt out"):
+        run(preserve=True, preserve_prompts=file)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_path):

@@ -9,7 +9,9 @@ coefficients are appended to the values as extra channels:
 
     A_h [V_h | C_h] = [A_h V_h | A_h C_h]
 
-with q and k zero-padded to the same width, which does not change q·k; the flash kernel needs equal widths.
+with q and k zero-padded to the same width, which does not change q·k; the flash kernel needs equal widths. A kernel may
+round otherwise at another width, so where no atom fires the output is that of the frozen layer but for the last bits;
+of linear atoms it is the same to the bit.
 """
 
 from __future__ import annotations

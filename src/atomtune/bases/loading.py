@@ -286,18 +286,25 @@ class BaseParts:
         """The `fingerprint` of the denoiser, read from its file."""
         first = self._first()
         with _opening(self.name):
-            for file, names in self._files():
+            for file, names in self._files(self.denoiser):
                 if first in names:
                     return fingerprint(file.get_tensor(first))
         raise UserError(f"the base model {self.name!r} could not be opened (it has no {first}): {_EXPECTED}.")
 
     def digest(self) -> str:
-        """A digest of both ends of every tensor of the denoiser, read from its files."""
-        found = hashlib.sha256()
+        """A digest of all that decides what the base draws: both ends of every tensor of its models, read from their
+        files, their configurations and the sampler's, and the files of the tokenizers."""
+        configs = {name: dict(part.config) for name, part in self.parts.items()}
+        configs |= {"pipeline": type(self.pipe).__name__}
+        configs |= {"scheduler": dict(getattr(getattr(self.pipe, "scheduler", None), "config", {}))}
+        found = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
         with _opening(self.name):
-            for file, names in self._files():
-                for name in names:
-                    found.update(_ends(file, name).float().numpy().tobytes())
+            for part in sorted(self.parts):
+                for file, names in self._files(part):
+                    for name in names:
+                        found.update(_ends(file, name).float().numpy().tobytes())
+            for file in sorted(self.folder.glob("tokenizer*/*")):
+                found.update(file.name.encode() + file.read_bytes())
         return found.hexdigest()
 
     def _first(self) -> str:
@@ -305,12 +312,12 @@ class BaseParts:
         its numbers."""
         return next(self.parts[self.denoiser].build(self.dtype).named_parameters())[0]
 
-    def _files(self) -> Iterator[tuple[Any, list[str]]]:
-        """The files of the denoiser's weights, open, and the names of the tensors in each."""
+    def _files(self, part: str) -> Iterator[tuple[Any, list[str]]]:
+        """The files of the weights of a model, open, and the names of the tensors in each."""
         from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
         from safetensors import safe_open
 
-        folder = self.folder / self.denoiser
+        folder = self.folder / part
         index, only = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFETENSORS_WEIGHTS_NAME
         files = [only] if only.is_file() else sorted(folder.glob("*.safetensors"))
         if index.is_file():

@@ -128,12 +128,15 @@ def _refuse_other_dials(
 ) -> None:
     """Raise `UserError` for dials that the adapter does not have."""
     from atomtune.method.coding import atoms_per_token
+    from atomtune.method.floor import check_share
 
     for flag, given in (("--density", density), ("--floor", floor), ("--preset", preset)):
         if given is not None:
             info.refuse_other_than("ATOMS", f"{flag} belongs to atoms, so leave it out, or use --scale")
     if density is not None:
         atoms_per_token(1, density)  # in (0, 1]
+    if floor is not None:
+        check_share(floor)
     if scale != 1.0 and info.kind == "OFT":
         raise UserError("--scale does not apply to OFT, which rotates weights: use 1, or an adapter of another method.")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atomtune.errors import UserError
@@ -68,7 +68,17 @@ class Floor(Dials):
     @property
     def measured(self) -> bool:
         """Whether the quantiles of any atom are known."""
-        return bool((self.levels >= 0).any())
+        return bool(self._known.any())
+
+    @property
+    def _known(self) -> Bool[Tensor, " atoms"]:
+        """Of which atoms the quantiles are known: of several adapters in one, or with dropped atoms, not of all."""
+        return self.levels[:, 0] >= 0
+
+    @property
+    def chosen(self) -> float:
+        """q of the atoms that were measured, the mean if they differ; of all atoms, if none was."""
+        return float((self.share[self._known] if self.measured else self.share).double().mean())
 
     def set(self, share: int | float) -> None:
         """q = share, from 0 (no floor) to 1 (above all that was seen). Raises `UserError` if it is out of range, or if
@@ -118,7 +128,7 @@ class Floor(Dials):
     def _set_threshold(self) -> None:
         """λ between the levels: linear in -log₁₀(1 - q), which is 1, 2 and 3 at the first three levels."""
         threshold = None
-        if not self.share.is_meta and bool(((self.share > 0) & (self.levels[:, 0] >= 0)).any()):
+        if not self.share.is_meta and bool(((self.share > 0) & self._known).any()):
             place = -(1 - self.share).log10().clamp(min=-len(LEVELS))
             below = place.long().clamp(max=len(LEVELS) - 1)
             known = torch.cat([torch.zeros_like(self.levels[:, :1]), self.levels], dim=1)
@@ -166,7 +176,7 @@ class _Seen:
 
 
 def set_share(floors: Sequence[Floor], share: int | float) -> None:
-    """`Floor.set`, of all that were measured. Raises `UserError` if none was, and then changes nothing."""
+    """`Floor.set`, of all atoms that were measured. Raises `UserError` if none was, and then changes nothing."""
     check_share(share)
     if share and not any(floor.measured for floor in floors):
         raise UserError(
@@ -174,9 +184,8 @@ def set_share(floors: Sequence[Floor], share: int | float) -> None:
             "adapter should leave alone in the block of `with board.measure_floor():`."
         )
     for floor in floors:
-        if not share or floor.measured:
-            floor.share.fill_(share)
-            floor._set_threshold()
+        floor.share.masked_fill_(floor._known | (share == 0), share)
+        floor._set_threshold()
 
 
 def check_share(share: int | float) -> None:

@@ -36,7 +36,7 @@ class Drift:
 def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features: Features | None) -> Drift:
     """Compare the base's images with the adapter's, pair by pair: the same prompts, the same noise.
 
-    Raises `UserError` if there is no image, or if two of a pair differ in size.
+    Raises `UserError` if there is no image, if two of a pair differ in size, or if the features have no direction.
     """
     if not before or len(before) != len(after):
         raise UserError(f"drift compares images in pairs, got {len(before)} without the adapter and {len(after)} with.")
@@ -45,7 +45,7 @@ def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features:
         if one.size != other.size:
             raise UserError(f"drift compares images of one size, got {one.size} and {other.size}.")
         pixels.append((_values(other) - _values(one)) / 255)
-    cosines = (_unit(features(before)) * _unit(features(after))).sum(1) if features else None
+    cosines = (_directions(before, features) * _directions(after, features)).sum(1) if features else None
     return Drift(
         features=None if cosines is None else float((1 - cosines.mean()) / 2),
         pixels=float(np.mean([np.sqrt((difference**2).mean()) for difference in pixels])),
@@ -55,8 +55,13 @@ def drift(before: Sequence[Image.Image], after: Sequence[Image.Image], features:
 
 def pres(class_images: Sequence[Image.Image], subject: Sequence[Image.Image], features: Features) -> float:
     """DreamBooth's PRES, in [-1, 1]: the mean cosine between images of the class, drawn without the token, and images
-    of the subject. The higher, the more of the class has become the subject."""
-    return float((_unit(features(class_images)) @ _unit(features(subject)).T).mean())
+    of the subject. The higher, the more of the class has become the subject. Raises `UserError` if there are none of
+    either."""
+    if not class_images or not subject:
+        raise UserError(
+            f"PRES compares images of the class with images of the subject, got {len(class_images)} and {len(subject)}."
+        )
+    return float((_directions(class_images, features) @ _directions(subject, features).T).mean())
 
 
 def div(class_images: Sequence[Image.Image], features: Features) -> float:
@@ -64,7 +69,7 @@ def div(class_images: Sequence[Image.Image], features: Features) -> float:
     distance is 1 - cosine of the features here (DreamBooth takes LPIPS). Raises `UserError` for fewer than two."""
     if len(class_images) < 2:
         raise UserError(f"diversity is between images: expected two or more, got {len(class_images)}.")
-    unit = _unit(features(class_images))
+    unit = _directions(class_images, features)
     first, second = np.triu_indices(len(unit), 1)
     return float((1 - (unit[first] * unit[second]).sum(1)).mean())
 
@@ -80,11 +85,18 @@ def other_prompts(class_name: str | Sequence[str], unrelated: int = 40, neighbou
     adapter that does not say what it shows, nothing is near, and the last two sets are empty.
 
     Things are names that moji knows, which are everyday words for any base, and none of those that `--preserve` trains
-    on. Backgrounds take turns.
+    on. Backgrounds take turns. Raises `UserError` if more are asked for than there are: half of the things are near,
+    and half are far.
     """
     classes = [class_name] if isinstance(class_name, str) else list(class_name)
+    if not all(name.strip() for name in classes):
+        raise UserError("the class must be a word or two, such as 'teapot', got an empty one.")
     nearest = most_like_first(classes, MEASURED)
-    far = nearest[len(nearest) // 2 :]
+    middle = len(nearest) // 2
+    far = nearest[middle:]
+    for name, wanted in (("unrelated", unrelated), ("neighbours", neighbours)):
+        if not 0 <= wanted <= middle:
+            raise UserError(f"{name} must be from 0 to {middle}, got {wanted}.")
     chosen = [far[round(place)] for place in np.linspace(0, len(far) - 1, unrelated)]
     return {
         "unrelated": _on_backgrounds(chosen),
@@ -94,13 +106,14 @@ def other_prompts(class_name: str | Sequence[str], unrelated: int = 40, neighbou
 
 
 def most_like_first(classes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those of `names` that are none of the classes, by how like one of the classes they are (the largest cosine of
-    MiniLM's sentence embeddings)."""
-    names = [name for name in names if name not in classes]
+    """Those of `names` that are none of the classes, in capitals or not, by how like one of the classes they are (the
+    largest cosine of MiniLM's sentence embeddings)."""
+    known = {" ".join(each.lower().split()) for each in classes}
+    names = [name for name in names if name.lower() not in known]
     if not classes:
         return names
-    known = embed_sentences(names)
-    alike = torch.stack([known @ embed_sentences([each])[0] for each in classes]).amax(0)
+    embedded = embed_sentences(names)
+    alike = torch.stack([embedded @ embed_sentences([each])[0] for each in classes]).amax(0)
     return [names[place] for place in alike.argsort(descending=True).tolist()]
 
 
@@ -115,6 +128,14 @@ def _values(image: Image.Image) -> Float[np.ndarray, "height width 3"]:
     return np.asarray(image.convert("RGB"), dtype=float)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, dtype=float)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+def _directions(images: Sequence[Image.Image], features: Features) -> Float[np.ndarray, "images width"]:
+    """The features of the images, scaled to length 1. Raises `UserError` if they have no direction."""
+    found = np.asarray(features(images), dtype=float)
+    if found.ndim != 2 or len(found) != len(images):
+        raise UserError(
+            f"features must return one vector for each image, [{len(images)}, width], got the shape {[*found.shape]}."
+        )
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise UserError("features must return vectors that are finite and not all zeros, which have no direction.")
+    return found / lengths

@@ -216,10 +216,10 @@ class CustomizeConfig:
         check_share(self.floor)
         if self.floor and not self.preserve:
             raise UserError(
-                "a floor is measured on the other prompts of preserve: switch preserve on, or leave floor out."
+                "a floor is measured on the other prompts of preserve: switch preserve on, or set floor to 0."
             )
         if self.floor and self.method != "atoms":
-            raise UserError(f"a floor belongs to atoms, and the method is {self.method}: leave floor out.")
+            raise UserError(f"a floor belongs to atoms, and the method is {self.method}: set floor to 0.")
         if self.preserve_prompts is not None and not self.preserve:
             raise UserError("preserve_prompts are those of preserve: switch preserve on, or leave them out.")
         if not 0 < self.preserve_share < math.inf:

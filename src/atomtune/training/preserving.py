@@ -15,6 +15,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,10 +25,11 @@ from torch import Tensor
 
 from atomtune import bases, sampling
 from atomtune.bases.families import Family, family_of
-from atomtune.files import atomic_file, cache_folder, read_prompts
+from atomtune.errors import UserError
+from atomtune.files import atomic_file, cache_folder, read_prompts, temporary_beside
 from atomtune.metrics.drift import most_like_first
 from atomtune.moji.scenes import BACKGROUNDS, with_article
-from atomtune.prompts import CONTEXTS, EVERYDAY, background
+from atomtune.prompts import CONTEXTS, EVERYDAY, Subject, background
 from atomtune.sizes import GivenSize, Size
 from atomtune.training import encoding
 from atomtune.training.objectives import Noised, predicted
@@ -79,6 +82,18 @@ def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[str]:
     return [*(said[thing] for thing in things), ""]
 
 
+def refuse_learnt(config: CustomizeConfig, prompts: Sequence[str], subjects: Sequence[Subject]) -> None:
+    """Raise `UserError` for one of the user's prompts that has a subject's token: it cannot be learnt and stay as it
+    was."""
+    for prompt in prompts if config.preserve_prompts is not None else ():
+        for subject in subjects:
+            if subject.is_in(prompt):
+                raise UserError(
+                    f"preserve_prompts has {prompt!r}, and {subject.token!r} is what is learnt, which cannot stay as "
+                    "it was: leave this prompt out."
+                )
+
+
 def answered(
     base: bases.BaseParts,
     config: CustomizeConfig,
@@ -89,12 +104,13 @@ def answered(
     """The base's answers on these prompts: read from the cache folder, or drawn, computed and kept there. The base
     carries no adapter.
 
-    Raises `UserError` if the cache folder cannot be written to.
+    Raises `UserError` if the cache folder cannot be written to, before anything is drawn, or a file in it is damaged.
     """
     folder = cache_folder() / "preserve" / _key(base, config, resolution)
     files = {prompt: folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.pt" for prompt in prompts}
     with accelerator.main_process_first():  # the others read what it wrote
         if missing := [prompt for prompt, file in files.items() if not file.is_file()]:
+            _refuse_unwritable(folder)
             for prompt, answer in zip(missing, _answers(base, missing, config, resolution, accelerator)):
                 with atomic_file(files[prompt]) as temporary:
                     torch.save(answer, temporary)
@@ -102,8 +118,15 @@ def answered(
     # Of several processes on a CPU each has the device "cpu:0", which `torch.load` does not know.
     place = "cpu" if accelerator.device.type == "cpu" else accelerator.device
     for file in files.values():
-        stored = torch.load(file, map_location=place, weights_only=True)
-        examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
+        try:
+            stored = torch.load(file, map_location=place, weights_only=True)
+            examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, where answers of the base are kept, cannot be read: remove it, and they are computed again."
+            ) from error
         conditionings.append(stored["conditioning"])
     return Others(reduce(Noised.joined, examples), conditionings)
 
@@ -119,10 +142,22 @@ def answer_others(
         encoding.predict(model, examples.to(device), captions, dtype, family)
 
 
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise `UserError` if nothing can be kept in this part of the cache folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(folder / "trial") as trial:
+            trial.touch()
+    except OSError as error:
+        raise UserError(
+            f"what the base answers on other prompts is kept in {folder}, which cannot be written ({error.strerror}): "
+            "set the environment variable ATOMTUNE_CACHE to another folder."
+        ) from error
+
+
 def _key(base: bases.BaseParts, config: CustomizeConfig, resolution: GivenSize) -> str:
-    """A name for what is kept of a base: another base or another precision has another one."""
-    drawn_by = [config.base, config.mixed_precision, *([config.quantize] if config.quantize else [])]
-    named = [base.digest(), *drawn_by, Size.of(resolution).plain, DRAWS]
+    """A name for what is kept of a base: what differs in any of its parts, in precision or size, has another one."""
+    named = [base.digest(), config.mixed_precision, config.quantize, Size.of(resolution).plain, DRAWS]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
 

@@ -74,6 +74,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     steps = config.total_steps(len(shown.order), processes)
     bases.refuse_offload(config.offload, accelerator.device)
     preserved = preserving.other_prompts(config, shown.classes)
+    preserving.refuse_learnt(config, preserved, shown.subjects)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
@@ -99,6 +100,13 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     main = accelerator.is_main_process
     if main and config.alpha_mask and all(picture.alpha is None for picture in pictures):
         logger.warning("%s: no image has an alpha channel, so alpha_mask changes nothing", config.images)
+    beside = config.preserve_share * config.batch_size * config.gradient_accumulation_steps * processes * steps
+    if main and preserved and beside < 1:
+        logger.warning(
+            "preserve_share = %g is less than one example of other prompts in the whole run, so it is not trained on "
+            "any: give more",
+            config.preserve_share,
+        )
     # what a part of the base needs is not counted
     if main and not accelerator.is_fsdp2 and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
