@@ -79,7 +79,7 @@ def test_help_shows_the_values_that_will_act_and_where_they_come_from(capsys, wo
 def test_help_of_a_base_without_a_recipe_and_of_a_given_length(capsys):
     assert defaults(capsys, "--base", "elsewhere")["learning_rate"] == "0.0001"
     assert defaults(capsys, "--epochs", "3")["epochs"] == "15"
-    assert defaults(capsys)["learning_rate"].startswith("0.006")  # nothing is left of another call
+    assert defaults(capsys)["learning_rate"].startswith("0.008")  # nothing is left of another call
 
 
 def test_help_of_a_configuration_of_ones_own(capsys, tmp_path, monkeypatch):
