@@ -303,7 +303,7 @@ class BaseParts:
                 for file, names in self._files(part):
                     for name in names:
                         found.update(_ends(file, name).float().numpy().tobytes())
-            for file in sorted(self.folder.glob("tokenizer*/*")):
+            for file in sorted(filter(Path.is_file, self.folder.glob("tokenizer*/*"))):
                 found.update(file.name.encode() + file.read_bytes())
         return found.hexdigest()
 
