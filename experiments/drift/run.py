@@ -34,7 +34,7 @@ from pretraining.drawings import Drawings
 HERE = Path(__file__).parent
 NUM, DRAWN = 4, 10  # images of each of the subject's prompts, and steps of drawing them (experiments/customization)
 SEEDS = (0, 1, 2)
-BOTH = {"target_modules": ("attn1", "attn2"), "learning_rate": 3e-3}
+BOTH = {"target_modules": ("attn1", "attn2"), "learning_rate": 4e-3}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
     "lora": ("LoRA, rank 16", BOTH | {"method": "lora"}),
     "values": ("atoms on the values", {"target_modules": ("attn1.to_v", "attn2.to_v"), "learning_rate": 8e-3}),
@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading
     "lora-64": ("LoRA, rank 64", BOTH | {"method": "lora", "rank": 64}),
     "dora": ("DoRA, rank 16", BOTH | {"method": "dora"}),
     "oft": ("OFT, r = 4", BOTH | {"method": "oft"}),
-    "lora-self": ("LoRA, rank 16, self-attention alone", {"method": "lora", "learning_rate": 3e-3}),
+    "lora-self": ("LoRA, rank 16, self-attention alone", {"method": "lora", "learning_rate": 4e-3}),
 }
 OWN = ("lora", "values")  # what the claims are about: three seeds; the others have one
 OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 150, "lr_scheduler": "cosine"}
