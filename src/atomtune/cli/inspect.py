@@ -45,7 +45,8 @@ def inspect(
 
     The page is a single HTML file that loads nothing from the network. It begins with the training images of the run,
     beside what is drawn now, and says whether the subject was learnt. How much atoms add is measured on the prompts;
-    names are proposed from other prompts, in which subjects, sizes, places and backgrounds vary independently.
+    names are proposed from other prompts, in which subjects, sizes, places and backgrounds vary independently. A row
+    shows what the adapter does to prompts that have nothing to do with the subject.
 
     Args:
         adapter: Folder of a run or of an adapter.
