@@ -27,7 +27,7 @@ UNSAID = "a sks subject"
 
 def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
-    captions, uploads, known = gr.State([]), gr.State([]), gr.State("")
+    captions, uploads, known = gr.State([]), gr.State([]), gr.State(("", []))
     anew = gr.State("")  # changes when all captions are to be shown again; while one is typed they are not
     recipes = [OWN_RECIPE, *(name for name in recipe_names() if load_recipe(name)["base"] == base)]
     with gr.Row():
@@ -105,20 +105,20 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         job = queue.add([*words, *(["--steps", int(count)] if count else [])], out)
         yield {line: said(f"Queued: {job.command}"), chosen: out.name}
 
-    def watched(asked: str, seen: str) -> Shown:
+    def watched(asked: str, seen: tuple[str, list[str]]) -> Shown:
         rows = overview(queue, workspace.runs())
         names = [row[0] for row in rows]
         selected = asked or names[0]
         folder = workspace.runs().get(selected)
         progress = folder and journal.read(folder)
         now = f"{selected} {rows} {len(progress.losses) if progress else 0}"
-        if now == seen:  # nothing new: send nothing
+        if now == seen[0]:  # nothing new: send nothing
             yield {known: seen}
             return
         where = next((row[2] for row in rows if row[0] == selected), "")
-        shown: dict[Any, Any] = {known: now, state: said(where), chosen: gr.Dropdown(choices=names)}
-        if not asked:  # else a person may have chosen another one meanwhile
-            shown[chosen] = gr.Dropdown(choices=names, value=selected)
+        shown: dict[Any, Any] = {known: (now, names), state: said(where)}
+        if names != seen[1] or not asked:  # an update closes an open list, and a person may have chosen meanwhile
+            shown[chosen] = gr.Dropdown(choices=names, **({} if asked else {"value": selected}))
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from atomtune.jobs import Queue
 from atomtune.origins import HOST, OwnOriginOnly
@@ -28,11 +27,11 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     give_back_memory()
     queue = Queue(workspace.jobs)
     blocks = page(Easel(base), workspace, queue)
-    options: dict[str, Any] = {"middleware": [Middleware(OwnOriginOnly, port=port)]}
     blocks.queue(api_open=False).launch(
         server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=LARGEST,
         allowed_paths=[], footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-        mcp_server=False, app_kwargs=options, theme=theme(), css=STYLE, js=KEYS,
+        mcp_server=False, theme=theme(), css=STYLE, js=KEYS,
+        app_kwargs={"middleware": [Middleware(OwnOriginOnly, port=port)]},
     )  # fmt: skip
     threading.Thread(target=_advance, args=(queue,), daemon=True).start()
     print(f"The studio is at http://{HOST}:{port} (Ctrl-C ends it; jobs go on).", flush=True)
