@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -81,6 +84,20 @@ def test_the_weights_of_a_base_in_several_files_are_known_without_loading_them(b
     assert len({*index["weight_map"].values()}) > 1
     one, several = BaseParts(base, torch.float32), BaseParts(str(tmp_path), torch.float32)
     assert several.fingerprint() == one.fingerprint() == fingerprint(denoiser(whole))
+
+
+def test_every_process_finds_the_same_digest(base):
+    """What is kept under it is found again: names in a set come in another order with another seed of hashes."""
+    code = (
+        "import sys, torch; from atomtune.bases import BaseParts; "
+        "print([BaseParts(name, torch.float32).digest() for name in sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", code, base, "moji"]
+    first, second = (
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        for seed in "12"
+    )
+    assert len(first.stdout) > 128 and first.stdout == second.stdout
 
 
 def test_bases_that_differ_in_one_last_number_have_different_digests(base, tmp_path):

@@ -294,9 +294,11 @@ class BaseParts:
     def digest(self) -> str:
         """A digest of all that decides what the base draws: both ends of every tensor of its models, read from their
         files, their configurations and the sampler's, and the files of the tokenizers."""
-        configs = {name: dict(part.config) for name, part in self.parts.items()}
-        configs |= {"pipeline": type(self.pipe).__name__}
-        configs |= {"scheduler": dict(getattr(getattr(self.pipe, "scheduler", None), "config", {}))}
+        scheduler = getattr(self.pipe, "scheduler", None)
+        given = {name: part.config for name, part in self.parts.items()}
+        given |= {f"{type(self.pipe).__name__} {type(scheduler).__name__}": getattr(scheduler, "config", {})}
+        # without what diffusers notes of its own, such as paths, and names in an order that changes
+        configs = {name: {k: v for k, v in dict(config).items() if k[0] != "_"} for name, config in given.items()}
         found = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
         with _opening(self.name):
             for part in sorted(self.parts):
