@@ -38,7 +38,7 @@ STRIPS = HERE / "images"
 NUM, STEPS = 5, 10  # images of each prompt, and steps of drawing them; with fewer than ten the scores fall
 TUNED = ("octopus", "teapot", "flamingo")  # the recipe was found on them
 SCORED = [name for name in tasks.MOJI if name not in TUNED]
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (2e-3, 4e-3, 8e-3)
 TUNING = {"every": 3, "num": 2}  # prompts, and images of each, by which a rate is chosen
 OTHERS = (10, 5)  # unrelated prompts and neighbours of the class, beside ten of the class itself
 METRICS = ("judge", "vendi", "drift", "pres", "div")
@@ -64,7 +64,7 @@ PICTURED = (0, 5, 6, 14)  # which of the 25 prompts: a caption, two other backgr
 SIZES = {16: "m16", 256: "atoms", 1024: "m1024", 2048: "m2048"}
 """Table 2: atoms a layer → cells, at ρ = .04 and the rate of 256."""
 SIZED = SCORED[:9]
-OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 250}
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 150, "lr_scheduler": "cosine"}
 KINDS = {"plain": "", "preserve": "--preserve"}
 
 
