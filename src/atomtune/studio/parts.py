@@ -77,13 +77,8 @@ def picture(label: str, alt: str = "") -> gr.Image:
 
 
 def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
-    """Let a list be up to date when a person opens it. An update closes it, so there is none if nothing is new."""
-    known = gr.State([value for _, value in chooser.choices])
-
-    def fresh(before: list[str]) -> tuple[Any, Any]:
-        return (gr.skip(), gr.skip()) if (now := choices()) == before else (gr.Dropdown(choices=now), now)
-
-    chooser.focus(fresh, known, [chooser, known], **QUIET)
+    """Let a list be up to date when a person opens it."""
+    chooser.focus(lambda: gr.Dropdown(choices=choices()), None, chooser, **QUIET)
 
 
 def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider]:
