@@ -24,7 +24,7 @@ def adapter_card(
     """
     fields = [f"base_model: {base}"] if not Path(base).is_absolute() else []
     fields += [f"license: {license}"] if license else []
-    draw = f"\nimage = atomtune.generate(pipe, {prompt!r})[0].image" if prompt else ""
+    draw = f"\nimage = atomtune.generate(pipe, {json.dumps(prompt, ensure_ascii=False)})[0].image" if prompt else ""
     first = "\n".join([*fields, "library_name: peft", "pipeline_tag: text-to-image", f"tags: [atomtune, {method}]"])
     return f"""\
 ---
@@ -33,7 +33,7 @@ def adapter_card(
 ```python
 import atomtune
 
-pipe = atomtune.load_base({base!r})
+pipe = atomtune.load_base({json.dumps(base, ensure_ascii=False)})
 atomtune.load_adapter(pipe, "path/to/this/folder"){draw}
 ```
 

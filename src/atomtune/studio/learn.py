@@ -118,7 +118,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         where = next((row[2] for row in rows if row[0] == selected), "")
         shown: dict[Any, Any] = {known: (now, names), state: said(where)}
         if names != seen[1] or not asked:  # an update closes an open list, and a person may have chosen meanwhile
-            shown[chosen] = gr.Dropdown(choices=names, **({} if asked else {"value": selected}))
+            shown[chosen] = gr.Dropdown(choices=names) if asked else gr.Dropdown(choices=names, value=selected)
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
