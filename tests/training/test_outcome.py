@@ -79,7 +79,7 @@ def test_the_default_samples_show_the_subject_and_the_next_command_another_promp
     assert prompts == ["a sks dog", "a sks dog in the snow"]
     out = tmp_path / "run"
     assert summary["next_command"] == command_line("generate", out, "--prompt", "a sks dog on the beach", "--num", 4)
-    assert "atomtune.generate(pipe, 'a sks dog')" in (out / "adapter" / "README.md").read_text()
+    assert 'atomtune.generate(pipe, "a sks dog")' in (out / "adapter" / "README.md").read_text()
 
 
 def test_a_caption_without_the_token_is_its_own_prompt(run):
