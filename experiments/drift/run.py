@@ -383,7 +383,7 @@ def summary(out: Path = HERE) -> str:
 
 
 def claims(out: Path = HERE) -> list[Claim]:
-    """The rule was fixed before the runs of `grid` (the README says on which two subjects the recipe was found).
+    """The rule was fixed before the runs of `grid` (the README says on which subjects the recipe was found).
     Fidelity and alignment are held against the better of the two LoRAs of rank 16, drift against the lesser drift. None
     as long as no seed has all runs of all subjects; seeds that have not are left out."""
     found = read(out)
@@ -466,8 +466,9 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
 computed once. {price(out)} The floor is measured after half of the run, on all noised
 examples of them; then D alone trains on. The recipe was found on the octopus and the teapot, and how the floor is kept
-on the flamingo too, with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the
-verdicts was committed before the runs of the table.
+on the flamingo too, its steps and rate on these three, and its schedule on the turtle, the guitar and the teapot, with
+seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts was committed before the
+runs of the table.
 {measured(out)}""",
         ]
     )
