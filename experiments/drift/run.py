@@ -467,8 +467,8 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
 computed once. {price(out)} The floor is measured after half of the run, on all noised
 examples of them; then D alone trains on. The recipe was found on the octopus and the teapot, and how the floor is kept
 on the flamingo too, its steps and rate on these three, and its schedule on the turtle, the guitar and the teapot, with
-seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts was committed before the
-runs of the table.
+seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts
+was committed before the runs of the table.
 {measured(out)}""",
         ]
     )
