@@ -129,6 +129,7 @@ def test_the_resolved_configuration_survives_yaml():
         ({"steps": "many"}, "steps must be a whole number, got 'many'."),
         ({"steps": True}, "steps must be a whole number, got True."),
         ({"density": "thin"}, "density must be a number, got 'thin'."),
+        ({"preserve_weight": "inf"}, "preserve_weight must be a number, got inf."),
         ({"target_modules": "attn1"}, "target_modules must be a list, got 'attn1'."),
         ({"layers_to_transform": ["first"]}, "layers_to_transform must be a whole number, got 'first'."),
         ({"mix_first": "perhaps"}, "mix_first must be true or false, got 'perhaps'."),

@@ -309,8 +309,9 @@ def convert(name: str, kind: Any, value: Any) -> Any:
         return expanded(value)
     if origin is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
-            return float(value)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+            value = float(value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)) or not finite:
         raise UserError(f"{name} must be {_KINDS.get(origin, 'text')}, got {value!r}.")
     return value
 
