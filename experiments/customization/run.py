@@ -91,7 +91,7 @@ def options_of(method: str, kind: str, rate: float) -> dict[str, Any]:
     if kind == "preserve":
         options["preserve"] = True
         if "method" not in options:
-            options["floor"] = 0.9995
+            options["floor"] = 1.0
     return options
 
 

@@ -32,7 +32,7 @@ from experiments.common.report import DOCS, Claim, grade, table, verdicts
 from pretraining.drawings import Drawings
 
 HERE = Path(__file__).parent
-NUM, DRAWN = 4, 10  # images of each of the subject's prompts, and steps of drawing them (experiments/customization)
+NUM, DRAWN = 4, 20  # images of each of the subject's prompts, and steps of drawing them, as moji's are drawn
 SEEDS = (0, 1, 2)
 BOTH = {"target_modules": ("attn1", "attn2"), "learning_rate": 4e-3}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading, options of `customize`
@@ -49,7 +49,7 @@ OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 150, "lr_schedu
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("", OFF),
     "preserve": ("--preserve", OFF | {"preserve": True}),
-    "floor": ("--preserve, floor", OFF | {"preserve": True, "floor": 0.9995}),
+    "floor": ("--preserve, floor", OFF | {"preserve": True, "floor": 1.0}),
 }
 STEPS = (40, 80, 150, 300, 600)
 DIALS = {

@@ -18,7 +18,7 @@ GIVEN = {"images": "photos", "class_name": "teapot", "out": "runs/teapot"}
 def test_moji_has_its_recipe_by_default():
     config = configure(**GIVEN)
     assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1.to_v", "attn2.to_v"))
-    assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 0.9995)
+    assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 1.0)
     assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (8e-3, 150, 5, "AdamW")
 
 

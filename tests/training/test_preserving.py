@@ -17,6 +17,7 @@ from atomtune.bases import BaseParts, denoiser
 from atomtune.bases.families import UNFAMILIAR
 from atomtune.errors import UserError
 from atomtune.metrics import other_prompts as measured_prompts
+from atomtune.prompts import EVERYDAY
 from atomtune.training import configure, encoding, preserving
 from atomtune.training.preserving import DRAWS, answered, other_prompts
 from atomtune.training.trainer import Trainer
@@ -47,10 +48,11 @@ def test_the_targets_are_what_the_base_answers(base, prompts, cache):
     config = configure(**GIVEN, base=base, preserve_prompts=prompts)
     pipe = atomtune.load_base(base)
     others = answered(parts(base), config, other_prompts(config, [CLASS]), 16, Accelerator(cpu=True))
-    assert len(others.conditionings) == 2 and len(others.examples.weight) == 2 * DRAWS
-    for place, prompt in enumerate([0] * DRAWS + [1] * DRAWS):
+    assert len(others.conditionings) == len(others.examples.weight) == 2 * DRAWS
+    turns = [["a cat", "a car on a hill"][(image + draw) % 2] for image in range(2) for draw in range(DRAWS)]
+    for place, prompt in enumerate(turns):
         example = others.examples.rows(slice(place, place + 1))
-        conditioning = encoding.encode_caption(pipe, ["a cat", "a car on a hill"][prompt], 16)
+        conditioning = encoding.encode_caption(pipe, prompt, 16)
         with torch.no_grad():
             answer = denoiser(pipe)(example.noisy, timestep=example.timesteps, **conditioning).sample
         assert_close(answer[:, :4], example.target)
@@ -73,10 +75,10 @@ def test_answers_are_computed_once_for_a_base_and_its_prompts(base, other_base, 
     names = [field.name for field in fields(first.examples) if field.name != "mask"]  # which they have none of
     for name in names:
         assert torch.equal(getattr(again.examples, name), getattr(first.examples, name))
-    prompts.write_text("a car on a hill\n", encoding="utf-8")
-    one = found(base)  # each prompt by itself
+    prompts.write_text("a car on a hill\na cat\n", encoding="utf-8")
+    other = found(base)  # each image by itself
     for name in names:
-        assert torch.equal(getattr(one.examples, name), getattr(first.examples, name)[DRAWS:])
+        assert torch.equal(getattr(other.examples, name), getattr(first.examples, name).roll(DRAWS, 0))
     prompts.write_text("a tree\n", encoding="utf-8")
     with pytest.raises(TypeError):  # other prompts are drawn
         found(base)
@@ -163,7 +165,7 @@ def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, pr
     def distance(out: str) -> float:
         pipe = atomtune.load_base(base)
         model = atomtune.load_adapter(pipe, tmp_path / out)
-        conditioning = encoding.collate([each for each in others.conditionings for _ in range(DRAWS)], UNFAMILIAR)
+        conditioning = encoding.collate(others.conditionings, UNFAMILIAR)
         with torch.no_grad():
             answer = model(others.examples.noisy, timestep=others.examples.timesteps, **conditioning).sample
         return float((answer[:, :4] - others.examples.target).square().mean())
@@ -192,14 +194,22 @@ def test_other_prompts_are_another_run(run, prompts):
 
 @pytest.mark.parametrize("base", ["moji", "somewhere/else"])
 def test_made_up_prompts_are_none_of_those_that_drift_is_measured_on(base):
-    made_up = other_prompts(configure(**GIVEN | {"class_name": "teapot"}, base=base), ["teapot"])
+    groups = other_prompts(configure(**GIVEN | {"class_name": "teapot"}, base=base), ["teapot"])
+    made_up = {prompt for group in groups for prompt in group}
     sets = measured_prompts("teapot")
-    assert len(made_up) == len(set(made_up)) and "" in made_up
+    assert len(groups) == len(set(groups)) and groups[-1] == ("",) * DRAWS
+    assert len(made_up) == len(EVERYDAY) + 1  # all of them are said
     page = Path("docs/how-to/keep-the-rest.md").read_text(encoding="utf-8")
-    assert f"of these {len(made_up)} prompts" in page
+    assert f"{len(groups)} images" in page and f"{len(made_up)} prompts" in page
     assert not set(made_up) & {*sets["unrelated"], *sets["neighbours"]}
     assert not any("teapot" in prompt for prompt in made_up)  # it would keep the subject from being learnt
-    assert any("coffee" in prompt for prompt in made_up)  # but what is like it
+    assert any("coffee" in first for first, *_ in groups)  # but what is like it is drawn
+
+
+def test_a_class_that_is_an_everyday_thing_is_said_in_no_example():
+    groups = other_prompts(configure(**GIVEN | {"class_name": EVERYDAY[7]}, base="moji"), [EVERYDAY[7]])
+    assert not any(f" {EVERYDAY[7]} on" in prompt for group in groups for prompt in group)
+    assert len({prompt for group in groups for prompt in group}) == len(EVERYDAY)
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("\n \n", "is empty"), (None, "could not be read")])
@@ -236,6 +246,26 @@ def test_a_floor_is_measured_and_saved_with_the_adapter(run, base, prompts, tmp_
     assert measured.preset() == {"floor": {"L0": 0.99, "L1": 0.99}}
 
 
+def test_a_run_with_a_floor_begins_with_matched_filters_as_long_as_the_random_start(
+    run, images, prompts, tmp_path, monkeypatch
+):
+    """W_s does not train after the floor, here from the beginning."""
+    options = {"steps": 2, "preserve": True, "preserve_prompts": prompts, "floor_start": 0.0}
+    run("matched", floor=1.0, **options)
+    run("further", floor=1.0, init_adapter=tmp_path / "matched", **options)
+    monkeypatch.setattr(Trainer, "_start_matched", lambda self: None)
+    run("random", floor=1.0, **options)
+    matched, further, random = (
+        load_file(tmp_path / out / "adapter" / "adapter_model.safetensors") for out in ("matched", "further", "random")
+    )
+    encoders = [name for name in random if "encoder" in name]
+    assert encoders
+    for name in encoders:
+        length = random[name].norm(dim=1).mean()
+        assert_close(matched[name].norm(dim=1), length.expand(len(matched[name])))
+        assert torch.equal(matched[name], further[name])
+
+
 def test_a_floor_is_measured_once_after_its_share_of_the_run(run, prompts, monkeypatch):
     steps, measure = [], Trainer._measure_floor
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
@@ -255,7 +285,7 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     others = answered(parts(base), config, other_prompts(config, [CLASS]), resolution, Accelerator(cpu=True))
     pipe = atomtune.load_base(base)
     model = atomtune.load_adapter(pipe, tmp_path / "kept")
-    conditioning = encoding.collate([each for each in others.conditionings for _ in range(DRAWS)], UNFAMILIAR)
+    conditioning = encoding.collate(others.conditionings, UNFAMILIAR)
     call = {"timestep": others.examples.timesteps, **conditioning}
     with torch.no_grad():
         answer = model(others.examples.noisy, **call).sample
@@ -274,7 +304,7 @@ def test_a_floor_is_measured_once_though_the_length_of_the_run_changes(
     run, prompts, tmp_path, monkeypatch, first, then, measured
 ):
     """A run of 40 steps that is stopped and continued to another number: its floor was due at half of that."""
-    options = {"preserve": True, "preserve_prompts": prompts, "floor": 1.0, "checkpoint_every": 5}
+    options = {"preserve": True, "preserve_prompts": prompts, "floor": 1.0, "floor_start": 0.5, "checkpoint_every": 5}
     steps, measure, advance = [], Trainer._measure_floor, Trainer._advance
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))
     with monkeypatch.context() as patch:

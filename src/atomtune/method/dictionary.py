@@ -312,6 +312,19 @@ def measuring_floors(dictionaries: Sequence[SparseDictionary]) -> Iterator[None]
             )
 
 
+@contextmanager
+def seeing_tokens(dictionaries: Sequence[SparseDictionary], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `see(number, tokens [n, C_i])` for what reaches the encoder of each in the forward passes of the block."""
+    with ExitStack() as stack:
+        for number, dictionary in enumerate(dictionaries):
+
+            def watch(_encoder: nn.Module, inputs: tuple, number: int = number) -> None:
+                see(number, inputs[0].detach().flatten(end_dim=-2))
+
+            stack.callback(dictionary.encoder.register_forward_pre_hook(watch).remove)
+        yield
+
+
 PER_LAYER = {"layer", "scale", "strength", "k", "slots", "places"}
 """Tensors of a `SparseDictionary` that do not have one row for each atom; every other tensor has."""
 

@@ -148,29 +148,47 @@ def _above(codes: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(codes.abs() <= threshold, 0, codes)  # what is not a number stays, to be seen
 
 
+class Sample:
+    """A uniform sample, of at most `size`, of rows that come in parts."""
+
+    rows: Tensor | None = None
+
+    def __init__(self, size: int) -> None:
+        self.size, self.seen = size, 0
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, rows: Float[Tensor, "rows width"]) -> None:
+        self.seen += len(rows)
+        keys = torch.rand(len(rows), generator=self._generator)
+        if self.rows is not None:
+            rows, keys = torch.cat([self.rows, rows]), torch.cat([self._keys, keys])
+        if len(keys) > self.size:  # those with the largest random keys are a uniform sample
+            keys, kept = keys.topk(self.size)
+            rows = rows[kept.to(rows.device)]
+        self.rows, self._keys = rows, keys
+
+
 class _Seen:
     """|s| of a uniform sample of the tokens, and the largest of all tokens."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self._generator = torch.Generator().manual_seed(0)
+        self.sample = Sample(SAMPLE)
+
+    @property
+    def tokens(self) -> int:
+        return self.sample.seen
 
     def add(self, codes: Float[Tensor, "*batch atoms"]) -> None:
         magnitudes = codes.abs().reshape(-1, codes.shape[-1])
         if not len(magnitudes):
             return
-        keys, largest = torch.rand(len(magnitudes), generator=self._generator), magnitudes.amax(0)
-        if self.tokens:
-            magnitudes, keys = torch.cat([self._sample, magnitudes]), torch.cat([self._keys, keys])
-            largest = self._largest.maximum(largest)
-        self.tokens += codes[..., 0].numel()
-        if len(keys) > SAMPLE:  # those with the largest random keys are a uniform sample
-            keys, kept = keys.topk(SAMPLE)
-            magnitudes = magnitudes[kept.to(magnitudes.device)]
-        self._sample, self._keys, self._largest = magnitudes, keys, largest
+        largest = magnitudes.amax(0)
+        self._largest = self._largest.maximum(largest) if self.tokens else largest
+        self.sample.add(magnitudes)
 
     def levels(self) -> Float[Tensor, "atoms levels"]:
-        ordered = self._sample.sort(dim=0).values
+        assert self.sample.rows is not None  # it has tokens
+        ordered = self.sample.rows.sort(dim=0).values
         places = [math.ceil(share * len(ordered)) - 1 for share in LEVELS[:-1]]
         return torch.stack([*(ordered[place] for place in places), self._largest], dim=1)
 

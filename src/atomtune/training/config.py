@@ -149,9 +149,10 @@ class CustomizeConfig:
     """Weight of the other prompts in the loss, on average over steps."""
     floor: float = 0.0
     """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
-    to 1 (0: no floor). It is measured once, after `floor_start`. From then on the floor acts, and D alone trains, also
-    in a run that is continued to more steps."""
-    floor_start: float = 0.5
+    to 1 (0: no floor; 1: stronger than ever). Atoms then begin as matched filters of the images against the other
+    prompts. The floor is measured once, after `floor_start`. From then on it acts, and D alone trains, also in a run
+    that is continued to more steps."""
+    floor_start: float = 0.15
     """Share of the run after which the floor is measured."""
     resolution: Resolution | None = None
     """Size of the training images in pixels: 1024 for a square, 1024x768 for WIDTHxHEIGHT (the base's own by

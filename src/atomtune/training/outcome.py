@@ -18,7 +18,7 @@ from atomtune.prompts import Subject, without_tokens
 from atomtune.shell import command_line
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.encoding import Cache, predict
-from atomtune.training.objectives import Objective, prediction_loss
+from atomtune.training.objectives import Noised, Objective, prediction_loss
 from atomtune.training.subjects import Shown
 
 SHEET = "samples.png"
@@ -42,25 +42,17 @@ def held_losses(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """The mean loss without the adapter, `held_loss_before`, and with it, `held_loss`, on the same noise and timesteps
-    for both, from `generator` (CPU): `HELD_DRAWS` of them at least, over the images in turn. Of several subjects those
-    of each too, as `by_subject`."""
+    for both, of `examples_in_turn`. Of several subjects those of each too, as `by_subject`."""
     shown = cache.shown
-    groups = [shown.images_of(number) for number in range(len(shown.subjects))]
-    turns = [groups[place % len(groups)] for place in range(max(HELD_DRAWS, len(groups)))]
-    index = [own[place // len(groups) % len(own)] for place, own in enumerate(turns)]
-    batches, order = [], []
-    for size in dict.fromkeys(cache.sizes):  # a batch has one
-        own = [i for i in index if cache.sizes[i] == size]
-        order += [shown.of[i] for i in own]
-        noised = objective.add_noise(cache.latents.draw(own, generator), generator)
-        noised = replace(noised, mask=cache.latents.masks(own))
-        parts = [slice(first, first + batch_size) for first in range(0, len(own), batch_size)]
-        batches += [(noised.rows(part), [cache.conditionings[i] for i in own[part]]) for part in parts]
+    groups = range(len(shown.subjects))
+    batches = examples_in_turn(objective, cache, generator, batch_size)
+    order = [shown.of[image] for images, _ in batches for image in images]
 
     def loss() -> Tensor:
         losses = []
-        for part, conditionings in batches:
+        for images, part in batches:
             part = part.to(device)
+            conditionings = [cache.conditionings[image] for image in images]
             losses.append(prediction_loss(predict(model, part, conditionings, dtype, cache.family), part))
         return torch.cat(losses)
 
@@ -71,8 +63,27 @@ def held_losses(
     def means(chosen: Any) -> dict[str, float]:
         return {name: round(float(each[chosen].mean()), 6) for name, each in losses.items()}
 
-    places = [[place for place, subject in enumerate(order) if subject == number] for number in range(len(groups))]
+    places = [[place for place, subject in enumerate(order) if subject == number] for number in groups]
     return means(slice(None)) | _by_subject(shown, [means(own) for own in places])
+
+
+def examples_in_turn(
+    objective: Objective, cache: Cache, generator: torch.Generator, batch_size: int
+) -> list[tuple[list[int], Noised]]:
+    """Batches of images, of one size each, and their noised examples: `HELD_DRAWS` in all at least, over the images
+    in turn, with noise and timesteps from `generator` (CPU)."""
+    shown = cache.shown
+    groups = [shown.images_of(number) for number in range(len(shown.subjects))]
+    turns = [groups[place % len(groups)] for place in range(max(HELD_DRAWS, len(groups)))]
+    index = [own[place // len(groups) % len(own)] for place, own in enumerate(turns)]
+    batches = []
+    for size in dict.fromkeys(cache.sizes):
+        own = [i for i in index if cache.sizes[i] == size]
+        noised = objective.add_noise(cache.latents.draw(own, generator), generator)
+        noised = replace(noised, mask=cache.latents.masks(own))
+        parts = [slice(first, first + batch_size) for first in range(0, len(own), batch_size)]
+        batches += [(own[part], noised.rows(part)) for part in parts]
+    return batches
 
 
 def judged(

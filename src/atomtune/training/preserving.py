@@ -2,9 +2,9 @@
 
     L = L_subject + w · mean |f_adapted(x_t, t, c) - f_base(x_t, t, c)|²        c: prompts without the subject
 
-The base draws an image of each prompt once. Noised examples of these images and the base's answers on them are kept in
-the cache folder, a file for each prompt, for the base and not for the run, so that a step costs only the adapter's own
-pass over a few more rows.
+The base draws images of some prompts once. Noised examples of each, with its own prompt and some more, and the base's
+answers on them are kept in the cache folder, a file for each image, for the base and not for the run, so that a step
+costs only the adapter's own pass over a few more rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Int
 from torch import Tensor
 
@@ -41,51 +42,61 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NEAR, FAR = 12, 36  # things most like the class, and others
-DRAWS = 4  # noised examples of each image
-MEASURED = 256  # examples on which a floor is measured, at most
+DRAWS = 7  # noised examples of each image, each with a prompt of its own
+NEAR, FAR = 12, len(EVERYDAY) // DRAWS  # images of things most like the class, and of others: each thing is said
+MEASURED = 400  # examples on which a floor is measured, at most
 BATCH = 8  # images drawn, and answers computed, together
 
 
 @dataclass
 class Others:
-    """Noised examples of other prompts, whose targets are the base's own answers: `DRAWS` of each prompt in turn."""
+    """Noised examples of other prompts, whose targets are the base's own answers; all on the CPU."""
 
     examples: Noised
     conditionings: list[encoding.Conditioning]
-    """One for each prompt."""
+    """One for each example."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Noised, list[encoding.Conditioning]]:
         """`count` examples at random, and their conditionings."""
-        return self.rows(torch.randint(DRAWS * len(self.conditionings), (count,), generator=generator))
+        return self.rows(torch.randint(len(self.conditionings), (count,), generator=generator))
 
     def rows(self, chosen: Int[Tensor, " count"]) -> tuple[Noised, list[encoding.Conditioning]]:
         """These examples, and their conditionings."""
-        return self.examples.rows(chosen), [self.conditionings[place // DRAWS] for place in chosen.tolist()]
+        return self.examples.rows(chosen), [self.conditionings[place] for place in chosen.tolist()]
 
 
-def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[str]:
-    """The prompts of `preserve_prompts`; none without `preserve`. By default everyday things, among them those most
-    like the classes of what is learnt, in contexts that take turns, and the empty prompt, which guidance uses.
+def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The prompts of the `DRAWS` examples of each image; the image is drawn from the first of them.
 
-    A class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that what keeps the
-    one as it was keeps the other from being learnt (experiments/drift/README.md).
+    They are those of `preserve_prompts`; none without `preserve`. By default everyday things in contexts that take
+    turns: images of those most like the classes of what is learnt and of others, and each of all things in some
+    example. Many prompts count for more than many images: what an adapter does on prompts that it was not trained on is
+    mostly what it does on words that it has not seen (experiments/drift/README.md). And the empty prompt, which
+    guidance uses. A class itself is not among them: "a teapot" and "a sks teapot" are so alike to a text encoder that
+    what keeps the one as it was keeps the other from being learnt.
     """
     if not config.preserve:
         return []
     if config.preserve_prompts is not None:
-        return read_prompts(config.preserve_prompts)
+        prompts = read_prompts(config.preserve_prompts)
+        return [_in_turn(prompts, place) for place in range(len(prompts))]
     places = [f" on {background(colour)}" for colour in BACKGROUNDS] if config.base == bases.MOJI else CONTEXTS
-    said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
     nearest = most_like_first(classes, EVERYDAY)
-    things = nearest[:NEAR] + [nearest[NEAR + number * (len(nearest) - NEAR) // FAR] for number in range(FAR)]
-    return [*(said[thing] for thing in things), ""]
+    said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
+    said = [said[thing if thing in nearest else nearest[0]] for thing in EVERYDAY]
+    near, far = [EVERYDAY.index(thing) for thing in nearest[:NEAR]], range(0, FAR * DRAWS, DRAWS)
+    return [*dict.fromkeys(_in_turn(said, number) for number in (*near, *far)), ("",) * DRAWS]
 
 
-def refuse_learnt(config: CustomizeConfig, prompts: Sequence[str], subjects: Sequence[Subject]) -> None:
+def _in_turn(prompts: Sequence[str], first: int) -> tuple[str, ...]:
+    """`DRAWS` prompts from the first on, and after the last from the beginning."""
+    return tuple(prompts[(first + more) % len(prompts)] for more in range(DRAWS))
+
+
+def refuse_learnt(config: CustomizeConfig, prompts: Sequence[tuple[str, ...]], subjects: Sequence[Subject]) -> None:
     """Raise `UserError` for one of the user's prompts that has a subject's token: it cannot be learnt and stay as it
     was."""
-    for prompt in prompts if config.preserve_prompts is not None else ():
+    for prompt, *_ in prompts if config.preserve_prompts is not None else ():
         for subject in subjects:
             if subject.is_in(prompt):
                 raise UserError(
@@ -97,7 +108,7 @@ def refuse_learnt(config: CustomizeConfig, prompts: Sequence[str], subjects: Seq
 def answered(
     base: bases.BaseParts,
     config: CustomizeConfig,
-    prompts: Sequence[str],
+    prompts: Sequence[tuple[str, ...]],
     resolution: GivenSize,
     accelerator: Accelerator,
 ) -> Others:
@@ -107,27 +118,24 @@ def answered(
     Raises `UserError` if the cache folder cannot be written to, before anything is drawn, or a file in it is damaged.
     """
     folder = cache_folder() / "preserve" / _key(base, config, resolution)
-    files = {prompt: folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.pt" for prompt in prompts}
+    names = {group: hashlib.sha256(json.dumps(group).encode()).hexdigest()[:32] for group in prompts}
+    files = {group: folder / f"{name}.pt" for group, name in names.items()}
     with accelerator.main_process_first():  # the others read what it wrote
-        if missing := [prompt for prompt, file in files.items() if not file.is_file()]:
+        if missing := [group for group, file in files.items() if not file.is_file()]:
             _refuse_unwritable(folder)
-            for prompt, answer in zip(missing, _answers(base, missing, config, resolution, accelerator)):
-                with atomic_file(files[prompt]) as temporary:
+            for group, answer in zip(missing, _answers(base, missing, config, resolution, accelerator)):
+                with atomic_file(files[group]) as temporary:
                     torch.save(answer, temporary)
     examples, conditionings = [], []
-    # Of several processes on a CPU each has the device "cpu:0", which `torch.load` does not know.
-    place = "cpu" if accelerator.device.type == "cpu" else accelerator.device
     for file in files.values():
         try:
-            stored = torch.load(file, map_location=place, weights_only=True)
-            examples.append(Noised(**stored["examples"]).to(torch.device("cpu")))
-        except torch.OutOfMemoryError:
-            raise
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+            examples.append(Noised(**stored["examples"]))
         except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file}, where answers of the base are kept, cannot be read: remove it, and they are computed again."
             ) from error
-        conditionings.append(stored["conditioning"])
+        conditionings += stored["conditionings"]
     return Others(reduce(Noised.joined, examples), conditionings)
 
 
@@ -136,10 +144,10 @@ def answer_others(
     model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype, family: Family
 ) -> None:
     """Run the model on the examples of other prompts, of very many on `MEASURED` of them, while a floor is measured."""
-    count = DRAWS * len(others.conditionings)
+    count = len(others.conditionings)
     for chosen in torch.linspace(0, count - 1, min(count, MEASURED)).long().split(batch_size):
         examples, captions = others.rows(chosen)
-        encoding.predict(model, examples.to(device), captions, dtype, family)
+        encoding.predict(model, examples.to(device), send_to_device(captions, device), dtype, family)
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -164,7 +172,7 @@ def _key(base: bases.BaseParts, config: CustomizeConfig, resolution: GivenSize) 
 @torch.no_grad()
 def _answers(
     base: bases.BaseParts,
-    prompts: Sequence[str],
+    prompts: Sequence[tuple[str, ...]],
     config: CustomizeConfig,
     resolution: GivenSize,
     accelerator: Accelerator,
@@ -175,8 +183,10 @@ def _answers(
     pipe, device = base.pipe, accelerator.device
     base.load(bases.TEXT)
     bases.offload(pipe, device)
-    conditionings = [encoding.encode_caption(pipe, prompt, resolution) for prompt in prompts]
-    batches = [[*prompts[start : start + BATCH]] for start in range(0, len(prompts), BATCH)]
+    words = dict.fromkeys(prompt for group in prompts for prompt in group)
+    conditionings = {prompt: encoding.encode_caption(pipe, prompt, resolution) for prompt in words}
+    drawn = [first for first, *_ in prompts]
+    batches = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
     told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
     pipe.remove_all_hooks()
     base.drop(bases.TEXT)
@@ -195,15 +205,16 @@ def _answers(
 
     base.load(bases.DENOISER)
     model, objective, answers = bases.denoiser(pipe).to(device), encoding.objective_of(pipe), []
-    for place, (prompt, conditioning) in enumerate(zip(prompts, conditionings)):
+    for place, group in enumerate(prompts):
         # Noise that depends on the prompt alone, and not on which others are drawn with it.
-        generator = torch.Generator().manual_seed(int(hashlib.sha256(prompt.encode()).hexdigest()[:15], 16))
+        generator = torch.Generator().manual_seed(int(hashlib.sha256(group[0].encode()).hexdigest()[:15], 16))
+        captions = [conditionings[prompt] for prompt in group]
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
         part = examples.to(device)
         with accelerator.autocast():
-            answer = encoding.predict(model, part, [conditioning] * DRAWS, model.dtype, family_of(pipe))
+            answer = encoding.predict(model, part, captions, model.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
         kept = {name: part for name, part in asdict(examples).items() if part is not None}
-        answers.append({"examples": kept, "conditioning": conditioning})
+        answers.append({"examples": kept, "conditionings": captions})
     base.free(bases.DENOISER)
     return answers

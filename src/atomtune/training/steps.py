@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from atomtune import bases
 from atomtune.adapters import adapted_layers
-from atomtune.method.dictionary import measuring_floors
+from atomtune.method.dictionary import measuring_floors, seeing_tokens
+from atomtune.method.floor import Sample
+from atomtune.method.matched import Moment, matched_filters
 from atomtune.sizes import Size
 from atomtune.storage import folders
 from atomtune.training import diverging, encoding, outcome, sharding
@@ -41,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHUFFLE, NOISE, DROPOUT, HELD = range(4)  # streams of random numbers
+SHUFFLE, NOISE, DROPOUT, HELD, MATCHED = range(5)  # streams of random numbers
+OWN = 2048  # tokens of the subject's images, for each layer, among which matched filters are chosen
 
 
 def _seed(*counters: int) -> int:
@@ -185,6 +189,7 @@ class Steps:
             groups[0] = (replace(groups[0][0], mask=mask[parts[0]]), groups[0][1])
         if self.others is not None:
             examples, captions = self.others[size].draw(self._others_due(micro), generator)
+            captions = send_to_device(captions, self.accelerator.device)
             groups += [(examples.rows(part), captions[part]) for part in self._parts(len(captions))]
             rows += len(captions)
         noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
@@ -250,16 +255,39 @@ class Steps:
             dictionary.floor.start(self.config.floor)
         self.model.peft_config["default"].floor = self.config.floor
 
+    def _start_matched(self) -> None:
+        """Begin with W_s that the floor will not silence: matched filters, as long as the random ones."""
+        if self.others is None or not self.dictionaries:
+            return
+        model, config, cache = self.model.eval(), self.config, self.cache
+        device, generator = self.accelerator.device, _generator(self.config.seed, MATCHED)
+        others, own = [Moment() for _ in self.dictionaries], [Sample(OWN) for _ in self.dictionaries]
+        with torch.no_grad(), self.accelerator.autocast():
+            with seeing_tokens(self.dictionaries, lambda layer, tokens: others[layer].add(tokens)):
+                self._answer_others(model)
+            with seeing_tokens(self.dictionaries, lambda layer, tokens: own[layer].add(tokens)):
+                for images, part in outcome.examples_in_turn(self.objective, cache, generator, config.batch_size):
+                    captions = [cache.conditionings[image] for image in images]
+                    encoding.predict(model, part.to(device), captions, self.dtype, cache.family)
+        for dictionary, moment, sample in zip(self.dictionaries, others, own):
+            weight = dictionary.encoder.weight.data
+            if moment.count and sample.rows is not None:
+                filters = matched_filters(sample.rows.float(), moment.mean, len(weight), generator)
+                weight.copy_(filters * weight.norm(dim=1).mean())
+        model.train()
+
+    def _answer_others(self, model: Any) -> None:
+        assert self.others is not None
+        for others in self.others.values():
+            answer_others(model, others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family)
+
     def _measure_floor(self) -> None:
         """Measure what the atoms do on other prompts; the floor of the run, if it has one, then acts."""
         if self.others is None or not self.dictionaries:
             return
         model = self.model.eval()
         with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            for others in self.others.values():
-                answer_others(
-                    model, others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family
-                )
+            self._answer_others(model)
         model.train()
         self.floored = bool(self.config.floor)
 

@@ -93,6 +93,8 @@ class Trainer(Steps):
         if self._sample_is_due() and self._in_any_process(not all(file.is_file() for file in self._sample_files())):
             self._sample()  # the run was stopped between the checkpoint and the last of its samples
         started, before = time.perf_counter(), self.seconds
+        if self.step == 0 and config.floor and config.init_adapter is None:
+            self._start_matched()
         bar = TrainingBar(self.steps, self.step, disable=not accelerator.is_main_process)
         with bar, Interruption(bar.show_stopping) as interruption:
             while self.step < self.steps:

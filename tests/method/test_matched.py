@@ -1,0 +1,70 @@
+"""Matched filters against the formula, and what they are for."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from atomtune.method.floor import Floor
+from atomtune.method.matched import RIDGE, Moment, matched_filters
+
+WIDTH = 12
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def moment_of(others: torch.Tensor) -> torch.Tensor:
+    return others.T @ others / len(others)
+
+
+def test_the_moment_of_parts_is_that_of_the_whole():
+    others, moment = draws(40, WIDTH).float(), Moment()
+    for part in others.split(9):
+        moment.add(part)
+    assert_close(moment.mean, moment_of(others))
+
+
+def test_w_is_the_inverse_of_the_others_moment_times_a_token():
+    """w = (C + εI)⁻¹ x, of length 1, for one token x that is the only choice."""
+    others, x = draws(40, WIDTH) * torch.linspace(0.1, 3, WIDTH), draws(1, WIDTH, seed=1)
+    moment = sum(torch.outer(y, y) for y in others) / 40
+    w = torch.linalg.inv(moment + RIDGE * moment.trace() / WIDTH * torch.eye(WIDTH)) @ x[0]
+    assert_close(matched_filters(x, moment_of(others), 3, generator()), (w / w.norm()).expand(3, WIDTH))
+
+
+def test_tokens_are_chosen_by_how_little_they_are_like_the_others():
+    """With a chance in proportion to xᵀ (C + εI)⁻¹ x: what no other token has, more than what all have."""
+    others = torch.eye(WIDTH)[torch.arange(600) % (WIDTH - 1)].double()  # none has the last coordinate
+    own = torch.eye(WIDTH, dtype=torch.float64)[[0, WIDTH - 1]]
+    filters = matched_filters(own, moment_of(others), 2000, generator())
+    share = float((filters[:, -1] > 0.5).double().mean())
+    moment = 1 / (WIDTH - 1)
+    ridge = RIDGE / WIDTH
+    assert share == pytest.approx((1 / ridge) / (1 / ridge + 1 / (moment + ridge)), abs=0.03)
+
+
+def test_a_floor_on_the_others_silences_fewer_matched_filters_than_random_ones():
+    mixing = draws(WIDTH, WIDTH, seed=2)
+    others, own = draws(4000, WIDTH) @ mixing, draws(50, WIDTH, seed=1) @ mixing
+    own = own + 4 * torch.linalg.inv(mixing)[:, 0] / torch.linalg.inv(mixing)[:, 0].norm()
+    fires = {}
+    for name, w in {
+        "matched": matched_filters(own, moment_of(others), 64, generator()),
+        "random": torch.nn.functional.normalize(draws(64, WIDTH, seed=3), dim=1),
+    }.items():
+        floor = Floor(64, 1.0)
+        with floor.measuring():
+            floor((others @ w.T).float())
+        fires[name] = float((floor((own @ w.T).float()) != 0).any(1).double().mean())
+    assert fires["matched"] > 0.9 and fires["random"] < 0.5
+
+
+def test_the_same_seed_chooses_the_same():
+    own, others = draws(30, WIDTH), draws(40, WIDTH, seed=1)
+    first, second = (matched_filters(own, moment_of(others), 5, generator()) for _ in range(2))
+    assert torch.equal(first, second)
