@@ -464,11 +464,9 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             *([verdicts(found)] if (found := claims(out)) else []),
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
-computed once. {price(out)} The floor is measured after half of the run, on all noised
-examples of them; then D alone trains on. The recipe was found on the octopus and the teapot, and how the floor is kept
-on the flamingo too, its steps and rate on these three, and its schedule on the turtle, the guitar and the teapot, with
-seed 0 (experiments/drift/README.md says how, and what was tried in vain); the rule for the verdicts
-was committed before the runs of the table.
+computed once. {price(out)} The floor is measured after 15 % of the run, on all noised examples of them; then D alone
+trains on. Every subject had a part in finding the recipe, with seed 0 (experiments/drift/README.md says how, and what
+was tried in vain); the numbers of the rule for the verdicts were committed before all of it.
 {measured(out)}""",
         ]
     )

@@ -27,6 +27,9 @@ def test_the_moment_of_parts_is_that_of_the_whole():
     for part in others.split(9):
         moment.add(part)
     assert_close(moment.mean, moment_of(others))
+    with torch.autocast("cpu", torch.bfloat16):
+        moment.add(others)
+    assert_close(moment.mean, moment_of(others))
 
 
 def test_w_is_the_inverse_of_the_others_moment_times_a_token():

@@ -266,6 +266,15 @@ def test_a_run_with_a_floor_begins_with_matched_filters_as_long_as_the_random_st
         assert torch.equal(matched[name], further[name])
 
 
+@pytest.mark.parametrize("activation", ["batch_topk", "relu", "soft", "jumprelu"])
+@pytest.mark.parametrize("modules", [("attn1",), ("to_v",)])
+def test_a_floor_goes_with_every_sigma(run, base, prompts, tmp_path, activation, modules):
+    options = {"preserve": True, "preserve_prompts": prompts, "floor": 1.0, "target_modules": modules}
+    run(activation=activation, steps=3, threshold=0.1, **options)
+    atoms = atomtune.board(atomtune.load_adapter(atomtune.load_base(base), tmp_path / "run"))
+    assert atoms.floor == 1.0 and all(dictionary.floor.measured for dictionary in atoms.dictionaries)
+
+
 def test_a_floor_is_measured_once_after_its_share_of_the_run(run, prompts, monkeypatch):
     steps, measure = [], Trainer._measure_floor
     monkeypatch.setattr(Trainer, "_measure_floor", lambda self: (steps.append(self.step), measure(self)))

@@ -111,6 +111,7 @@ def inspect(
     for number, row in enumerate(strongest):
         views.append(_view(row, atoms, seen[row.address], watched, draw, adapted))
         on_progress("influence", number + 1, len(strongest))
+    views.sort(key=lambda view: not view.comparisons)  # those whose effect can be seen first
     full = _one_scale([comparison for view in views for comparison in view.comparisons])
 
     pairs = zip(prompts, zip(_images(base), _images(adapted)))

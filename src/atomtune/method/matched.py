@@ -25,7 +25,8 @@ class Moment:
         self.count, self._total = 0, None
 
     def add(self, tokens: Float[Tensor, "tokens width"]) -> None:
-        product = tokens.T.float() @ tokens.float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            product = tokens.T.float() @ tokens.float()
         self._total = product if self._total is None else self._total.add_(product)
         self.count += len(tokens)
 

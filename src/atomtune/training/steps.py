@@ -270,10 +270,11 @@ class Steps:
                     captions = [cache.conditionings[image] for image in images]
                     encoding.predict(model, part.to(device), captions, self.dtype, cache.family)
         for dictionary, moment, sample in zip(self.dictionaries, others, own):
-            weight = dictionary.encoder.weight.data
-            if moment.count and sample.rows is not None:
-                filters = matched_filters(sample.rows.float(), moment.mean, len(weight), generator)
-                weight.copy_(filters * weight.norm(dim=1).mean())
+            if not moment.count or sample.rows is None:  # the base does not run this layer
+                continue
+            weight, tokens, mean = dictionary.encoder.weight.data, sample.rows.float(), moment.mean
+            if all(bool(each.isfinite().all() and each.any()) for each in (tokens, mean)):  # else training tells
+                weight.copy_(matched_filters(tokens, mean, len(weight), generator) * weight.norm(dim=1).mean())
         model.train()
 
     def _answer_others(self, model: Any) -> None:
