@@ -199,7 +199,8 @@ def _measure_floor(pipe: Any, atoms: Any, name: str) -> None:
     from atomtune.training import configure
     from atomtune.training.preserving import other_prompts
 
-    prompts = other_prompts(configure(images="-", class_name=name, out="-", preserve=True), [name])
+    groups = other_prompts(configure(images="-", class_name=name, out="-", preserve=True), [name])
+    prompts = list(dict.fromkeys(prompt for group in groups for prompt in group))
     with atoms.measure_floor():
         sampling.generate(pipe, prompts, steps=DRAWN, batch_size=10)
 

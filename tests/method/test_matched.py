@@ -37,14 +37,15 @@ def test_w_is_the_inverse_of_the_others_moment_times_a_token():
     others, x = draws(40, WIDTH) * torch.linspace(0.1, 3, WIDTH), draws(1, WIDTH, seed=1)
     moment = sum(torch.outer(y, y) for y in others) / 40
     w = torch.linalg.inv(moment + RIDGE * moment.trace() / WIDTH * torch.eye(WIDTH)) @ x[0]
-    assert_close(matched_filters(x, moment_of(others), 3, generator()), (w / w.norm()).expand(3, WIDTH))
+    assert_close(matched_filters(x, moment_of(others), 1, generator())[0], w / w.norm())
 
 
 def test_tokens_are_chosen_by_how_little_they_are_like_the_others():
     """With a chance in proportion to xᵀ (C + εI)⁻¹ x: what no other token has, more than what all have."""
     others = torch.eye(WIDTH)[torch.arange(600) % (WIDTH - 1)].double()  # none has the last coordinate
     own = torch.eye(WIDTH, dtype=torch.float64)[[0, WIDTH - 1]]
-    filters = matched_filters(own, moment_of(others), 2000, generator())
+    seed = generator()
+    filters = torch.cat([matched_filters(own, moment_of(others), 1, seed) for _ in range(2000)])
     share = float((filters[:, -1] > 0.5).double().mean())
     moment = 1 / (WIDTH - 1)
     ridge = RIDGE / WIDTH
@@ -65,6 +66,22 @@ def test_a_floor_on_the_others_silences_fewer_matched_filters_than_random_ones()
             floor((others @ w.T).float())
         fires[name] = float((floor((own @ w.T).float()) != 0).any(1).double().mean())
     assert fires["matched"] > 0.9 and fires["random"] < 0.5
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_no_two_filters_are_the_same_though_tokens_are_few_and_said_often(heads):
+    """A text has few tokens, and they are the same in every example: each has one filter, the others are mixtures."""
+    tokens, others = draws(6, WIDTH), draws(40, WIDTH, seed=1)
+    own = tokens.repeat(24, 1) * (1 + 1e-7 * draws(144, 1, seed=2))  # rounding differs from batch to batch
+    filters = matched_filters(own, moment_of(others), 32, generator())
+    cosines = (filters @ filters.T).abs().fill_diagonal_(0)
+    assert_close(filters.norm(dim=1), torch.ones(32, dtype=torch.float64))
+    assert cosines.max() < 0.999
+    alone = matched_filters(tokens, moment_of(others), 6, generator())
+    best = (alone @ filters.T).abs().amax(1)
+    assert_close(best, torch.ones(6, dtype=torch.float64))  # each token's own is among them
+    places = (alone @ filters.T).abs().argmax(1)
+    assert heads == 1 or len({int(place) * heads // 32 for place in places}) > 1  # in more than one head's part
 
 
 def test_the_same_seed_chooses_the_same():

@@ -314,12 +314,12 @@ def measuring_floors(dictionaries: Sequence[SparseDictionary]) -> Iterator[None]
 
 @contextmanager
 def seeing_tokens(dictionaries: Sequence[SparseDictionary], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call `see(number, tokens [n, C_i])` for what reaches the encoder of each in the forward passes of the block."""
+    """Call `see(number, tokens [*batch, C_i])` for what reaches the encoder of each in the passes of the block."""
     with ExitStack() as stack:
         for number, dictionary in enumerate(dictionaries):
 
             def watch(_encoder: nn.Module, inputs: tuple, number: int = number) -> None:
-                see(number, inputs[0].detach().flatten(end_dim=-2))
+                see(number, inputs[0].detach())
 
             stack.callback(dictionary.encoder.register_forward_pre_hook(watch).remove)
         yield

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 RIDGE = 0.1
 """ε, of the mean variance of the other tokens."""
@@ -24,7 +25,8 @@ class Moment:
     def __init__(self) -> None:
         self.count, self._total = 0, None
 
-    def add(self, tokens: Float[Tensor, "tokens width"]) -> None:
+    def add(self, tokens: Float[Tensor, "*batch width"]) -> None:
+        tokens = tokens.flatten(end_dim=-2)
         with torch.autocast(tokens.device.type, enabled=False):
             product = tokens.T.float() @ tokens.float()
         self._total = product if self._total is None else self._total.add_(product)
@@ -39,10 +41,29 @@ class Moment:
 def matched_filters(
     own: Float[Tensor, "tokens width"], moment: Float[Tensor, "width width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count width"]:
-    """`count` matched filters of length 1 for tokens of `own` against others whose C is `moment`; `generator` is on
-    the CPU, and chooses the tokens."""
-    ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    filters = torch.linalg.solve(moment + ridge, own.T).T
-    novelty = (own * filters).sum(1).clamp(min=0).double().cpu()
-    chosen = torch.multinomial(novelty, count, replacement=count > int((novelty > 0).sum()), generator=generator)
-    return torch.nn.functional.normalize(filters[chosen.to(filters.device)], dim=1)
+    """`count` different matched filters of length 1 for tokens of `own` against others whose C is `moment`, in random
+    order; `generator` is on the CPU.
+
+    Beyond as many as there are different tokens, as of short texts, they are random mixtures of the filters.
+    """
+    own, regular = _different(own), moment.clone()
+    regular.diagonal().add_(RIDGE * moment.diagonal().mean())
+    filters = torch.linalg.solve(regular, own.T).T
+    novelty = (own * filters).sum(1).cpu().double().clamp(min=torch.finfo(torch.float32).tiny)
+    filters = F.normalize(filters, dim=1)
+    if count > len(filters):
+        shares = torch.randn(count - len(filters), len(filters), generator=generator) * novelty.sqrt().float()
+        filters = torch.cat([filters, F.normalize(shares.to(filters) @ filters, dim=1)])
+        chosen = torch.randperm(count, generator=generator)
+    else:
+        chosen = torch.multinomial(novelty, count, generator=generator)
+    return filters[chosen.to(filters.device)]
+
+
+def _different(tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "different width"]:
+    """The first of all tokens that are the same but for rounding."""
+    rounded = (tokens / tokens.square().mean().sqrt() * 1e3).round()
+    _, which = torch.unique(rounded, dim=0, return_inverse=True)
+    places = torch.arange(len(tokens), device=tokens.device)
+    first = torch.full((int(which.max()) + 1,), len(tokens), device=tokens.device)
+    return tokens[first.scatter_reduce(0, which, places, "amin").sort().values]

@@ -145,7 +145,9 @@ def _is_run(file: Path) -> bool:
     return isinstance(options, dict) and {"class_name", "out"} <= options.keys()
 
 
-def content_of(config: CustomizeConfig, base: list[float], images: str, preserved: Sequence[str]) -> dict[str, Any]:
+def content_of(
+    config: CustomizeConfig, base: list[float], images: str, preserved: Sequence[list[str]]
+) -> dict[str, Any]:
     """What the run learns from, without paths: digests of the images and the first adapter, fingerprint of the base,
     and the prompts that are preserved."""
     content = {"images": images, "base": base, "init_adapter": _digest(config.init_adapter)}

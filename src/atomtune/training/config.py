@@ -311,7 +311,7 @@ def convert(name: str, kind: Any, value: Any) -> Any:
     if origin is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             value = float(value)
-    finite = not isinstance(value, float) or math.isfinite(value)
+    finite = not isinstance(value, float) or math.isfinite(value) or name == "max_grad_norm"  # inf: no clipping
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)) or not finite:
         raise UserError(f"{name} must be {_KINDS.get(origin, 'text')}, got {value!r}.")
     return value

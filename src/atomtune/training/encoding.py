@@ -203,6 +203,12 @@ def _joined(values: list[Any]) -> Any:
     return [one for value in values for one in value] if isinstance(first, list) else first
 
 
+def words(conditionings: list[Conditioning], family: Family) -> list[Tensor]:
+    """Which tokens of the texts of a batch are words and not padding: the masks [batch, tokens] among the arguments."""
+    batch = collate(conditionings, family)
+    return [value.bool() for name, value in batch.items() if name.endswith("mask") and getattr(value, "ndim", 0) == 2]
+
+
 def _padded(conditionings: list[Conditioning], family: Family) -> list[Conditioning]:
     """The same with texts of one length, zeros after the shorter ones, and masks that say so."""
     for name, mask in family.masks.items():

@@ -84,8 +84,9 @@ def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[tuple
     nearest = most_like_first(classes, EVERYDAY)
     said = {thing: with_article(thing) + places[number % len(places)] for number, thing in enumerate(EVERYDAY)}
     said = [said[thing if thing in nearest else nearest[0]] for thing in EVERYDAY]
-    near, far = [EVERYDAY.index(thing) for thing in nearest[:NEAR]], range(0, FAR * DRAWS, DRAWS)
-    return [*dict.fromkeys(_in_turn(said, number) for number in (*near, *far)), ("",) * DRAWS]
+    far = range(0, FAR * DRAWS, DRAWS)
+    near = [number for thing in nearest if (number := EVERYDAY.index(thing)) not in far][:NEAR]
+    return [*(_in_turn(said, number) for number in (*near, *far)), ("",) * DRAWS]
 
 
 def _in_turn(prompts: Sequence[str], first: int) -> tuple[str, ...]:
@@ -126,8 +127,8 @@ def answered(
             for group, answer in zip(missing, _answers(base, missing, config, resolution, accelerator)):
                 with atomic_file(files[group]) as temporary:
                     torch.save(answer, temporary)
-    examples, conditionings = [], []
-    for file in files.values():
+    examples, conditionings, known = [], [], {}
+    for group, file in files.items():
         try:
             stored = torch.load(file, map_location="cpu", weights_only=True)
             examples.append(Noised(**stored["examples"]))
@@ -135,7 +136,8 @@ def answered(
             raise UserError(
                 f"{file}, where answers of the base are kept, cannot be read: remove it, and they are computed again."
             ) from error
-        conditionings += stored["conditionings"]
+        # in memory once, though in many files
+        conditionings += [known.setdefault(*each) for each in zip(group, stored["conditionings"])]
     return Others(reduce(Noised.joined, examples), conditionings)
 
 
@@ -143,7 +145,7 @@ def answered(
 def answer_others(
     model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype, family: Family
 ) -> None:
-    """Run the model on the examples of other prompts, of very many on `MEASURED` of them, while a floor is measured."""
+    """Run the model on the examples of other prompts, of very many on `MEASURED` of them."""
     count = len(others.conditionings)
     for chosen in torch.linspace(0, count - 1, min(count, MEASURED)).long().split(batch_size):
         examples, captions = others.rows(chosen)
@@ -177,14 +179,16 @@ def _answers(
     resolution: GivenSize,
     accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
-    """For each prompt, the fields of its noised examples and its conditioning. The text encoders are freed before the
-    denoiser is loaded."""
+    """For each image, the fields of its noised examples and their conditionings. The text encoders are freed before
+    the denoiser is loaded."""
     logger.info("drawing %d images of other prompts with the base, once for this base", len(prompts))
     pipe, device = base.pipe, accelerator.device
     base.load(bases.TEXT)
     bases.offload(pipe, device)
     words = dict.fromkeys(prompt for group in prompts for prompt in group)
-    conditionings = {prompt: encoding.encode_caption(pipe, prompt, resolution) for prompt in words}
+    conditionings = {
+        prompt: send_to_device(encoding.encode_caption(pipe, prompt, resolution), "cpu") for prompt in words
+    }
     drawn = [first for first, *_ in prompts]
     batches = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
     told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
@@ -212,7 +216,7 @@ def _answers(
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
         part = examples.to(device)
         with accelerator.autocast():
-            answer = encoding.predict(model, part, captions, model.dtype, family_of(pipe))
+            answer = encoding.predict(model, part, send_to_device(captions, device), model.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
         kept = {name: part for name, part in asdict(examples).items() if part is not None}
         answers.append({"examples": kept, "conditionings": captions})

@@ -87,7 +87,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     choices = buckets.sizes(resolution, bases.side_multiple(pipe)) if config.aspect_ratio_buckets else [resolution]
     pictures = [data.read_picture(file, choices, config.alpha_mask) for file in examples]
     digest = data.digest(pictures, list(examples.values()), shown.folders)
-    content = content_of(config, weights, digest, [first for first, *_ in preserved]) | {"processes": processes}
+    content = content_of(config, weights, digest, [list(group) for group in preserved]) | {"processes": processes}
     if not config.overwrite:
         refuse_other_content(config, content)
     if finished is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor
 
 from atomtune import bases
@@ -265,16 +266,23 @@ class Steps:
         with torch.no_grad(), self.accelerator.autocast():
             with seeing_tokens(self.dictionaries, lambda layer, tokens: others[layer].add(tokens)):
                 self._answer_others(model)
-            with seeing_tokens(self.dictionaries, lambda layer, tokens: own[layer].add(tokens)):
-                for images, part in outcome.examples_in_turn(self.objective, cache, generator, config.batch_size):
-                    captions = [cache.conditionings[image] for image in images]
+            for images, part in outcome.examples_in_turn(self.objective, cache, generator, config.batch_size):
+                captions = [cache.conditionings[image] for image in images]
+                words = encoding.words(captions, cache.family)
+
+                def see(layer: int, tokens: Tensor, words: Sequence[Tensor] = words) -> None:
+                    said = next((mask for mask in words if mask.shape == tokens.shape[:-1]), ...)
+                    own[layer].add(tokens[said].flatten(end_dim=-2))
+
+                with seeing_tokens(self.dictionaries, see):
                     encoding.predict(model, part.to(device), captions, self.dtype, cache.family)
         for dictionary, moment, sample in zip(self.dictionaries, others, own):
             if not moment.count or sample.rows is None:  # the base does not run this layer
                 continue
             weight, tokens, mean = dictionary.encoder.weight.data, sample.rows.float(), moment.mean
             if all(bool(each.isfinite().all() and each.any()) for each in (tokens, mean)):  # else training tells
-                weight.copy_(matched_filters(tokens, mean, len(weight), generator) * weight.norm(dim=1).mean())
+                filters = matched_filters(tokens, mean, len(weight), generator) * weight.norm(dim=1).mean()
+                weight.copy_(broadcast(filters.contiguous()))  # processes may differ in the last bits, and in choices
         model.train()
 
     def _answer_others(self, model: Any) -> None:
