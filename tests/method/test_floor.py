@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from atomtune.errors import UserError
 from atomtune.method import floor as module
@@ -306,3 +307,14 @@ def test_unmeasured_levels_let_every_code_pass():
     floor = Floor(M, 0.99)
     assert (floor.levels == UNMEASURED).all()
     assert floor.threshold is None
+
+
+def test_padding_of_texts_does_not_count():
+    """What attention never reads need not be below the floor."""
+    s, words = codes().reshape(-1, 10, M), torch.arange(10) < 7
+    floor, loud = Floor(M, 1.0).double(), s.clone()
+    loud[:, ~words] *= 100
+    with floor.measuring(words=[words.expand(s.shape[:2])]) as seen:
+        floor(loud)
+    assert seen.tokens == s[:, words].numel() // M
+    assert_close(floor.levels[:, -1], s[:, words].abs().amax((0, 1)).to(floor.levels))

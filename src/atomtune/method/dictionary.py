@@ -296,14 +296,14 @@ class SparseDictionary(Dials):
 
 
 @contextmanager
-def measuring_floors(dictionaries: Sequence[SparseDictionary]) -> Iterator[None]:
+def measuring_floors(dictionaries: Sequence[SparseDictionary], words: Sequence[Tensor] = ()) -> Iterator[None]:
     """`Floor.measuring`, of the layers of an adapter, whose σ chooses as it does while images are drawn. Raises
     `UserError` if no atom ran in the block."""
     with ExitStack() as stack:
         for dictionary in dictionaries:
             stack.callback(dictionary.sigma.train, dictionary.sigma.training)
             dictionary.sigma.eval()
-        seen = [stack.enter_context(dictionary.floor.measuring(dictionary.kept)) for dictionary in dictionaries]
+        seen = [stack.enter_context(dictionary.floor.measuring(dictionary.kept, words)) for dictionary in dictionaries]
         yield
         if not any(each.tokens for each in seen):
             raise UserError(

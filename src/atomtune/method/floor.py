@@ -103,8 +103,9 @@ class Floor(Dials):
         return not torch.equal(self.share, self.saved)
 
     @contextmanager
-    def measuring(self, kept: Float[Tensor, " atoms"] | None = None) -> Iterator[_Seen]:
+    def measuring(self, kept: Float[Tensor, " atoms"] | None = None, words: Sequence[Tensor] = ()) -> Iterator[_Seen]:
         """Measure `levels` on the codes of the forward passes in the block; of the `kept` atoms, as others cannot fire.
+        `words` are masks of the texts of the present pass, whose padding does not count.
 
         In the block every atom is silent, so that later layers see what they see in the frozen model. A floor of q = 1
         in all layers then returns exactly the frozen model's answers on these inputs. Raises `UserError` inside another
@@ -112,7 +113,7 @@ class Floor(Dials):
         """
         if self._seen is not None:
             raise UserError("the floor is being measured already: measure it in one block.")
-        self._seen = seen = _Seen()
+        self._seen = seen = _Seen(words)
         try:
             yield seen
         finally:
@@ -168,18 +169,24 @@ class Sample:
         self.rows, self._keys = rows, keys
 
 
-class _Seen:
-    """|s| of a uniform sample of the tokens, and the largest of all tokens."""
+def said(tokens: Float[Tensor, "*batch width"], words: Sequence[Tensor]) -> Float[Tensor, "*some width"]:
+    """Those of the tokens that the first of the masks `words` that fits calls a word, and no padding; all of them if
+    none fits."""
+    return tokens[next((mask for mask in words if mask.shape == tokens.shape[:-1]), ...)]
 
-    def __init__(self) -> None:
-        self.sample = Sample(SAMPLE)
+
+class _Seen:
+    """|s| of a uniform sample of the tokens, and the largest of all tokens; without padding (`said`)."""
+
+    def __init__(self, words: Sequence[Tensor]) -> None:
+        self.sample, self.words = Sample(SAMPLE), words
 
     @property
     def tokens(self) -> int:
         return self.sample.seen
 
     def add(self, codes: Float[Tensor, "*batch atoms"]) -> None:
-        magnitudes = codes.abs().reshape(-1, codes.shape[-1])
+        magnitudes = said(codes, self.words).abs().reshape(-1, codes.shape[-1])
         if not len(magnitudes):
             return
         largest = magnitudes.amax(0)

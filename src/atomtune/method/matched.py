@@ -25,8 +25,7 @@ class Moment:
     def __init__(self) -> None:
         self.count, self._total = 0, None
 
-    def add(self, tokens: Float[Tensor, "*batch width"]) -> None:
-        tokens = tokens.flatten(end_dim=-2)
+    def add(self, tokens: Float[Tensor, "tokens width"]) -> None:
         with torch.autocast(tokens.device.type, enabled=False):
             product = tokens.T.float() @ tokens.float()
         self._total = product if self._total is None else self._total.add_(product)

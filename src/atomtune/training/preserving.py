@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from atomtune import bases, sampling
-from atomtune.bases.families import Family, family_of
+from atomtune.bases.families import family_of
 from atomtune.errors import UserError
 from atomtune.files import atomic_file, cache_folder, read_prompts, temporary_beside
 from atomtune.metrics.drift import most_like_first
@@ -63,6 +63,11 @@ class Others:
     def rows(self, chosen: Int[Tensor, " count"]) -> tuple[Noised, list[encoding.Conditioning]]:
         """These examples, and their conditionings."""
         return self.examples.rows(chosen), [self.conditionings[place] for place in chosen.tolist()]
+
+    def batches(self, size: int) -> Iterator[tuple[Noised, list[encoding.Conditioning]]]:
+        """All examples in turn, of very many `MEASURED` of them."""
+        count = len(self.conditionings)
+        return map(self.rows, torch.linspace(0, count - 1, min(count, MEASURED)).long().split(size))
 
 
 def other_prompts(config: CustomizeConfig, classes: Sequence[str]) -> list[tuple[str, ...]]:
@@ -139,17 +144,6 @@ def answered(
         # in memory once, though in many files
         conditionings += [known.setdefault(*each) for each in zip(group, stored["conditionings"])]
     return Others(reduce(Noised.joined, examples), conditionings)
-
-
-@torch.no_grad()
-def answer_others(
-    model: Any, others: Others, batch_size: int, device: torch.device, dtype: torch.dtype, family: Family
-) -> None:
-    """Run the model on the examples of other prompts, of very many on `MEASURED` of them."""
-    count = len(others.conditionings)
-    for chosen in torch.linspace(0, count - 1, min(count, MEASURED)).long().split(batch_size):
-        examples, captions = others.rows(chosen)
-        encoding.predict(model, examples.to(device), send_to_device(captions, device), dtype, family)
 
 
 def _refuse_unwritable(folder: Path) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial, reduce
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from atomtune import bases
 from atomtune.adapters import adapted_layers
 from atomtune.method.dictionary import measuring_floors, seeing_tokens
-from atomtune.method.floor import Sample
+from atomtune.method.floor import Sample, said
 from atomtune.method.matched import Moment, matched_filters
 from atomtune.sizes import Size
 from atomtune.storage import folders
@@ -35,7 +36,7 @@ from atomtune.training.objectives import Noised, prediction_loss
 from atomtune.training.optimization import make_optimizer, make_schedule
 from atomtune.training.order import batch
 from atomtune.training.penalties import Penalties, annealed
-from atomtune.training.preserving import Others, answer_others
+from atomtune.training.preserving import Others
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Batch = tuple[Noised, list[encoding.Conditioning]]
 # As in diffusers' scripts: the frozen base in the precision of the run, the trained weights in float32.
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHUFFLE, NOISE, DROPOUT, HELD, MATCHED = range(5)  # streams of random numbers
@@ -260,22 +262,19 @@ class Steps:
         """Begin with W_s that the floor will not silence: matched filters, as long as the random ones."""
         if self.others is None or not self.dictionaries:
             return
-        model, config, cache = self.model.eval(), self.config, self.cache
-        device, generator = self.accelerator.device, _generator(self.config.seed, MATCHED)
+        config, cache, generator = self.config, self.cache, _generator(self.config.seed, MATCHED)
         others, own = [Moment() for _ in self.dictionaries], [Sample(OWN) for _ in self.dictionaries]
-        with torch.no_grad(), self.accelerator.autocast():
-            with seeing_tokens(self.dictionaries, lambda layer, tokens: others[layer].add(tokens)):
-                self._answer_others(model)
-            for images, part in outcome.examples_in_turn(self.objective, cache, generator, config.batch_size):
-                captions = [cache.conditionings[image] for image in images]
-                words = encoding.words(captions, cache.family)
-
-                def see(layer: int, tokens: Tensor, words: Sequence[Tensor] = words) -> None:
-                    said = next((mask for mask in words if mask.shape == tokens.shape[:-1]), ...)
-                    own[layer].add(tokens[said].flatten(end_dim=-2))
-
-                with seeing_tokens(self.dictionaries, see):
-                    encoding.predict(model, part.to(device), captions, self.dtype, cache.family)
+        turns = outcome.examples_in_turn(self.objective, cache, generator, config.batch_size)
+        mine = ((examples, [cache.conditionings[image] for image in images]) for images, examples in turns)
+        words: list[Tensor] = []
+        with seeing_tokens(
+            self.dictionaries, lambda layer, tokens: others[layer].add(said(tokens, words).flatten(end_dim=-2))
+        ):
+            self._run(self._other_examples(), words)
+        with seeing_tokens(
+            self.dictionaries, lambda layer, tokens: own[layer].add(said(tokens, words).flatten(end_dim=-2))
+        ):
+            self._run(mine, words)
         for dictionary, moment, sample in zip(self.dictionaries, others, own):
             if not moment.count or sample.rows is None:  # the base does not run this layer
                 continue
@@ -283,22 +282,30 @@ class Steps:
             if all(bool(each.isfinite().all() and each.any()) for each in (tokens, mean)):  # else training tells
                 filters = matched_filters(tokens, mean, len(weight), generator) * weight.norm(dim=1).mean()
                 weight.copy_(broadcast(filters.contiguous()))  # processes may differ in the last bits, and in choices
-        model.train()
-
-    def _answer_others(self, model: Any) -> None:
-        assert self.others is not None
-        for others in self.others.values():
-            answer_others(model, others, self.config.batch_size, self.accelerator.device, self.dtype, self.cache.family)
 
     def _measure_floor(self) -> None:
         """Measure what the atoms do on other prompts; the floor of the run, if it has one, then acts."""
         if self.others is None or not self.dictionaries:
             return
-        model = self.model.eval()
-        with measuring_floors(self.dictionaries), self.accelerator.autocast():
-            self._answer_others(model)
-        model.train()
+        words: list[Tensor] = []
+        with measuring_floors(self.dictionaries, words):
+            self._run(self._other_examples(), words)
         self.floored = bool(self.config.floor)
+
+    def _other_examples(self) -> Iterator[Batch]:
+        assert self.others is not None
+        return chain.from_iterable(others.batches(self.config.batch_size) for others in self.others.values())
+
+    @torch.no_grad()
+    def _run(self, batches: Iterable[Batch], words: list[Tensor]) -> None:
+        """Run the model on batches; `words` are then the masks of the texts of the present one."""
+        model, device, family = self.model.eval(), self.accelerator.device, self.cache.family
+        with self.accelerator.autocast():
+            for examples, captions in batches:
+                captions = send_to_device(captions, device)
+                words[:] = encoding.words(captions, family)
+                encoding.predict(model, examples.to(device), captions, self.dtype, family)
+        model.train()
 
     def _held_losses(self) -> dict[str, float]:
         generator, batch_size = _generator(self.config.seed, HELD), self.config.batch_size
