@@ -35,7 +35,7 @@ def test_the_moment_of_parts_is_that_of_the_whole():
 def test_w_is_the_inverse_of_the_others_moment_times_a_token():
     """w = (C + εI)⁻¹ x, of length 1, for one token x that is the only choice."""
     others, x = draws(40, WIDTH) * torch.linspace(0.1, 3, WIDTH), draws(1, WIDTH, seed=1)
-    moment = sum(torch.outer(y, y) for y in others) / 40
+    moment = torch.stack([torch.outer(y, y) for y in others]).mean(0)
     w = torch.linalg.inv(moment + RIDGE * moment.trace() / WIDTH * torch.eye(WIDTH)) @ x[0]
     assert_close(matched_filters(x, moment_of(others), 1, generator())[0], w / w.norm())
 

@@ -15,7 +15,7 @@ from atomtune.shipped import IMAGES
 from atomtune.storage.reading import adapter_info
 from atomtune.training import configure, encoding, outcome
 from atomtune.training.data import find_examples, image_files, subject_folders
-from atomtune.training.preserving import other_prompts
+from atomtune.training.preserving import NEAR, other_prompts
 from atomtune.training.subjects import shown_in
 from tests.training.quick import QUICK, state, weights
 
@@ -175,10 +175,13 @@ def test_a_stopped_run_of_two_subjects_goes_on_to_the_bit_and_other_repeats_are_
 def test_what_is_preserved_is_like_every_class_and_none_of_them():
     config = configure(images="photos", out="out", preserve=True, floor=0)
     one, other, both = (other_prompts(config, classes) for classes in (["cat"], ["car"], ["cat", "car"]))
-    things = [[prompt.partition(" on ")[0].split(" ", 1)[-1] for prompt in prompts[:12]] for prompts in (one, other)]
-    mixed = [prompt.partition(" on ")[0].split(" ", 1)[-1] for prompt in both]
-    assert not {"cat", "car"} & {*mixed}
-    assert {*mixed[:12]} & {*things[0]} and {*mixed[:12]} & {*things[1]}
+
+    def drawn(groups: list[tuple[str, ...]]) -> set[str]:
+        return {prompts[0].partition(" on ")[0].split(" ", 1)[-1] for prompts in groups[:NEAR]}
+
+    said = {prompt.partition(" on ")[0].split(" ", 1)[-1] for prompts in both for prompt in prompts}
+    assert not {"cat", "car"} & said
+    assert drawn(both) & drawn(one) and drawn(both) & drawn(other)
     assert len(both) == len(one)
 
 

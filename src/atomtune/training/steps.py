@@ -302,7 +302,7 @@ class Steps:
         model, device, family = self.model.eval(), self.accelerator.device, self.cache.family
         with self.accelerator.autocast():
             for examples, captions in batches:
-                captions = send_to_device(captions, device)
+                captions: Any = send_to_device(captions, device)
                 words[:] = encoding.words(captions, family)
                 encoding.predict(model, examples.to(device), captions, self.dtype, family)
         model.train()
