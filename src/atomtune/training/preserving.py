@@ -209,8 +209,9 @@ def _answers(
         captions = [conditionings[prompt] for prompt in group]
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
         part = examples.to(device)
+        moved: Any = send_to_device(captions, device)
         with accelerator.autocast():
-            answer = encoding.predict(model, part, send_to_device(captions, device), model.dtype, family_of(pipe))
+            answer = encoding.predict(model, part, moved, model.dtype, family_of(pipe))
         examples = replace(examples, target=predicted(answer, part).float().cpu())
         kept = {name: part for name, part in asdict(examples).items() if part is not None}
         answers.append({"examples": kept, "conditionings": captions})
