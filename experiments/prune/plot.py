@@ -32,7 +32,7 @@ def plot(out: Path = HERE, docs: Path = DOCS) -> None:
             level = np.mean([c[kind][score] for c in found.values()])
             axis.axhline(level, color=GREY, linewidth=0.8)
             spot = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axis.annotate(text, (0, level), (2, 2), color=GREY, fontsize=11, **spot)
+            axis.annotate(text, (1, level), (4, 0), color=GREY, fontsize=11, va="center", **spot)
         axis.set(xscale="log", xlabel="atoms kept, in all", title=score)
         axis.set_xticks((4, 12, 40, 120, 400, 1000), ["4", "12", "40", "120", "400", "1000"])
         axis.minorticks_off()

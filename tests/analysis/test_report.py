@@ -77,6 +77,8 @@ def test_what_happens_to_other_prompts_is_said_in_numbers():
     found.others.floor, found.others.drift = 0.99, Drift(None, 0.06, 0.0)
     page = " ".join(render(found).split())
     assert "an atom acts only where it is stronger than at 99&nbsp;% of the tokens" in page and "--preserve" not in page
+    found.others.floor = 1.0
+    assert "only where it is stronger than at any token of the other prompts" in " ".join(render(found).split())
 
 
 def test_sections_without_content_are_left_out():
