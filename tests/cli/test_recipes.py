@@ -87,7 +87,7 @@ def test_help_of_a_configuration_of_ones_own(capsys, tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text("learning_rate: 0.5\nseed: 0\n")
     shown = defaults(capsys, "--config", "run.yaml")
     assert shown["learning_rate"] == "0.5, from run.yaml; without it 0.0001"
-    assert (shown["seed"], shown["steps"]) == ("0", "150, from the recipe moji")
+    assert (shown["seed"], shown["steps"]) == ("0", "200, from the recipe moji")
 
 
 @pytest.mark.parametrize("tokens", [("--total-atoms", "many"), ("--base",), ("--steps", "few")])

@@ -19,7 +19,7 @@ def test_moji_has_its_recipe_by_default():
     config = configure(**GIVEN)
     assert (config.base, config.method, config.target_modules) == ("moji", "atoms", ("attn1.to_v", "attn2.to_v"))
     assert (config.num_atoms, config.density, config.preserve, config.floor) == (256, 0.04, True, 1.0)
-    assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (8e-3, 150, 5, "AdamW")
+    assert (config.learning_rate, config.steps, config.batch_size, config.optimizer) == (8e-3, 200, 5, "AdamW")
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "oft"])
@@ -94,7 +94,7 @@ def test_options_win_over_the_file_which_wins_over_the_recipe(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("learning_rate: 0.5\nnum_atoms: 64\n")
     config = configure(file, **GIVEN, num_atoms=32)
-    assert (config.learning_rate, config.num_atoms, config.steps) == (0.5, 32, 150)
+    assert (config.learning_rate, config.num_atoms, config.steps) == (0.5, 32, 200)
 
 
 def test_yaml_numbers_in_scientific_notation(tmp_path):
