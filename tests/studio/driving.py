@@ -79,6 +79,8 @@ class Page:
 
     def __init__(self, browser: Any, url: str, dark: bool = False) -> None:
         self.browser, self.url = browser, url
+        # A window that is not in front gets no focus events, as nobody types in it; here every window is typed in.
+        browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         browser.get(f"{url}/?__theme={'dark' if dark else 'light'}")
         wait(lambda: browser.find_elements("css selector", "button[role=tab]"))
 
