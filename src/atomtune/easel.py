@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
+from atomtune.analysis.influence import Outputs, influence_sizes, keeping_calls, some_of
 from atomtune.analysis.overlap import Overlap, overlap
 from atomtune.bases import denoiser, load_base
 from atomtune.dialling import Settings, Trained
@@ -102,11 +104,16 @@ class Easel:
 
     def trace(
         self, prompt: str, seed: int, steps: int, run: Path, check: Callable[[], object]
-    ) -> tuple[Image.Image, Trace]:
-        """The image of a run as it was trained, and every code of its atoms."""
+    ) -> tuple[Image.Image, Trace, list[Tensor]]:
+        """The image of a run as it was trained, every code of its atoms, and how much each atom matters for the image
+        (`influence_sizes`)."""
+        calls: list[Outputs] = []
         with self.lock:
             check()
-            return self.replay.trace(prompt, seed, steps, self._adapter(run), on_step=check)
+            adapter = self._adapter(run)
+            with keeping_calls(self.replay.pipe, calls):
+                image, seen = self.replay.trace(prompt, seed, steps, adapter, on_step=check)
+            return image, seen, influence_sizes(self.replay.pipe, some_of(calls), adapter=adapter)
 
     @contextmanager
     def merged(

@@ -26,6 +26,7 @@ Timesteps are those of the sampler, from 1000 (noise) to 0, also where the denoi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,16 +175,17 @@ class Trace:
         seen = f"{samples:,} sample{'' if samples == 1 else 's'}{', codes kept' if self._codes else ''}"
         return "\n".join([f"{head}{numbers}{seen}", *(f"  {layer!r}" for layer in self.layers)])
 
-    def strongest(self, count: int) -> list[AtomTrace]:
-        """The `count` atoms, of all layers, of the largest `mean_energy`, the strongest first; only those that fired.
+    def strongest(self, count: int, by: Sequence[Tensor] | None = None) -> list[AtomTrace]:
+        """The `count` atoms, of all layers, of the largest scores, the strongest first; only those above 0.
 
-        Energies are compared across layers as they are: what an atom adds to its own layer's output.
+        `by` has scores [M] of each layer, such as `influence_sizes`; by default `mean_energy`, what an atom adds to its
+        own layer's output, compared across layers as it is.
         """
-        energies = torch.cat([layer.mean_energy for layer in self.layers])
+        scores = torch.cat([*by] if by is not None else [layer.mean_energy for layer in self.layers])
         starts = torch.tensor([0, *(len(layer) for layer in self.layers)]).cumsum(0)
         found = []
-        for place in energies.topk(min(count, len(energies))).indices.tolist():
-            if energies[place] > 0:
+        for place in scores.topk(min(count, len(scores))).indices.tolist():
+            if scores[place] > 0:
                 number = int(torch.searchsorted(starts, place, right=True)) - 1
                 found.append(AtomTrace(self.layers[number], place - int(starts[number])))
         return found

@@ -49,6 +49,7 @@ def invented(size: int = 64) -> Inspection:
             name=names[number % 3],
             mean_energy=float(energy) if number < 100 else 0.0,
             share=float(energy / energies.sum()) if number < 100 else 0.0,
+            influence=float(energy) / 20 if number < 100 else 0.0,
             firing_rate=0.5 / (number + 1),
             like="L0[3]" if (layer, id) == (0, 6) else "",
         )
@@ -83,6 +84,7 @@ def invented(size: int = 64) -> Inspection:
             "naming steps": 10,
             "full": 0.1,
             "boost": 20.0,
+            "sized": 4,
         },
         prompts=list(PROMPTS),
         base=pictures(5),

@@ -42,12 +42,14 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
     )
     assert found.prompts == PROMPTS  # said twice, drawn once
     assert len(found.rows) == 32
-    assert [row.mean_energy for row in found.rows] == sorted((row.mean_energy for row in found.rows), reverse=True)
+    assert [row.influence for row in found.rows] == sorted((row.influence for row in found.rows), reverse=True)
     assert sum(row.share for row in found.rows) == pytest.approx(1)
     with trace(pipe.transformer) as seen:
         images = [drawing.image for drawing in generate(pipe, PROMPTS, 1, steps=3)]
-    first = found.rows[0]
-    assert first.mean_energy == pytest.approx(max(float(layer.mean_energy.max()) for layer in seen.layers), rel=1e-4)
+    for row in found.rows:
+        assert row.mean_energy == pytest.approx(seen[row.address].mean_energy, rel=1e-4)
+        assert row.mean_energy > 0 or not row.influence
+    assert found.rows[0].influence > 0
     assert [image.tobytes() for image in found.adapted] == [image.tobytes() for image in images]
     strongest = [row for row in found.rows if not row.like][:3]
     assert sorted((view.row for view in found.views), key=strongest.index) == strongest

@@ -92,8 +92,8 @@ def test_the_table_sorts(browser):
     assert column(browser, 2)[:3] == ["L0[0]", "L0[1]", "L0[2]"]  # as numbers: L0[10] comes after L0[9]
     press(browser, "th[data-column='1'] button")
     assert column(browser, 2)[0] == "L2[39]"
-    press(browser, "th[data-column='4'] button")
-    acts = [float(text.split()[0]) for text in column(browser, 5)]
+    press(browser, "th[data-column='5'] button")
+    acts = [float(text.split()[0]) for text in column(browser, 6)]
     assert acts == sorted(acts, reverse=True)
     assert browser.find_element("css selector", "th[aria-sort]").get_attribute("aria-sort") == "descending"
     press(browser, "th[data-column='0'] button")

@@ -28,6 +28,8 @@ class AtomRow:
     """Mean over tokens of |s_m| · ‖d_m‖."""
     share: float
     """Of the energy of all atoms of all layers."""
+    influence: float
+    """How much the model's answer changes without it, a share of the answer: see `influence_sizes`."""
     firing_rate: float
     """Share of the tokens in which it fired."""
     like: str = ""

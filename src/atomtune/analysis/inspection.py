@@ -1,9 +1,9 @@
 """`inspect`: everything the report shows of one adapter, drawn and measured.
 
-Prompts of the user are drawn without and with the adapter; energies, and with them the order of the atoms, are measured
-there. Names are proposed from other prompts, in which everything varies independently (`prompts`). Then the strongest
-atoms are silenced and turned up one by one, all but the best are dropped, and the density is changed, each time from
-the same noise.
+Prompts of the user are drawn without and with the adapter; energies, and the influences by which the atoms are ordered,
+are measured there. Names are proposed from other prompts, in which everything varies independently (`prompts`). Then
+the strongest atoms are silenced and turned up one by one, all but the best are dropped, and the density is changed,
+each time from the same noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from atomtune.analysis import ladders
 from atomtune.analysis.findings import AtomRow, AtomView, Comparison, Heat, Inspection, Others, Rung
 from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.importance import importance
-from atomtune.analysis.influence import change, difference, largest_changes
+from atomtune.analysis.influence import (
+    Outputs,
+    change,
+    difference,
+    influence_sizes,
+    keeping_calls,
+    largest_changes,
+    some_of,
+)
 from atomtune.analysis.learnt import learnt
 from atomtune.analysis.naming import Name, name_atoms, near_duplicates
 from atomtune.analysis.overlap import overlap
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
 TOP = 24  # atoms shown
 NAMING = 96  # prompts for names
 SAMPLES = 3  # heatmaps of each atom
+SIZED = 4  # prompts on which the influence of all atoms is estimated
 COMPARED = 2  # prompts of each atom, drawn without the atom and with it turned up
 RUNG_PROMPTS = 4  # images of each rung of a ladder
 OTHERS = (3, 2)  # prompts far from the class, and near it
@@ -105,8 +114,9 @@ def inspect(
         on_progress=lambda done, total: on_progress("names", done, total),
     )
     names = name_atoms(watched, crossed, torch.Generator().manual_seed(seed))
-    rows = _rows(seen, names, atoms)
-    strongest = [row for row in rows if row.mean_energy > 0 and not row.like][:top]
+    sizes = _influence_sizes(draw, adapter)
+    rows = _rows(seen, names, sizes)
+    strongest = [row for row in rows if row.influence > 0 and not row.like][:top]
     views = []
     for number, row in enumerate(strongest):
         views.append(_view(row, atoms, seen[row.address], watched, draw, adapted))
@@ -125,7 +135,13 @@ def inspect(
         subject=", ".join(words) or "this adapter",
         learnt=learnt(pipe, run, drawn, subjects),
         facts=_facts(atoms, seen, rows)
-        | {"naming prompts": len(crossed), "naming steps": half, "full": full, "boost": BOOST},
+        | {
+            "naming prompts": len(crossed),
+            "naming steps": half,
+            "full": full,
+            "boost": BOOST,
+            "sized": min(SIZED, len(prompts)),
+        },
         prompts=prompts,
         base=_images(base),
         adapted=_images(adapted),
@@ -177,11 +193,22 @@ def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, classes: Seq
     return Others(prompts, before, after, moved, seen.silent, atoms.floor)
 
 
-def _rows(seen: Trace, names: list[list[Name]], atoms: AtomBoard) -> list[AtomRow]:
+def _influence_sizes(draw: Draw, adapter: str) -> list[Tensor]:
+    """How much each atom matters in images of the first prompts, drawn one by one because gradients need memory."""
+    calls: list[Outputs] = []
+    for prompt in draw.prompts[:SIZED]:
+        drawn: list[Outputs] = []
+        with keeping_calls(draw.pipe, drawn):
+            generate(draw.pipe, prompt, 1, draw.seed, **draw.options)
+        calls += some_of(drawn)
+    return influence_sizes(draw.pipe, calls, adapter=adapter)
+
+
+def _rows(seen: Trace, names: list[list[Name]], sizes: list[Tensor]) -> list[AtomRow]:
     total = sum(float(layer.mean_energy.sum()) for layer in seen.layers)
     rows = []
-    for layer, proposed in zip(seen.layers, names):
-        energy, rate = layer.mean_energy.tolist(), layer.firing_rate.tolist()
+    for layer, proposed, size in zip(seen.layers, names, sizes):
+        energy, rate, influence = layer.mean_energy.tolist(), layer.firing_rate.tolist(), size.tolist()
         first = near_duplicates(layer.dictionary.atoms(), [str(name) for name in proposed], layer.mean_energy)
         for atom, id in zip(layer, ids := layer.ids.tolist()):
             stronger = first[atom.index]
@@ -193,11 +220,12 @@ def _rows(seen: Trace, names: list[list[Name]], atoms: AtomBoard) -> list[AtomRo
                     name=proposed[atom.index],
                     mean_energy=energy[atom.index],
                     share=energy[atom.index] / total,
+                    influence=influence[atom.index],
                     firing_rate=rate[atom.index],
                     like="" if stronger is None else f"{layer.address}[{ids[stronger]}]",
                 )
             )
-    return sorted(rows, key=lambda row: -row.mean_energy)
+    return sorted(rows, key=lambda row: -row.influence)
 
 
 def _view(

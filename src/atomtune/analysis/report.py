@@ -52,7 +52,7 @@ def write_report(inspection: Inspection, file: str | Path, made_by: dict[str, An
         if len(page.encode()) < LARGEST:
             break
     write_text(expanded(file), page)
-    heads = ("rank", "address", "name", "share", "firing_rate", "like", "evidence")
+    heads = ("rank", "address", "name", "influence", "share", "firing_rate", "like", "evidence")
     atoms = [dict(zip(heads, _table_row(rank, row))) for rank, row in enumerate(inspection.rows, 1)]
     write_text(expanded(file).with_suffix(".json"), json.dumps({"atoms": atoms}))
     return len(page.encode())
@@ -158,7 +158,7 @@ def _duplicates(rows: list[AtomRow]) -> dict[str, list[str]]:
 def _table_row(rank: int, row: AtomRow) -> list[Any]:
     """What the script needs of an atom. Numbers are rounded, so that thousands of rows stay small."""
     evidence = "; ".join(str(item) for item in row.name.evidence)
-    numbers = [float(f"{value:.4g}") for value in (row.share, row.firing_rate)]
+    numbers = [float(f"{value:.4g}") for value in (row.influence, row.share, row.firing_rate)]
     return [rank, row.address, str(row.name), *numbers, row.like, evidence]
 
 

@@ -25,7 +25,7 @@ from atomtune.tracing import Trace
 from atomtune.workspace import Workspace, enlarged
 
 STRONGEST = 24
-HEADS = ["Atom", "Share", "Name"]
+HEADS = ["Atom", "Change", "Name"]
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
                 headers=HEADS, label="Atoms that matter most in this image: click one", interactive=False, wrap=True,
                 max_height=330, datatype="str", column_widths=["28%", "20%", "52%"],
             )  # fmt: skip
-    gr.Markdown("Layers (rows) × atoms, the darker the more energy in this image: click an atom")
+    gr.Markdown("Layers (rows) × atoms, the darker the more it matters in this image: click an atom")
     whole = parts.picture("", "Map of all atoms")
     atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as L3[139]")
     about = gr.HTML(elem_classes="note", padding=False)
@@ -72,14 +72,16 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         asked = parts.checked(*given)
         yield {line: said("Drawing with the base …")}
         yield {base: workspace.picture(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
-        image, traced = easel.trace(*asked, folder, check)
-        energies = [layer.mean_energy for layer in traced.layers]
-        found = AtomMap.of([layer.dictionary for layer in traced.layers], energies)
-        names, total = read_names(folder), sum(float(energy.sum()) for energy in energies)
-        strongest = {each.address: each.mean_energy / total for each in traced.strongest(STRONGEST)}
+        image, traced, sizes = easel.trace(*asked, folder, check)
+        found = AtomMap.of([layer.dictionary for layer in traced.layers], sizes)
+        names = read_names(folder)
+        strongest = {
+            each.address: float(sizes[traced.layers.index(each.layer)][each.index])
+            for each in traced.strongest(STRONGEST, sizes)
+        }
         if not strongest:
             raise UserError("no atom acts in this image: the adapter leaves it to the base. Try its own subject.")
-        rows = [[each, f"{share:.1%}", names.get(each, ("–",))[0]] for each, share in strongest.items()]
+        rows = [[each, f"{size:.2%}", names.get(each, ("–",))[0]] for each, size in strongest.items()]
         acts = f"{traced.alive:,} of {sum(map(len, traced.layers)):,} atoms act, {traced.active_per_token:.1f} a token."
         yield {
             adapted: workspace.picture(image), whole: workspace.picture(found.image), line: said(acts),

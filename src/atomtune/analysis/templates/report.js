@@ -1,8 +1,8 @@
 "use strict";
-// An atom's row: rank, address, name, share of all that is added, share of the places it acts in, the atom it is a near
-// duplicate of, evidence.
+// An atom's row: rank, address, name, how much the answer changes without it, share of all that is added, share of the
+// places it acts in, the atom it is a near duplicate of, evidence.
 const atoms = JSON.parse(document.getElementById("atoms-data").textContent);
-const [RANK, ADDRESS, NAME, SHARE, RATE, LIKE, EVIDENCE] = Array(7).keys();
+const [RANK, ADDRESS, NAME, CHANGE, SHARE, RATE, LIKE, EVIDENCE] = Array(8).keys();
 const PAGE = 50;
 const element = (id) => document.getElementById(id);
 const percent = (share) => (share === 0 ? "0" : (100 * share).toPrecision(2) + "\u00a0%");
@@ -27,7 +27,7 @@ if (dial) {
 
 // The table: filter, sort, show a page at a time.
 const body = document.querySelector(".sortable tbody");
-const most = Math.max(...atoms.map((atom) => atom[SHARE]));
+const most = Math.max(...atoms.map((atom) => atom[CHANGE]));
 let column = RANK, direction = 1, shown = PAGE;
 
 const number = (address) => address.match(/\d+/g).map(Number);
@@ -69,14 +69,15 @@ function show() {
     const name = cell(row, atom[NAME] || "–");
     name.title = atom[EVIDENCE];
     if (atom[LIKE]) name.appendChild(document.createElement("small")).textContent = " like " + atom[LIKE];
-    const share = cell(row, "");
-    const text = share.appendChild(document.createElement("span"));
-    text.className = "energy";
-    text.textContent = percent(atom[SHARE]);
+    const change = cell(row, "");
+    const text = change.appendChild(document.createElement("span"));
+    text.className = "change";
+    text.textContent = percent(atom[CHANGE]);
     const bar = document.createElement("i");
     bar.className = "share-bar";
-    bar.style.setProperty("--part", (100 * atom[SHARE]) / most + "%");
-    share.prepend(bar);
+    bar.style.setProperty("--part", (100 * atom[CHANGE]) / most + "%");
+    change.prepend(bar);
+    cell(row, percent(atom[SHARE]), "wide");
     cell(row, percent(atom[RATE]), "wide");
   }
   element("count").textContent = `${found.length.toLocaleString("en")} of ${atoms.length.toLocaleString("en")} atoms`;
