@@ -32,7 +32,9 @@ from .analysis.influence import Influences as Influences
 from .analysis.influence import additivity_error as additivity_error
 from .analysis.influence import influence as influence
 from .analysis.influence import influence_image as influence_image
+from .analysis.influence import influence_sizes as influence_sizes
 from .analysis.influence import influences as influences
+from .analysis.influence import keeping_calls as keeping_calls
 from .analysis.inspection import Inspection as Inspection
 from .analysis.inspection import inspect as inspect
 from .analysis.locality import coverage as coverage

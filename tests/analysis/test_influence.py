@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
+from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from atomtune.analysis.influence import (
@@ -18,8 +19,12 @@ from atomtune.analysis.influence import (
     keeping_calls,
     some_of,
 )
+from atomtune.bases import load_base
 from atomtune.sampling import generate
+from atomtune.shipped import ADAPTER
 from atomtune.steering import board
+from atomtune.storage.folders import load_adapter
+from atomtune.tracing import trace
 from tests.adapters.tiny import atom_config, inputs, transformer, wake
 from tests.tiny_pixart import tiny_pixart
 
@@ -92,6 +97,26 @@ def test_sizes_of_all_atoms_at_once_are_projections_of_their_slopes(options):
         assert_close(few[number].double(), projected / output.norm(), atol=1e-8, rtol=1e-5)
         # The standard error of 400 draws is √(2 / 400) / 2 = 3.5 %.
         assert_close(many[number].double(), found.flatten(1).norm(dim=1) / output.norm(), atol=1e-8, rtol=0.15)
+
+
+def test_on_moji_the_sizes_rank_atoms_as_leaving_them_out_does():
+    """And what they add to their layers does not."""
+    pipe = load_base("moji")
+    load_adapter(pipe, ADAPTER)
+    calls: list = []
+    with keeping_calls(pipe, calls), trace(pipe) as seen:
+        generate(pipe, "a sks teapot on a red background", steps=5)
+    few = some_of(calls)
+    sizes, energies = torch.cat(influence_sizes(pipe, few)), torch.cat([layer.mean_energy for layer in seen.layers])
+    addresses = [atom.address for layer in seen.layers for atom in layer]
+    acting = energies.nonzero().flatten()
+    some = acting[torch.randperm(len(acting), generator=torch.Generator().manual_seed(0))[:40]].tolist()
+    truth = []
+    for place in some:
+        changes = [influence(pipe, again, addresses[place]).norm() for again in few]
+        truth.append(float(torch.stack(changes).norm()))
+    assert spearmanr(sizes[some], truth).statistic > 0.95
+    assert spearmanr(energies[some], truth).statistic < 0.6
 
 
 def test_runs_of_a_drawing_are_repeated_to_the_bit():
