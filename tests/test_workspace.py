@@ -41,9 +41,11 @@ def workspace(tmp_path) -> Workspace:
 
 def test_what_is_there_is_found_and_nothing_else(workspace, tmp_path):
     assert workspace.adapters() == ["good", EXAMPLE] and workspace.run("good") == tmp_path / "runs" / "good"
-    for name in [*OUTSIDE, "secret", None]:
+    for name in [*OUTSIDE, "secret"]:
         with pytest.raises(UserError, match="there is no run"):
             workspace.run(name)
+    with pytest.raises(UserError, match="choose one of the list first"):
+        workspace.run(None)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -116,6 +118,20 @@ def test_images_are_kept_with_their_captions(workspace):
     assert (folder / "00.txt").read_text() == "a sks teapot"
     file = workspace.save_preset("calmer", {"density": {"L0": 0.01}})
     assert json.loads(file.read_text()) == {"density": {"L0": 0.01}} and file.parent == workspace.folder / "presets"
+
+
+def test_a_preset_is_not_written_over_another(workspace):
+    file = workspace.save_preset("calmer", {"density": {"L0": 0.01}})
+    assert workspace.save_preset("calmer", {"density": {"L0": 0.01}}) == file  # the same again
+    with pytest.raises(UserError, match="there is a preset 'calmer' already: choose another name"):
+        workspace.save_preset("calmer", {})
+    assert json.loads(file.read_text()) == {"density": {"L0": 0.01}}
+
+
+def test_an_image_that_ships_is_shown_from_inside_the_workspace(workspace):
+    copy = workspace.copy(IMAGES / "teapot.png")
+    assert Path(copy).read_bytes() == (IMAGES / "teapot.png").read_bytes()
+    assert Path(copy).is_relative_to(workspace.cache) and workspace.copy(IMAGES / "teapot.png") == copy
 
 
 def test_a_taken_name_and_a_missing_run_are_sentences(workspace, tmp_path):

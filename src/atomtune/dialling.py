@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from atomtune.atoms import Layer
 from atomtune.errors import UserError
 from atomtune.shell import command_line
 from atomtune.steering import AtomBoard
@@ -32,6 +33,9 @@ class Trained:
     strongest: list[str]
     """Addresses, by energy in training, or in their own order where it is not known."""
 
+    layers: list[str]
+    """Addresses."""
+
     @classmethod
     def of(cls, board: AtomBoard, strongest: int = 40) -> Trained:
         """Of a board whose dials are as they were trained."""
@@ -42,7 +46,8 @@ class Trained:
         except UserError:
             pass
         measured = any(dictionary.floor.measured for dictionary in board.dictionaries)
-        return cls(board.density, board.floor, measured, len(board), addresses[:strongest])
+        layers = [Layer(dictionary).address for dictionary in board.dictionaries]
+        return cls(board.density, board.floor, measured, len(board), addresses[:strongest], layers)
 
     def settings(
         self,

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
-from atomtune.analysis.influence import Outputs, influence_sizes, keeping_calls, some_of
+from atomtune.analysis.heatmaps import acting_words, overlay
+from atomtune.analysis.influence import Call, influence_sizes, keeping_calls, some_of
 from atomtune.analysis.overlap import Overlap, overlap
+from atomtune.analysis.report import read_names
 from atomtune.bases import denoiser, load_base
 from atomtune.dialling import Settings, Trained
 from atomtune.errors import UserError
+from atomtune.recording import AtomTrace
 from atomtune.replaying import Replay
 from atomtune.sampling import digest
+from atomtune.showing import AtomMap
 from atomtune.steering import AtomBoard, board
 from atomtune.storage.folders import load_adapter
 from atomtune.storage.merging import merged
@@ -31,12 +36,44 @@ from atomtune.storage.metadata import WEIGHTS_FILE
 from atomtune.storage.reading import adapter_info
 from atomtune.tracing import Trace
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 MOST = 4
 """Adapters that are loaded at once."""
 
 
 class Stopped(Exception):
     """The user stopped the drawing, or asked for another."""
+
+
+@dataclass(eq=False)
+class Seen:
+    """One image of a run, and what its atoms did in it."""
+
+    check: Callable[[], object]
+    """Raises `Stopped` if the user has asked for something else since."""
+    run: Path
+    asked: tuple[str, int, int]
+    """Prompt, seed and steps."""
+    image: Image.Image
+    trace: Trace
+    map: AtomMap
+    """How much each atom matters for the image (`influence_sizes`)."""
+    strongest: dict[str, float]
+    """The same of those that matter most, by address, falling."""
+    names: dict[str, tuple[str, str]]
+    """By address, name and evidence, if the run was inspected."""
+    drawn_at: float = field(default_factory=time.time)
+
+    def where(self, atom: AtomTrace, pipe: DiffusionPipeline) -> tuple[Image.Image | None, str]:
+        """The places of the image at which an atom acts, and in words how much, or at which words of the prompt."""
+        acts = f"acts at {atom.firing_rate:.1%} of the places and words"
+        try:
+            return overlay(self.image, atom.maps(magnitude=True)[0]), acts
+        except UserError:  # its tokens are not patches of the image
+            words = acting_words(atom, pipe, self.asked[0])
+            return None, f"{acts}, of words alone: " + (", ".join(f"{w} ({s:.2g})" for w, s in words) or "none here")
 
 
 class Easel:
@@ -72,6 +109,13 @@ class Easel:
         """The board of a run. Only inside the lock, and left as it was."""
         return board(self.replay.pipe, self._adapter(run))
 
+    def turned(self, run: Path, gains: dict[str, float], address: str, gain: float) -> dict[str, float]:
+        """The gains of a run, by address, with another one; those of 1 are left out. Raises `UserError` if the run has
+        no such layer or atom."""
+        with self.lock:
+            self.board(run)[address]
+        return {key: each for key, each in {**gains, address: gain}.items() if each != 1}
+
     def trained(self, run: Path) -> Trained:
         """The dials of a run as it was trained. Raises `UserError`."""
         with self.lock:
@@ -102,18 +146,23 @@ class Easel:
             preset = (settings or Settings()).preset(board(self.replay.pipe, adapter))
             return self.replay.draw(prompt, seed, steps, adapter, preset, check)
 
-    def trace(
-        self, prompt: str, seed: int, steps: int, run: Path, check: Callable[[], object]
-    ) -> tuple[Image.Image, Trace, list[Tensor]]:
-        """The image of a run as it was trained, every code of its atoms, and how much each atom matters for the image
-        (`influence_sizes`)."""
-        calls: list[Outputs] = []
+    def look(self, prompt: str, seed: int, steps: int, run: Path, strongest: int, check: Callable[[], object]) -> Seen:
+        """The image of a run as it was trained, and what its atoms did in it."""
+        calls: list[Call] = []
         with self.lock:
             check()
             adapter = self._adapter(run)
             with keeping_calls(self.replay.pipe, calls):
-                image, seen = self.replay.trace(prompt, seed, steps, adapter, on_step=check)
-            return image, seen, influence_sizes(self.replay.pipe, some_of(calls), adapter=adapter)
+                image, traced = self.replay.trace(prompt, seed, steps, adapter, on_step=check)
+            checked = (call for call in some_of(calls) if check() is None)
+            sizes = influence_sizes(self.replay.pipe, checked, adapter=adapter)
+        check()
+        whole = AtomMap.of([layer.dictionary for layer in traced.layers], sizes)
+        first = {
+            each.address: float(sizes[traced.layers.index(each.layer)][each.index])
+            for each in traced.strongest(strongest, sizes)
+        }
+        return Seen(check, run, (prompt, seed, steps), image, traced, whole, first, read_names(run))
 
     @contextmanager
     def merged(

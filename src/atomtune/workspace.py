@@ -72,7 +72,9 @@ class Workspace:
 
     def run(self, name: str | None) -> Path:
         """The folder of a run. Raises `UserError` if there is none of this name."""
-        if name is None or (found := self.runs().get(name)) is None:
+        if name is None:
+            raise UserError("choose one of the list first.")
+        if (found := self.runs().get(name)) is None:
             raise UserError(f"there is no run {name!r} in {self.shown}: choose one of the list.")
         return found
 
@@ -121,13 +123,21 @@ class Workspace:
         enlarged(image).save(content := io.BytesIO(), "PNG")
         return str(write_once(self.cache / "pictures", "image.png", content.getvalue()))
 
+    def copy(self, file: Path) -> str:
+        """A copy for the page, as it is, of an image that ships: what is elsewhere the page may not show."""
+        return str(write_once(self.cache / "pictures", file.name, file.read_bytes()))
+
     def save_preset(self, name: str, preset: dict[str, Any]) -> Path:
-        """Write a preset into `presets/NAME.json`; return the file. Raises `UserError` if the name cannot be one."""
+        """Write a preset into `presets/NAME.json`; return the file. Raises `UserError` if the name cannot be one, or is
+        that of another preset."""
         if not _NAME.fullmatch(name := name.strip()):
             raise UserError(f"a name is a word of letters, digits, spaces and hyphens, got {name!r}: try calmer.")
         file = self.shown / "presets" / f"{name}.json"
         self._refuse_link(file)
-        write_text(file, json.dumps(preset, indent=1) + "\n")
+        text = json.dumps(preset, indent=1) + "\n"
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            raise UserError(f"there is a preset {name!r} already: choose another name.")
+        write_text(file, text)
         return file
 
     def _refuse_link(self, path: Path) -> None:

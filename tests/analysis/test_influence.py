@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from atomtune.analysis.influence import (
+    Call,
     additivity_error,
     change,
     difference,
@@ -20,6 +21,7 @@ from atomtune.analysis.influence import (
     some_of,
 )
 from atomtune.bases import load_base
+from atomtune.errors import UserError
 from atomtune.sampling import generate
 from atomtune.shipped import ADAPTER
 from atomtune.steering import board
@@ -128,11 +130,39 @@ def test_runs_of_a_drawing_are_repeated_to_the_bit():
         generate(pipe, "a cat", steps=4)
     hook.remove()
     assert len(calls) == len(answers) == 4
-    with torch.no_grad():
-        assert all(torch.equal(again(), answer) for again, answer in zip(calls, answers))
-    assert some_of(calls) == calls[1:]
+    with torch.no_grad():  # of the answers what the sampler uses: no learned variance
+        assert all(torch.equal(again(), answer[:, :4]) for again, answer in zip(calls, answers))
+    assert some_of(calls) == calls[1:] and some_of(calls[:2], 1) == calls[1:2] and some_of(calls[:1]) == calls[:1]
     pipe.transformer(**inputs(), return_dict=False)
     assert len(calls) == 4
+
+
+def test_both_runs_of_a_step_are_taken_where_guidance_runs_twice():
+    model = transformer()
+    apart = [Call(model, (), {}, time) for time in (900.0, 900.0, 700.0, 700.0, 500.0, 500.0, 300.0, 300.0)]
+    assert some_of(apart) == apart[2:] and some_of(apart, 1) == apart[4:6]
+
+
+def test_sizes_are_the_same_in_inference_mode():
+    pipe = tiny_pixart()
+    wake(get_peft_model(pipe.transformer, atom_config()))
+    found = []
+    for mode in (torch.inference_mode(False), torch.inference_mode()):
+        calls: list[Call] = []
+        with mode:
+            with keeping_calls(pipe, calls):
+                generate(pipe, "a cat", steps=4)
+            found.append(torch.cat(influence_sizes(pipe, calls)))
+    assert torch.equal(*found) and bool((found[0] > 0).any())
+
+
+def test_nothing_to_measure_is_a_sentence():
+    atoms, call = adapted()
+    with pytest.raises(UserError, match="nothing was run"):
+        influence_sizes(atoms, [])
+    atoms.dictionaries[0].decoder.weight.data.fill_(1e300)
+    with pytest.raises(UserError, match="not finite"):
+        influence_sizes(atoms, [call])
 
 
 def test_some_atoms_of_a_layer_are_measured_as_among_all():

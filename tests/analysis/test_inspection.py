@@ -48,7 +48,6 @@ def test_inspect_draws_and_measures_all_of_it(pipe):
         images = [drawing.image for drawing in generate(pipe, PROMPTS, 1, steps=3)]
     for row in found.rows:
         assert row.mean_energy == pytest.approx(seen[row.address].mean_energy, rel=1e-4)
-        assert row.mean_energy > 0 or not row.influence
     assert found.rows[0].influence > 0
     assert [image.tobytes() for image in found.adapted] == [image.tobytes() for image in images]
     strongest = [row for row in found.rows if not row.like][:3]

@@ -45,9 +45,14 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
         "--workspace",
         str(workspace),
     ]
+    workspace = workspace.resolve()
     log = (workspace.parent / f"studio-{port}.log").open("w")
     process = subprocess.Popen(
-        list(map(str, words)), stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"GRADIO_SHARE": "True"}
+        list(map(str, words)),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"GRADIO_SHARE": "True"},
+        cwd=workspace.parent,
     )
     try:
         wait(lambda: "The studio is at" in Path(log.name).read_text() or process.poll() is not None, 600)

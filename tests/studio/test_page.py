@@ -66,7 +66,7 @@ def test_it_opens_with_moji_and_an_adapter_and_every_control_has_a_name(page):
 def test_look_from_click_to_image(page, pipe):
     asks(page, "Look", 1)
     page.press("Draw")
-    page.until_said("Without L")
+    page.until_said("Without it the image changes")
     assert np.array_equal(page.pixels("Base"), drawn(pipe, None, 1))
     assert np.array_equal(page.pixels("Image with the adapter"), drawn(pipe, Settings(), 1))
     first = page.labelled("Atom").get_property("value")
@@ -74,11 +74,13 @@ def test_look_from_click_to_image(page, pipe):
     assert first in page.cells
 
     page.click_at("Image with the adapter", 0.5, 0.55)
-    page.until_said("Here act L|Drawing without L")
-    said = page.until_said("Without L")
+    said = page.until_said("Here act L.*Without it the image changes")
     assert page.labelled("Atom").get_property("value") in said
     page.click_at("Map of all atoms", 0.999, 0.01)
-    page.until_said("no atom at this place|Without L")
+    page.until_said("no atom at this place.*Without it the image changes")
+    page.write("Atom", "L99[0]")
+    page.until_said("There is no 'L99")
+    assert page.picture("Influence of the atom")  # what was there stays
 
 
 def test_steer_from_slider_to_image(page, pipe):
@@ -103,6 +105,7 @@ def test_steer_from_slider_to_image(page, pipe):
     wait(lambda: len(page.panel.find_elements("css selector", ".grid-wrap img, .thumbnail-item img")) == 2)
     page.browser.execute_script("arguments[0].click()", page.panel.find_element("css selector", ".thumbnail-item"))
     page.until_said("strength 1 at 1000, 1 at 500, 0 at 0")  # back to the first of the strip
+    assert float(page.labelled("Its gain").get_property("value")) == 1
     assert np.array_equal(page.pixels("With these settings"), drawn(pipe, late))
 
 
@@ -223,6 +226,15 @@ def test_mistakes_are_sentences_in_the_page(page):
     page.tab("Edit")
     page.press("Edit")
     page.until_said("There is no image: drop one, or take the example")
+    page.press("Take the example")
+    wait(lambda: page.panel.find_elements("css selector", "img"), 60)
+    page.press("Show")
+    page.until_said("Choose one of the list first")
+    page.tab("Steer")
+    page.write("Prompt", PROMPT)
+    page.write("Seed", -3)
+    page.press("Draw")
+    page.until_said(r"Seed must be a whole number .*got -3")
 
 
 def test_a_list_closes_when_the_keyboard_leaves_it(page):

@@ -16,13 +16,14 @@ jump where the selection changes counts as nonlinearity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
@@ -31,9 +32,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from atomtune.analysis.heatmaps import tint
 from atomtune.analysis.importance import replaced_gains
 from atomtune.atoms import Layer
+from atomtune.errors import UserError
 from atomtune.sampling import generate
 from atomtune.steering import AtomBoard, board
-from atomtune.tracing import bare_model, trace
+from atomtune.tracing import bare_model, timesteps, trace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -110,23 +112,29 @@ def influence_sizes(
     so `draws` of them for each of the `outputs` are enough to rank the atoms. The mean squares over all outputs are
     returned as √(Σ ‖J_m‖² / Σ ‖f‖²). What an atom adds to its layer (`energy`) may be lost in the layers above, or may
     be on words that no place of the image reads; this is not misled by either. `model` is an adapted model, a
-    pipeline, or a board.
+    pipeline, or a board. Raises `UserError` if nothing was run, or numbers were not finite.
     """
     atoms, generator = _board(model, adapter), torch.Generator().manual_seed(seed)
-    gains = [dictionary.gain.detach().clone().requires_grad_() for dictionary in atoms.dictionaries]
-    sizes, whole = [torch.zeros_like(gain) for gain in gains], 0.0
-    with replaced_gains(atoms.dictionaries, gains), torch.enable_grad(), _checkpointed(atoms.model):
-        for run in outputs:
-            output = run()
-            whole += float(output.detach().double().square().sum())
-            for draw in range(draws):
-                signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output)
-                more = draw + 1 < draws
-                slopes = torch.autograd.grad(output, gains, signs, retain_graph=more, allow_unused=True)
-                for size, gain, slope in zip(sizes, gains, slopes):
-                    if slope is not None:
-                        size += (gain.detach() * slope).square() / draws
-    return [(size / whole).sqrt() for size in sizes]
+    with torch.inference_mode(False), torch.enable_grad(), _checkpointed(atoms.model):
+        gains = [dictionary.gain.detach().clone().requires_grad_() for dictionary in atoms.dictionaries]
+        sizes, whole = [torch.zeros_like(gain) for gain in gains], 0.0
+        with replaced_gains(atoms.dictionaries, gains):
+            for run in outputs:
+                output = run()
+                whole += float(output.detach().double().square().sum())
+                for draw in range(draws):
+                    signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output)
+                    more = draw + 1 < draws
+                    slopes = torch.autograd.grad(output, gains, signs, retain_graph=more, allow_unused=True)
+                    for size, gain, slope in zip(sizes, gains, slopes):
+                        if slope is not None:
+                            size += (gain.detach() * slope).square() / draws
+    if not whole:
+        raise UserError("there is no influence to measure, because nothing was run, or all answers were zero.")
+    sizes = [(size / whole).sqrt() for size in sizes]
+    if not all(bool(size.isfinite().all()) for size in sizes):
+        raise UserError("the influence cannot be measured, because numbers of the model were not finite.")
+    return sizes
 
 
 def _board(model: Any, adapter: str) -> AtomBoard:
@@ -149,17 +157,35 @@ def _checkpointed(model: Any) -> Iterator[None]:
             model.disable_gradient_checkpointing()
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A run of a denoiser, to be repeated."""
+
+    model: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    time: float | None
+    """The sampler's timestep."""
+
+    def __call__(self) -> Tensor:
+        """The part of the answer that the sampler uses, not a learned variance."""
+        answer = self.model(*self.args, **self.kwargs)[0]
+        if not isinstance(answer, Tensor):
+            return torch.stack(answer)
+        noisy = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        twice = isinstance(noisy, Tensor) and noisy.ndim == 4 and answer.shape[1] == 2 * noisy.shape[1]
+        return answer.chunk(2, dim=1)[0] if twice else answer
+
+
 @contextmanager
-def keeping_calls(model: Any, calls: list[Outputs]) -> Iterator[None]:
+def keeping_calls(model: Any, calls: list[Call]) -> Iterator[None]:
     """Add to `calls` each run of the denoiser of a pipeline in the block, to be repeated with `influence_sizes`."""
     denoiser = bare_model(model)
 
     def keep(_module: Any, args: tuple, kwargs: dict) -> None:
-        def again() -> Tensor:
-            answer = denoiser(*args, **kwargs)[0]
-            return answer if isinstance(answer, Tensor) else torch.stack(answer)
-
-        calls.append(again)
+        times = timesteps(denoiser, args, kwargs)
+        args, kwargs = recursively_apply(_without_inference, (args, kwargs))
+        calls.append(Call(denoiser, args, kwargs, None if times is None else float(times[0])))
 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -168,9 +194,18 @@ def keeping_calls(model: Any, calls: list[Outputs]) -> Iterator[None]:
         hook.remove()
 
 
-def some_of(calls: list[Outputs], count: int = 3) -> list[Outputs]:
-    """`count` of the runs of a drawing, evenly spaced, without the first and the last."""
-    return [calls[(place + 1) * len(calls) // (count + 1)] for place in range(count)]
+@torch.inference_mode(False)
+def _without_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy through which gradients can flow, if it was made in `torch.inference_mode`."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def some_of(calls: Sequence[Call], count: int = 3) -> list[Call]:
+    """The runs of `count` steps of a drawing, evenly spaced, of few steps with the last. Guidance may take two a
+    step."""
+    times = list(dict.fromkeys(call.time for call in calls))
+    some = {times[min((place + 1) * len(times) // (count + 1), len(times) - 1)] for place in range(count)}
+    return [call for call in calls if call.time in some]
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from atomtune.analysis.findings import AtomRow, AtomView, Comparison, Heat, Insp
 from atomtune.analysis.heatmaps import overlay
 from atomtune.analysis.importance import importance
 from atomtune.analysis.influence import (
-    Outputs,
+    Call,
     change,
     difference,
     influence_sizes,
@@ -195,9 +195,9 @@ def _others(draw: Draw, model: Any, atoms: AtomBoard, adapter: str, classes: Seq
 
 def _influence_sizes(draw: Draw, adapter: str) -> list[Tensor]:
     """How much each atom matters in images of the first prompts, drawn one by one because gradients need memory."""
-    calls: list[Outputs] = []
+    calls: list[Call] = []
     for prompt in draw.prompts[:SIZED]:
-        drawn: list[Outputs] = []
+        drawn: list[Call] = []
         with keeping_calls(draw.pipe, drawn):
             generate(draw.pipe, prompt, 1, draw.seed, **draw.options)
         calls += some_of(drawn)
@@ -205,7 +205,7 @@ def _influence_sizes(draw: Draw, adapter: str) -> list[Tensor]:
 
 
 def _rows(seen: Trace, names: list[list[Name]], sizes: list[Tensor]) -> list[AtomRow]:
-    total = sum(float(layer.mean_energy.sum()) for layer in seen.layers)
+    total = sum(float(layer.mean_energy.sum()) for layer in seen.layers) or 1.0
     rows = []
     for layer, proposed, size in zip(seen.layers, names, sizes):
         energy, rate, influence = layer.mean_energy.tolist(), layer.firing_rate.tolist(), size.tolist()

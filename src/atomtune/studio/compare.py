@@ -29,7 +29,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         with gr.Column(min_width=300):
             num = slider(1, 8, 2, step=1, label="Images of each prompt")
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
+                seed = gr.Number(0, label="Seed", precision=0, min_width=120)
                 name = gr.Textbox("", label="Name of the comparison", min_width=160)
             start = gr.Button("Compare", variant="primary")
     line = parts.status()
@@ -40,7 +40,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
 
     with gr.Row():
         done, show = gr.Dropdown(comparisons(), label="Finished comparisons", scale=3), gr.Button("Show")
-    said_of_drift = "Scores: drift is how much images of other things change"
+    said_of_drift = "Scores: more is better, but not of drift, which is how much images of other things change"
     numbers = gr.Dataframe(label=said_of_drift, headers=["", "base"], interactive=False, wrap=True)
     grid = parts.picture("The first image of each prompt", "Grid of images, a row for each adapter")
 
@@ -48,7 +48,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         if not names:
             raise UserError("choose one adapter or more.")
         out, runs = workspace.new(title), [workspace.run(each) for each in names]
-        words = ["compare", *runs, "--num", int(count), "--seed", int(first or 0), "--base", base, "--out", out]
+        words = ["compare", *runs, "--num", int(count), "--seed", parts.checked("-", first, 0)[1]]
+        words += ["--base", base, "--out", out]
         for text in filter(None, map(str.strip, texts.splitlines())):
             words += ["--prompt", text]
         outside = not workspace.own_images(names[0])

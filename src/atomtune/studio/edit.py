@@ -15,7 +15,7 @@ from atomtune.studio import parts
 from atomtune.studio.parts import Shown, said
 from atomtune.workspace import Workspace
 
-EXAMPLE = (str(IMAGES / "teapot.png"), "a teapot on a green background", "a teapot on a red background")
+EXAMPLE = ("a teapot on a green background", "a teapot on a red background")
 
 
 def tab(base: str, workspace: Workspace, queue: Queue) -> None:
@@ -39,7 +39,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     with gr.Row():
         done, show = gr.Dropdown(edits(), label="Finished edits", scale=3), gr.Button("Show")
     ladder = gr.Gallery(
-        label="From all atoms to the fewest, with scores of prompt and image: click the best", columns=5, height=480,
+        label="With fewer and fewer atoms, and scores of prompt and image: click the best", columns=5, height=480,
         interactive=False, allow_preview=False, object_fit="contain", elem_classes="gallery",
     )  # fmt: skip
     with gr.Row():
@@ -63,10 +63,10 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         result, found = read_ladder(workspace.run(run))
         pictures = []
         for rung, each in found:
-            scores = "" if rung.alignment is None else f": {rung.alignment:.2f} {rung.fidelity:.2f}"
+            scores = "" if rung.alignment is None else f": prompt {rung.alignment:.2f}, image {rung.fidelity:.2f}"
             words = f"{'Best: ' * (rung.label == result['best'])}{rung.label}{scores}"
             pictures.append((workspace.picture(each), words))
-        best = f"the best is {result['best']}" if result["best"] else "no rung keeps both the image and the prompt"
+        best = f"the best is {result['best']}" if result["best"] else "none keeps both the image and the prompt"
         choices = [(result["prompt"], rung) for rung, _ in found]
         yield {ladder: pictures, rungs: choices, picked: None, line: said(f"{result['prompt']}: {best}.")}
 
@@ -81,7 +81,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         yield {command: gr.Code(command_line(*words), visible=True), line: said(f"Saved as {file}.")}
 
     report, quiet = parts.reporting, parts.QUIET
-    example.click(lambda: EXAMPLE, None, [image, source, prompt], **quiet)
+    example.click(lambda: (workspace.copy(IMAGES / "teapot.png"), *EXAMPLE), None, [image, source, prompt], **quiet)
     start.click(report(line, edit), [image, source, prompt, name, steps], line, **parts.LIVE)
     parts.refreshing(done, edits)
     gr.on([show.click, done.input], report(line, shown), done, [ladder, rungs, picked, line], **parts.LIVE)

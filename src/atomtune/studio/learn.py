@@ -59,7 +59,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
 
     gr.Markdown("### Runs and jobs")
     table = gr.Dataframe(
-        headers=HEADS, label="What waits or runs first: click one", interactive=False, datatype="str", wrap=True,
+        headers=HEADS, label="What waits or runs comes first: click one", interactive=False, datatype="str", wrap=True,
         max_height=320, column_widths=["25%", "15%", "60%"],
     )  # fmt: skip
     with gr.Row():
@@ -122,7 +122,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
-            shown[loss] = pd.DataFrame(progress.curve(), columns=["step", "loss"])
+            curve = pd.DataFrame(progress.curve(), columns=["step", "loss"])
+            shown[loss] = gr.LinePlot(curve, y_lim=[0, 1.05 * float(curve["loss"].max())]) if len(curve) else curve
             steps_of = [f"step {int(file.name.split('-')[1])}" for file in drawn]
             shown[samples] = [(workspace.picture(read_image(file)), step) for file, step in zip(drawn, steps_of)]
         yield shown

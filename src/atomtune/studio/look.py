@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 import pandas as pd
-from PIL import Image
 
-from atomtune.analysis.heatmaps import acting_at, acting_words, overlay
+from atomtune.analysis.heatmaps import acting_at
 from atomtune.analysis.influence import difference, largest_changes
-from atomtune.analysis.report import read_names
 from atomtune.dialling import Settings
-from atomtune.easel import Easel
+from atomtune.easel import Easel, Seen
 from atomtune.errors import UserError
 from atomtune.jobs import Queue
 from atomtune.recording import AtomTrace
-from atomtune.showing import AtomMap
 from atomtune.studio import parts
 from atomtune.studio.parts import Shown, said
-from atomtune.tracing import Trace
 from atomtune.workspace import Workspace, enlarged
 
 STRONGEST = 24
 HEADS = ["Atom", "Change", "Name"]
-
-
-@dataclass(eq=False)
-class Seen:
-    """What one user looks at."""
-
-    run: str
-    asked: tuple[str, int, int]
-    image: Image.Image
-    trace: Trace
-    map: AtomMap
-    names: dict[str, tuple[str, str]]
 
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
@@ -56,8 +39,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             )  # fmt: skip
     gr.Markdown("Layers (rows) × atoms, the darker the more it matters in this image: click an atom")
     whole = parts.picture("", "Map of all atoms")
-    atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as L3[139]")
-    about = gr.HTML(elem_classes="note", padding=False)
+    atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as those of the list")
+    about = parts.status()
     with gr.Row():
         heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
         influence = parts.picture("What it changes", "Influence of the atom")
@@ -72,48 +55,41 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         asked = parts.checked(*given)
         yield {line: said("Drawing with the base …")}
         yield {base: workspace.picture(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
-        image, traced, sizes = easel.trace(*asked, folder, check)
-        found = AtomMap.of([layer.dictionary for layer in traced.layers], sizes)
-        names = read_names(folder)
-        strongest = {
-            each.address: float(sizes[traced.layers.index(each.layer)][each.index])
-            for each in traced.strongest(STRONGEST, sizes)
-        }
-        if not strongest:
+        found = easel.look(*asked, folder, STRONGEST, check)
+        if not found.strongest:
             raise UserError("no atom acts in this image: the adapter leaves it to the base. Try its own subject.")
-        rows = [[each, f"{size:.2%}", names.get(each, ("–",))[0]] for each, size in strongest.items()]
-        acts = f"{traced.alive:,} of {sum(map(len, traced.layers)):,} atoms act, {traced.active_per_token:.1f} a token."
+        rows = [[each, f"{size:.2%}", found.names.get(each, ("–",))[0]] for each, size in found.strongest.items()]
+        acts, atoms = found.trace.active_per_token, sum(map(len, found.trace.layers))
         yield {
-            adapted: workspace.picture(image), whole: workspace.picture(found.image), line: said(acts),
-            seen: Seen(run, asked, image, traced, found, names), table: gr.Dataframe(rows, headers=HEADS),
-            atom: gr.Dropdown(choices=[*strongest], value=next(iter(strongest))), asked_at: time.time(),
+            adapted: workspace.picture(found.image), whole: workspace.picture(found.map.image), seen: found,
+            line: said(f"{found.trace.alive:,} of {atoms:,} atoms act, {acts:.1f} a token."),
+            table: gr.Dataframe(rows, headers=HEADS), atom: gr.Dropdown(choices=[*found.strongest], value=rows[0][0]),
+            asked_at: found.drawn_at,
         }  # fmt: skip
 
     def show(request: gr.Request, found: Seen | None, address: str | None, asked: float, answered: float) -> Shown:
         if found is None or not address or asked == answered:
             return
-        check, one = easel.turn(str(request.session_hash)), found.trace[address]
+        one, just_drawn = found.trace[address], asked == found.drawn_at
+        check = found.check if just_drawn else easel.turn(str(request.session_hash))
         if not isinstance(one, AtomTrace):
             raise UserError(f"{address!r} is not one atom: give an address such as {found.trace.layers[0].address}[0].")
         energies = one.mean_energy_by_timestep
         bars = pd.DataFrame({"timestep": [f"{t:.0f}" for t in energies], "energy": list(energies.values())})
-        acts, places = f"fires at {one.firing_rate:.1%} of the tokens; red is lighter with it, blue darker", None
-        try:
-            places = workspace.picture(overlay(found.image, one.maps(magnitude=True)[0]))
-        except UserError:  # its tokens are not patches of the image
-            words = acting_words(one, easel.replay.pipe, found.asked[0])
-            acts += "; on words, not on places: " + (", ".join(f"{word} {s:.2g}" for word, s in words) or "none here")
-        own, evidence = found.names.get(address, ("no name", ""))
+        (own, evidence), (places, acts) = found.names.get(address, ("no name", "")), found.where(one, easel.replay.pipe)
+        what = f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"
+        chart = gr.BarPlot(bars, sort=list(bars["timestep"]), y_lim=[0, max(energies.values()) or 1])
         yield {
-            heat: places, when: gr.BarPlot(bars, sort=list(bars["timestep"])),
-            about: said(f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"),
-            line: said(f"Drawing without {address} …"), shown_at: asked,
+            heat: places and workspace.picture(places), when: chart, shown_at: asked,
+            about: said(f"{what} Drawing without it …"),
         }  # fmt: skip
-        without = easel.draw(*found.asked, workspace.run(found.run), Settings(gains={address: 0.0}), check)
+        without = easel.draw(*found.asked, found.run, Settings(gains={address: 0.0}), check)
         most = float(largest_changes(found.image, without).max())
         yield {
             influence: workspace.picture(difference(found.image, without, max(most, 0.01))),
-            line: said(f"Without {address} no pixel changes by more than {most:.1%} of the range from black to white."),
+            about: said(
+                f"{what} Without it the image changes by {most:.0%} at most; red: lighter with it, blue: darker."
+            ),
         }
 
     def at_place(found: Seen | None, event: gr.SelectData) -> Shown:
@@ -126,7 +102,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         addresses = [each.address for each, _ in acts]
         listed = ", ".join(f"{each.address} ({energy:.2g})" for each, energy in acts)
         choice = gr.Dropdown(choices=addresses, value=addresses[0])
-        yield {atom: choice, asked_at: time.time(), line: said(f"Here act {listed}.")}
+        yield {atom: choice, asked_at: time.time(), line: said(f"Here act {listed}: see them under Atom.")}
 
     def in_map(found: Seen | None, event: gr.SelectData) -> Shown:
         address = found and found.map.address(*event.index)

@@ -25,10 +25,10 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             chosen = gr.Dropdown(
                 workspace.adapters(), label="Adapters, two to four", multiselect=True, max_choices=MOST
             )
-            kind = gr.Radio(["cat", "linear"], value="cat", label="Kind", info="cat: exactly the sum of what they add")
+            kind = gr.Radio(["cat", "linear"], value="cat", label="Kind", info="Sum what they add, or their tensors")
             weights = [slider(-1, 2, 1, step=0.05, label=f"Weight {n + 1}", visible=n < 2) for n in range(MOST)]
             prompt = gr.Textbox("a sks teapot on a white background", label="Prompt")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            seed = gr.Number(0, label="Seed", precision=0)
             steps = slider(2, 50, 20, step=1, label="Sampling steps")
             with gr.Row():
                 draw, stop = gr.Button("Preview", variant="primary"), gr.Button("Stop")
@@ -40,7 +40,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
                 name = gr.Textbox("", label="Name of the merged adapter")
                 write, measure = gr.Button("Write it"), gr.Button("Measure the overlap of the first two")
             table = gr.Dataframe(
-                headers=HEADS, label="Overlap: where there are two numbers, on prompts of the first, and of the second",
+                headers=HEADS, label="Overlap; of two numbers the first is on prompts of the first adapter",
                 interactive=False, datatype="str", max_height=300,
             )  # fmt: skip
 

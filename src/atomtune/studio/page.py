@@ -23,6 +23,8 @@ STYLE = """
 footer { display: none !important; }
 .dark { color-scheme: dark; }
 """
+ABOUT = """**atomtune studio.** An adapter is a list of *atoms*, small changes that each act where they are needed in an
+image: learn a subject from a few images, look at what its atoms do, and turn them."""
 KEYS = """() => window.addEventListener("keydown", event => {
   if (event.key === "Tab" && event.target.role === "combobox")
     event.target.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true})); }, true)"""
@@ -43,6 +45,7 @@ def page(easel: Easel, workspace: Workspace, queue: Queue) -> Blocks:
     """All tabs."""
     options: dict[str, Any] = {"analytics_enabled": False, "fill_width": True, "delete_cache": (600, 3600)}
     with Blocks(title="atomtune studio", **options) as blocks:
+        gr.Markdown(ABOUT)
         with gr.Tabs():
             with gr.Tab("Look"):
                 look.tab(easel, workspace, queue)

@@ -46,6 +46,7 @@ def reporting(line: gr.HTML, handler: Callable[..., Shown]) -> Callable[..., Sho
 
     @functools.wraps(handler)
     def reported(*args: Any) -> Shown:
+        yield {line: gr.skip()}  # what yields nothing would empty every output
         try:
             yield from handler(*args)
         except UserError as error:
@@ -94,7 +95,7 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
         run = gr.Dropdown(workspace.adapters(), value=workspace.adapters()[0], label="Adapter", scale=2)
         prompt = gr.Textbox(first_prompt(workspace.adapters()[0]), label="Prompt", scale=4, max_lines=2)
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1)
+        seed = gr.Number(0, label="Seed", precision=0, scale=1)
         steps = slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
     refreshing(run, workspace.adapters)
     run.input(first_prompt, run, prompt, **QUIET)
@@ -103,7 +104,7 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
 
 def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:
     """What was typed. Raises `UserError`."""
-    check_seed(seed)
+    check_seed("nothing" if seed is None else seed)
     if not prompt.strip():
         raise UserError("the prompt is empty: say what to draw.")
     return prompt.strip(), int(seed), int(steps)

@@ -24,6 +24,7 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     from atomtune.sessions import give_back_memory
     from atomtune.studio.page import KEYS, STYLE, page, theme
 
+    print(f"Opening the studio with {base} …", flush=True)
     give_back_memory()
     queue = Queue(workspace.jobs)
     blocks = page(Easel(base), workspace, queue)

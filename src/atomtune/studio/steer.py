@@ -27,10 +27,12 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             density = slider(0, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
-            floor = slider(0, 1, 0, step=0.0005, label="Floor", info="Silent below this share of other prompts")
-            keep = slider(1, 100, 100, step=1, label="Atoms kept", info="Those of the most energy")
+            floor = slider(
+                0, 1, 0, step=0.0005, label="Floor", info="Atoms act above so much of what they do on other prompts"
+            )
+            keep = slider(1, 100, 100, step=1, label="Atoms kept", info="The strongest")
             with gr.Group():
-                hint: dict[str, Any] = {"info": "Strongest first; or L3, L3[7]", "allow_custom_value": True}
+                hint: dict[str, Any] = {"info": "Layers, then atoms, the strongest first", "allow_custom_value": True}
                 atom = gr.Dropdown([], label="Atom or layer", **hint)
                 gain = slider(-2, 2, 1, step=0.05, label="Its gain", info="0: silent, 1: as trained")
             turned = gr.HTML(ALL_ONE, padding=False, elem_classes="note")
@@ -45,7 +47,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
                 undo, reset = gr.Button("Undo", min_width=80), gr.Button("As trained", min_width=80)
                 keep_it = gr.Button("Add to strip", min_width=80)
             gallery = gr.Gallery(
-                label="Strip of up to four settings: click one to go back to it", columns=STRIP, height=280,
+                label="Strip of the last four settings: click one to go back to it", columns=STRIP, height=280,
                 interactive=False, allow_preview=False, object_fit="contain",
             )  # fmt: skip
     with gr.Accordion("Keep it, or do the same elsewhere", open=False):
@@ -65,7 +67,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
             density: gr.Slider(value=round(own.density, 3), maximum=most), gains: {}, turned: ALL_ONE, gain: 1,
             floor: gr.Slider(value=own.floor, interactive=own.measured),
             keep: gr.Slider(maximum=own.atoms, value=own.atoms),
-            atom: gr.Dropdown(choices=own.strongest, value=own.strongest[0]), **dict.fromkeys(strengths, 1),
+            atom: gr.Dropdown(choices=[*own.layers, *own.strongest], value=own.strongest[0]),
+            **dict.fromkeys(strengths, 1),
         }  # fmt: skip
 
     def settings(own: Trained, density: float, floor: float, keep: float, gains: Any, *strengths: float) -> Settings:
@@ -88,20 +91,23 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
         }  # fmt: skip
         yield {base: workspace.picture(easel.draw(*asked, check=check))}
 
-    def turn(address: str, value: float, own: dict[str, float]) -> tuple[dict[str, float], str]:
-        own = {key: each for key, each in {**own, address: value}.items() if each != 1}
-        return own, listed(own)
+    def turn(run: str, address: str, value: float, own: dict[str, float]) -> tuple[dict[str, float], str]:
+        try:
+            own = easel.turned(workspace.run(run), own, address, value)
+            return own, listed(own)
+        except UserError as error:
+            return own, said(str(error), wrong=True)
 
     def listed(own: dict[str, float]) -> str:
         return said("Gains: " + ", ".join(f"{key} × {each:g}" for key, each in own.items())) if own else ALL_ONE
 
-    def restored(values: list[Any]) -> dict[Any, Any]:
-        return dict(zip(controls, values)) | {turned: listed(values[7])}
+    def restored(values: list[Any], address: str) -> dict[Any, Any]:
+        return dict(zip(controls, values)) | {turned: listed(values[7]), gain: values[7].get(address, 1)}
 
-    def back(history: list[Any]) -> Shown:
+    def back(history: list[Any], address: str) -> Shown:
         if len(history) < 2:
             raise UserError("there is nothing to undo.")
-        yield restored(history[-2][0]) | {before: history[:-2]}
+        yield restored(history[-2][0], address) | {before: history[:-2]}
 
     def add(full: Any, history: list[Any], kept: list[Any]) -> Shown:
         if full is None or not history:
@@ -109,8 +115,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
         kept = [*kept, (full, *history[-1])][-STRIP:]
         yield {strip: kept, gallery: [(workspace.picture(each), words) for each, _, words in kept]}
 
-    def chosen(kept: list[Any], event: gr.SelectData) -> Shown:
-        yield restored(kept[event.index][1])
+    def chosen(kept: list[Any], address: str, event: gr.SelectData) -> Shown:
+        yield restored(kept[event.index][1], address)
 
     def saved(title: str, run: str, *given: Any) -> Shown:
         folder, asked = workspace.run(run), parts.checked(*given[:3])
@@ -132,13 +138,14 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before], "outputs": pictures}
     turning = [each.input for each in (density, floor, keep, *strengths)]
     gr.on([draw.click, prompt.submit, *turning], **drawing, **parts.LIVE)
-    gain.input(turn, [atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
+    gain.input(turn, [run, atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
     atom.change(lambda address, own: own.get(address, 1), [atom, gains], gain, **quiet)
     opening = [atom, gain, turned, *dials, line]
     run.input(report(line, opened), run, opening, **quiet)
     reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.LIVE)
-    undo.click(report(line, back), before, [*controls, turned, before, line], **quiet).then(**drawing, **parts.LIVE)
-    gallery.select(report(line, chosen), strip, [*controls, turned, line], **quiet).then(**drawing, **parts.LIVE)
+    back_to = [*controls, turned, gain, line]
+    undo.click(report(line, back), [before, atom], [*back_to, before], **quiet).then(**drawing, **parts.LIVE)
+    gallery.select(report(line, chosen), [strip, atom], back_to, **quiet).then(**drawing, **parts.LIVE)
     keep_it.click(report(line, add), [last, before, strip], [strip, gallery, line], **quiet)
     save.click(report(line, saved), [name, *controls], [command, python, line], **quiet)
     prune.click(report(line, exported), [name, run, keep], line, **quiet)
