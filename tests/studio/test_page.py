@@ -13,7 +13,9 @@ import pytest
 from atomtune import generate, load_adapter, load_base
 from atomtune.dialling import Settings
 from atomtune.shipped import ADAPTER, IMAGES
+from atomtune.showing import AtomMap
 from atomtune.steering import board
+from atomtune.tracing import trace
 from atomtune.training import journal
 from atomtune.workspace import enlarged
 from tests.browser import set_width
@@ -62,6 +64,16 @@ def test_it_opens_with_moji_and_an_adapter_and_every_control_has_a_name(page):
     assert page.labelled("Adapter").get_property("value") == "teapot (ships with atomtune)"
 
 
+def plotted(page: Page) -> dict[str, float]:
+    """Timestep: height, of the bars of Look."""
+    script = """return [...arguments[0].querySelectorAll('[role=graphics-symbol]')].map(bar => bar.ariaLabel)"""
+    bars = [
+        re.match(r"timestep: +(\d+); share of its most: ([\d.e-]+)", label or "")
+        for label in page.browser.execute_script(script, page.panel)
+    ]
+    return {bar[1]: float(bar[2]) for bar in bars if bar}
+
+
 @pytest.mark.studio
 def test_look_from_click_to_image(page, pipe):
     asks(page, "Look", 1)
@@ -70,14 +82,33 @@ def test_look_from_click_to_image(page, pipe):
     assert np.array_equal(page.pixels("Base"), drawn(pipe, None, 1))
     assert np.array_equal(page.pixels("Image with the adapter"), drawn(pipe, Settings(), 1))
     first = page.labelled("Atom").get_property("value")
-    assert re.fullmatch(r"L\d+\[\d+\]", first) and page.picture("Heatmap of the atom over the image")
+    assert re.fullmatch(r"L\d+\[\d+\]", first) and first in page.said
+    assert page.picture("Heatmap of the atom over the image") or "of words alone: " in page.said
     assert first in page.cells
 
     page.click_at("Image with the adapter", 0.5, 0.55)
+    with trace(pipe) as seen:
+        generate(pipe, PROMPT, seed=1, steps=STEPS)
     said = page.until_said("Here act L.*Without it the image changes")
     assert page.labelled("Atom").get_property("value") in said
-    page.click_at("Map of all atoms", 0.999, 0.01)
-    page.until_said("no atom at this place.*Without it the image changes")
+    whole = AtomMap.of([layer.dictionary for layer in seen.layers], [layer.mean_energy for layer in seen.layers])
+    (width, height), (column, row) = whole.image.size, whole.cell
+    empty = [
+        (x, y)
+        for x in range(column // 2, width, column)
+        for y in range(row // 2, height, row)
+        if whole.address(x, y) is None
+    ]
+    x, y = min(empty, key=lambda place: abs(place[0] - width / 2) + abs(place[1] - height / 2))
+    page.click_at("Map of all atoms", x / width, y / height)
+    page.until_said("no atom at this place.*Without it the image changes", 30)
+    for address in page.cells[:6:3]:  # the plot is that of the atom, and not of the one before
+        page.write("Atom", address)
+        page.until_said(re.escape(address) + " of .*Without it the image changes")
+        energies = seen[address].mean_energy_by_timestep
+        most = max(energies.values())
+        expected = {f"{t:.0f}": each / most for t, each in energies.items()}
+        wait(lambda expected=expected: plotted(page) == pytest.approx(expected, abs=1e-3), 10)
     page.write("Atom", "L99[0]")
     page.until_said("There is no 'L99")
     assert page.picture("Influence of the atom")  # what was there stays

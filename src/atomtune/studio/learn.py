@@ -122,8 +122,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
-            curve = pd.DataFrame(progress.curve(), columns=["step", "loss"])
-            shown[loss] = gr.LinePlot(curve, y_lim=[0, 1.05 * float(curve["loss"].max())]) if len(curve) else curve
+            shown[loss] = pd.DataFrame(progress.curve(), columns=["step", "loss"])
             steps_of = [f"step {int(file.name.split('-')[1])}" for file in drawn]
             shown[samples] = [(workspace.picture(read_image(file)), step) for file, step in zip(drawn, steps_of)]
         yield shown

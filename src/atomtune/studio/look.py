@@ -44,9 +44,11 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     with gr.Row():
         heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
         influence = parts.picture("What it changes", "Influence of the atom")
+        # Of a plot whose axes change with its data, gradio shows the data before.
         when = gr.BarPlot(
-            x="timestep", y="energy", label="When it acts, from noise to image", x_label_angle=90, height=320
-        )
+            x="timestep", y="share of its most", label="When it acts, from noise to image",
+            x_label_angle=90, height=320, y_lim=[0, 1], sort="-x",
+        )  # fmt: skip
     name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")
     seen, asked_at, shown_at = gr.State(None, time_to_live=3600), gr.State(0.0), gr.State(0.0)  # when asked, answered
 
@@ -75,12 +77,12 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         if not isinstance(one, AtomTrace):
             raise UserError(f"{address!r} is not one atom: give an address such as {found.trace.layers[0].address}[0].")
         energies = one.mean_energy_by_timestep
-        bars = pd.DataFrame({"timestep": [f"{t:.0f}" for t in energies], "energy": list(energies.values())})
+        shares = [each / (max(energies.values()) or 1) for each in energies.values()]
+        bars = pd.DataFrame({"timestep": [f"{t:4.0f}" for t in energies], "share of its most": shares})
         (own, evidence), (places, acts) = found.names.get(address, ("no name", "")), found.where(one, easel.replay.pipe)
         what = f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"
-        chart = gr.BarPlot(bars, sort=list(bars["timestep"]), y_lim=[0, max(energies.values()) or 1])
         yield {
-            heat: places and workspace.picture(places), when: chart, shown_at: asked,
+            heat: places and workspace.picture(places), when: bars, shown_at: asked,
             about: said(f"{what} Drawing without it …"),
         }  # fmt: skip
         without = easel.draw(*found.asked, found.run, Settings(gains={address: 0.0}), check)
