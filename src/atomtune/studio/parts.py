@@ -104,7 +104,9 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
 
 def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:
     """What was typed. Raises `UserError`."""
-    check_seed("nothing" if seed is None else seed)
+    if seed is None:
+        raise UserError("the seed is empty: give a whole number.")
+    check_seed(seed)
     if not prompt.strip():
         raise UserError("the prompt is empty: say what to draw.")
     return prompt.strip(), int(seed), int(steps)
