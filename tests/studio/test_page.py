@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from atomtune import generate, load_adapter, load_base
+from atomtune.comparing import RESULTS
 from atomtune.dialling import Settings
 from atomtune.shipped import ADAPTER, IMAGES
 from atomtune.showing import AtomMap
@@ -344,7 +345,7 @@ def test_compare_from_adapters_to_numbers(page, server):
     page.write("Name of the comparison", "compared")
     page.press("Compare")
     page.until_said("Queued, see Learn: .*compare")
-    wait(lambda: (server.workspace / "compared" / "grid.png").is_file(), 10 * WAIT)
+    wait(lambda: all((server.workspace / "compared" / name).is_file() for name in RESULTS), 10 * WAIT)
     page.choose("Finished comparisons", "compared")
     wait(lambda: page.picture("Grid of images, a row for each adapter"))
     scores = json.loads((server.workspace / "compared" / "scores.json").read_text())["scores"]
