@@ -375,7 +375,7 @@ def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str,
         page.tab(tab)
         page.choose("Adapter", adapter)
         page.press("Draw")
-        page.until_said("Without L|Drawn in")
+        page.until_said("Without it the image|Drawn in")
         if tab == "Steer":
             for density in (0.01, 0.1):
                 page.press("Add to strip")

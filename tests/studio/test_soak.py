@@ -46,7 +46,7 @@ def test_memory_stays_flat_with_three_users(server, browser, screenshots, pytest
         for number, (page, handle) in enumerate(pages):
             browser.switch_to.window(handle)
             density = f"{round(0.01 + 0.001 * ((turn * USERS + number) % 90), 3):g}"
-            page.until_said("Without L" if turn % 5 == 4 else f"Drawn in .*density {density}")
+            page.until_said("Without it the image" if turn % 5 == 4 else f"Drawn in .*density {density}")
             done += 1
         memory.append((elapsed, process.memory_info().rss))
     span = memory[-1][0]
