@@ -40,7 +40,7 @@ def page() -> str:
         "| | |",
         "|---|---|",
         "| training gives what drawing gives | noise and image in the denoiser's input at two timesteps of a drawing,"
-        " and every argument of its call, to 1e-6 (Sana's sampler rounds timesteps to whole ones: 1e-3); the noise and"
+        " and every argument of its call, to 4e-6 (Sana's sampler rounds timesteps to whole ones: 1e-3); the noise and"
         " the image are also checked before every run |",
         "| training moves drawing | the denoiser learns one image until the loss on fixed noise has halved; what the"
         " pipeline then draws from fixed noise is nearer to the image |",

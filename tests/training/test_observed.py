@@ -65,8 +65,9 @@ def test_training_gives_what_the_pipeline_gives(name):
     inputs = check(SUPPORTED[name]())
     assert len({round(seen.timestep) for seen in inputs}) == 2
     for seen in inputs:
-        assert seen.image == pytest.approx(seen.alpha, abs=1e-6)
-        assert seen.noise == pytest.approx(seen.sigma, abs=2e-6)  # UniPC goes through σ/α, in float32
+        # A sampler multiplies up to 1,000 factors 1 - β in float32, in an order of the processor's: √1000 of its steps.
+        assert seen.image == pytest.approx(seen.alpha, abs=4e-6)
+        assert seen.noise == pytest.approx(seen.sigma, abs=4e-6)
         assert seen.rest < 1e-6
 
 
