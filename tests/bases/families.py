@@ -26,8 +26,8 @@ class Base:
     real: str
     """Repository of the weights that people use."""
     rounds: float = 4e-6
-    """How far α may be off: its sampler multiplies up to 1,000 factors in float32, in an order of the processor's; Sana's
-    rounds timesteps to whole ones."""
+    """How far α and σ may be off: a sampler's first step divides by α = .006, and half a step of float32 becomes up to
+    5e-6 at the second timestep; Sana's rounds timesteps to whole ones."""
     learning: dict[str, Any] = field(default_factory=dict)
     """Options of `learn` in test_families.py."""
 

@@ -65,7 +65,7 @@ def test_training_gives_what_the_pipeline_gives(name):
     inputs = check(SUPPORTED[name]())
     assert len({round(seen.timestep) for seen in inputs}) == 2
     for seen in inputs:
-        # A sampler multiplies up to 1,000 factors 1 - β in float32, in an order of the processor's: √1000 of its steps.
+        # The first step divides by α = .006, and half a step of float32 becomes up to 5e-6 at the second timestep.
         assert seen.image == pytest.approx(seen.alpha, abs=4e-6)
         assert seen.noise == pytest.approx(seen.sigma, abs=4e-6)
         assert seen.rest < 1e-6
