@@ -144,7 +144,7 @@ def overview(queue: Queue, runs: Mapping[str, Path]) -> list[tuple[str, str, str
     latest = {Path(job.out).name: job for job in queue.jobs()}
     rows = {}
     for name, job in sorted(latest.items(), key=lambda item: (item[1].state in ENDED, -item[1].number)):
-        said = job.message if job.state not in ("queued", "finished") else ""
+        said = job.message if job.state in ENDED and job.state != "finished" else ""
         rows[name] = (name, job.words[0], f"{job.state}: {said}" if said else job.state)
     for name, path in runs.items():
         job, progress = latest.get(name), read(path)
