@@ -96,6 +96,7 @@ def test_sizes_of_all_atoms_at_once_are_projections_of_their_slopes(options):
     for number in range(2):
         found = slopes(atoms, call, number)
         projected = torch.einsum("v...,m...->vm", signs.double(), found).square().mean(0).sqrt()
+        # Differences over 2e-5 are good to some 1e-10 of the output, and shares of small slopes to 1e-5.
         assert_close(few[number].double(), projected / output.norm(), atol=1e-8, rtol=1e-5)
         # The standard error of 400 draws is √(2 / 400) / 2 = 3.5 %.
         assert_close(many[number].double(), found.flatten(1).norm(dim=1) / output.norm(), atol=1e-8, rtol=0.15)

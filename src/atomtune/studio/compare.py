@@ -40,7 +40,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
 
     with gr.Row():
         done, show = gr.Dropdown(comparisons(), label="Finished comparisons", scale=3), gr.Button("Show")
-    said_of_drift = "Scores: more is better, but not of drift, which is how much images of other things change"
+    said_of_drift = "Scores: drift is how much images of other things change; less of it is better"
     numbers = gr.Dataframe(label=said_of_drift, headers=["", "base"], interactive=False, wrap=True)
     grid = parts.picture("The first image of each prompt", "Grid of images, a row for each adapter")
 
@@ -48,7 +48,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         if not names:
             raise UserError("choose one adapter or more.")
         out, runs = workspace.new(title), [workspace.run(each) for each in names]
-        words = ["compare", *runs, "--num", int(count), "--seed", parts.checked("-", first, 0)[1]]
+        words = ["compare", *runs, "--num", int(count), "--seed", parts.checked_seed(first)]
         words += ["--base", base, "--out", out]
         for text in filter(None, map(str.strip, texts.splitlines())):
             words += ["--prompt", text]

@@ -104,9 +104,15 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
 
 def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:
     """What was typed. Raises `UserError`."""
+    number = checked_seed(seed)
+    if not prompt.strip():
+        raise UserError("the prompt is empty: say what to draw.")
+    return prompt.strip(), number, int(steps)
+
+
+def checked_seed(seed: Any) -> int:
+    """The same of a seed alone. Raises `UserError`."""
     if seed is None:
         raise UserError("the seed is empty: give a whole number.")
     check_seed(seed)
-    if not prompt.strip():
-        raise UserError("the prompt is empty: say what to draw.")
-    return prompt.strip(), int(seed), int(steps)
+    return int(seed)
