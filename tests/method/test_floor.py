@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from atomtune.errors import UserError
 from atomtune.method import floor as module
 from atomtune.method.dictionary import SparseDictionary, measuring_floors
-from atomtune.method.floor import LEVELS, ROUNDING, UNMEASURED, Floor, set_share
+from atomtune.method.floor import LEVELS, ROUNDING, UNMEASURED, Floor, Sample, set_share
 from atomtune.method.sigma import SIGMAS, SigmaConfig
 
 M, N = 6, 1000
@@ -96,6 +96,24 @@ def test_many_tokens_are_sampled_and_the_largest_is_exact(monkeypatch):
     assert torch.equal(floor.levels[:, -1], others.abs().amax(0).float())
     exact = others.abs().quantile(LEVELS[1], dim=0)
     torch.testing.assert_close(floor.levels[:, 1].double(), exact, rtol=0.25, atol=0)  # 20 of the sample are above it
+
+
+@pytest.mark.parametrize("part", [1, 7, 30, 200])
+def test_a_sample_is_the_rows_with_the_largest_keys_in_whatever_parts_they_come(part):
+    rows, sample = codes(), Sample(100)
+    for some in rows.split(part):
+        sample.add(some)
+    keys = torch.rand(N, generator=torch.Generator().manual_seed(0))
+    assert sample.rows is not None
+    assert torch.equal(sample.rows, rows[keys.argsort(descending=True)[:100]])
+
+
+def test_a_sample_with_room_for_all_rows_has_them_as_they_came():
+    rows, sample = codes(tokens=90), Sample(100)
+    assert sample.rows is None
+    for some in rows.split(40):
+        sample.add(some)
+    assert_close(sample.rows, rows, rtol=0, atol=0)
 
 
 def test_it_is_measured_without_the_floor_that_is_there():

@@ -150,23 +150,35 @@ def _above(codes: Tensor, threshold: Tensor) -> Tensor:
 
 
 class Sample:
-    """A uniform sample, of at most `size`, of rows that come in parts."""
-
-    rows: Tensor | None = None
+    """A uniform sample, of at most `size`, of rows that come in parts: those with the largest random keys."""
 
     def __init__(self, size: int) -> None:
         self.size, self.seen = size, 0
         self._generator = torch.Generator().manual_seed(0)
+        self._keys = torch.empty(size)
+        self._kept: Tensor | None = None
+
+    @property
+    def rows(self) -> Float[Tensor, "rows width"] | None:
+        """Those of the sample: as they came, or by their keys if some were left out; None before the first part."""
+        if self._kept is None or self.seen <= self.size:
+            return None if self._kept is None else self._kept[: self.seen]
+        return self._kept[self._keys.argsort(descending=True).to(self._kept.device)]
 
     def add(self, rows: Float[Tensor, "rows width"]) -> None:
+        if self._kept is None:
+            self._kept = rows.new_empty(self.size, *rows.shape[1:])
+        filled = min(self.seen, self.size)
+        keys = torch.cat([self._keys[:filled], torch.rand(len(rows), generator=self._generator)])
+        stays = torch.ones(len(keys), dtype=torch.bool)
+        if len(keys) > self.size:
+            stays[keys.topk(len(keys) - self.size, largest=False).indices] = False
+        new = stays[filled:].nonzero()[:, 0]
+        places = torch.cat([(~stays[:filled]).nonzero()[:, 0], torch.arange(filled, self.size)])[: len(new)]
+        # In place: a new tensor for every part took a third of a short run.
+        self._kept[places.to(rows.device)] = rows[new.to(rows.device)]
+        self._keys[places] = keys[filled:][new]
         self.seen += len(rows)
-        keys = torch.rand(len(rows), generator=self._generator)
-        if self.rows is not None:
-            rows, keys = torch.cat([self.rows, rows]), torch.cat([self._keys, keys])
-        if len(keys) > self.size:  # those with the largest random keys are a uniform sample
-            keys, kept = keys.topk(self.size)
-            rows = rows[kept.to(rows.device)]
-        self.rows, self._keys = rows, keys
 
 
 def said(tokens: Float[Tensor, "*batch width"], words: Sequence[Tensor]) -> Float[Tensor, "*some width"]:
@@ -195,9 +207,10 @@ class _Seen:
 
     def levels(self) -> Float[Tensor, "atoms levels"]:
         assert self.sample.rows is not None  # it has tokens
-        ordered = self.sample.rows.sort(dim=0).values
-        places = [math.ceil(share * len(ordered)) - 1 for share in LEVELS[:-1]]
-        return torch.stack([*(ordered[place] for place in places), self._largest], dim=1)
+        count = len(self.sample.rows)
+        places = [count - math.ceil(share * count) for share in LEVELS[:-1]]  # from the largest on
+        ordered = self.sample.rows.T.contiguous().topk(places[0] + 1).values
+        return torch.stack([*(ordered[:, place] for place in places), self._largest], dim=1)
 
 
 def set_share(floors: Sequence[Floor], share: int | float) -> None:
