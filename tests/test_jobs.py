@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from atomtune import jobs
 from atomtune.errors import UserError
 from atomtune.jobs import Job, Queue, overview
+from atomtune.shipped import ADAPTER
 
 
 def until(queue: Queue, state: str, seconds: float = 300) -> list[Job]:
@@ -100,6 +103,26 @@ def test_a_running_job_is_stopped_by_sigterm(tmp_path):
         time.sleep(0.1)
     queue.stop(1)
     until(queue, "stopped")
+
+
+def test_what_a_running_job_does_is_said(tmp_path):
+    """The progress bars that a command draws while it works (rich draws none into a file by itself)."""
+    queue, seen = Queue(tmp_path / "jobs"), set()
+    queue.add(["inspect", ADAPTER, "--out", tmp_path / "page.html", "--steps", 2, "--top", 1], tmp_path / "page.html")
+    end = time.monotonic() + 300
+    while not any(re.fullmatch(r"running: drawing with(out)? the adapter +━.*%.*", state) for state in seen):
+        assert time.monotonic() < end, seen
+        queue.advance()
+        seen.add(overview(queue, {})[0][2])
+    queue.stop(1)
+    until(queue, "stopped")
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_line_that_is_cut_within_a_colour_is_read_without_it(tmp_path, cut):
+    log = tmp_path / "0001-a.log"
+    log.write_text("one\n\x1b[32mtwo ━" + "\x1b[2;36m"[:cut], encoding="utf-8")
+    assert jobs._last_line(log) == "two ━"
 
 
 def test_what_there_is_at_a_glance(tmp_path):

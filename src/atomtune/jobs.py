@@ -15,6 +15,7 @@ any number of programs: a job is started by the one that renames its file.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from atomtune.training.journal import read, running, stop
 
 TAIL = 4000
 """Bytes of what a job printed that are read."""
+BARS = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": "64"}
+"""With these rich draws its progress bars into a log, too. The progress of training is read from its journal."""
 ENDED = ("finished", "failed", "stopped", "ended")
 _WAITED_FOR: set[Path] = set()
 """Files of the jobs whose exit code a thread of this program will write."""
@@ -130,6 +133,7 @@ class Queue:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C ends the program that starts jobs, and not the jobs
+                env=os.environ | (BARS if job.words[0] != "customize" else {}),
             )
         entry = json.loads(file.read_text(encoding="utf-8"))
         entry |= {"pid": process.pid, "born": psutil.Process(process.pid).create_time()}
@@ -144,7 +148,7 @@ def overview(queue: Queue, runs: Mapping[str, Path]) -> list[tuple[str, str, str
     latest = {Path(job.out).name: job for job in queue.jobs()}
     rows = {}
     for name, job in sorted(latest.items(), key=lambda item: (item[1].state in ENDED, -item[1].number)):
-        said = job.message if job.state in ENDED and job.state != "finished" else ""
+        said = job.message if job.state not in ("queued", "finished") else ""
         rows[name] = (name, job.words[0], f"{job.state}: {said}" if said else job.state)
     for name, path in runs.items():
         job, progress = latest.get(name), read(path)
@@ -195,5 +199,5 @@ def _last_line(log: Path) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
+    lines = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]?)?", "", text).replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("atomtune: ")
