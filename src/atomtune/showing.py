@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from atomtune.errors import UserError, counted
 from atomtune.method.dictionary import SparseDictionary
 
-GREEN, RED, NONE = (0, 112, 104), (202, 0, 32), (232, 232, 228)
-"""An atom of the most energy, a dropped atom, and one that does nothing, or an id that the layer does not have."""
+GREEN, RED, NONE, DARK = (0, 112, 104), (202, 0, 32), (232, 232, 228), (64, 64, 64)
+"""An atom of the most energy, a dropped atom, one that does nothing, or an id that the layer does not have, text."""
 WIDTH, HEIGHT = 1280, 320  # pixels of the map, at most: whole ones for each atom
+MARGIN, TEXT = 40, 13  # pixels at the left of the map for the layers' addresses, and their height
 STRONGEST = 10
 
 
@@ -53,15 +55,25 @@ class AtomMap:
             pixels[row, own[row]] = colours
         cell = (max(1, WIDTH // columns), max(1, min(20, HEIGHT // len(own))))
         image = Image.fromarray(pixels.round().astype(np.uint8))
-        size = (columns * cell[0], len(own) * cell[1])
+        image = image.resize((columns * cell[0], len(own) * cell[1]), Image.Resampling.NEAREST)
         numbers = [int(d.layer) for d in dictionaries]
-        return cls(image.resize(size, Image.Resampling.NEAREST), cell, [*map(set, own)], numbers)
+        return cls(_labelled(image, numbers, cell[1]), cell, [*map(set, own)], numbers)
 
     def address(self, x: int, y: int) -> str | None:
         """The address of the atom at a pixel; None where there is none."""
-        row, column = y // self.cell[1], x // self.cell[0]
+        row, column = y // self.cell[1], (x - MARGIN) // self.cell[0]
         there = 0 <= row < len(self.ids) and column in self.ids[row]
         return f"L{self.numbers[row]}[{column}]" if there else None
+
+
+def _labelled(rows: Image.Image, numbers: Sequence[int], height: int) -> Image.Image:
+    """The rows with the addresses of their layers at the left, of as many as there is room for."""
+    image = Image.new("RGB", (MARGIN + rows.width, rows.height), NONE)
+    image.paste(rows, (MARGIN, 0))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
+    for row in range(0, len(numbers), math.ceil(TEXT / height)):
+        draw.text((MARGIN - 6, (row + 0.5) * height), f"L{numbers[row]}", DARK, font, anchor="rm")
+    return image
 
 
 def dials(board: Any) -> dict[str, str]:

@@ -25,7 +25,7 @@ from atomtune.storage.metadata import CONFIG_FILE
 from atomtune.storage.reading import AdapterInfo, adapter_info
 from atomtune.training.data import read_image
 
-EXAMPLE = "teapot (ships with atomtune)"
+EXAMPLE = "teapot (example)"
 LARGEST = 20_000_000
 """Bytes of an uploaded file."""
 MOST = 24

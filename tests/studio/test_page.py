@@ -14,7 +14,7 @@ from atomtune import generate, load_adapter, load_base
 from atomtune.comparing import RESULTS
 from atomtune.dialling import Settings
 from atomtune.shipped import ADAPTER, IMAGES
-from atomtune.showing import AtomMap
+from atomtune.showing import MARGIN, AtomMap
 from atomtune.steering import board
 from atomtune.tracing import trace
 from atomtune.training import journal
@@ -62,7 +62,7 @@ def test_it_opens_with_moji_and_an_adapter_and_every_control_has_a_name(page):
         page.tab(tab)
         assert page.browser.execute_script(nameless) == [], tab
     page.tab("Look")
-    assert page.labelled("Adapter").get_property("value") == "teapot (ships with atomtune)"
+    assert page.labelled("Adapter").get_property("value") == "teapot (example)"
 
 
 def plotted(page: Page) -> dict[str, float]:
@@ -96,7 +96,7 @@ def test_look_from_click_to_image(page, pipe):
     (width, height), (column, row) = whole.image.size, whole.cell
     empty = [
         (x, y)
-        for x in range(column // 2, width, column)
+        for x in range(MARGIN + column // 2, width, column)
         for y in range(row // 2, height, row)
         if whole.address(x, y) is None
     ]
@@ -230,7 +230,7 @@ def test_what_is_no_image_is_refused_in_a_sentence(page, tmp_path):
 @pytest.mark.studio
 def test_merge_from_two_adapters_to_an_image(page, server):
     page.tab("Merge")
-    example = "teapot (ships with atomtune)"
+    example = "teapot (example)"
     for _ in range(2):
         page.choose("Adapters, two to four", example if _ else "pot")
     page.write("Prompt", PROMPT)
@@ -339,7 +339,7 @@ def test_edit_from_an_image_to_a_ladder(page, server):
 @pytest.mark.studio
 def test_compare_from_adapters_to_numbers(page, server):
     page.tab("Compare")
-    page.choose("Adapters, of any method", "teapot (ships with atomtune)")
+    page.choose("Adapters, of any method", "teapot (example)")
     page.write("Prompts, one a line", PROMPT)
     page.write("Images of each prompt", 1)
     page.write("Name of the comparison", "compared")
@@ -356,7 +356,7 @@ def test_compare_from_adapters_to_numbers(page, server):
 def test_pictures_of_every_tab(server, browser, screenshots):
     """Written for people to look at, and for the pages of the documentation. After the tests above, so there is
     something to see."""
-    take_pictures(Page(browser, server.url), screenshots, "teapot (ships with atomtune)", "pot", "edited", "compared")
+    take_pictures(Page(browser, server.url), screenshots, "teapot (example)", "pot", "edited", "compared")
 
 
 def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str, compared: str) -> None:
@@ -395,7 +395,7 @@ def take_pictures(page: Page, folder: Path, adapter: str, run: str, edited: str,
     page.until_said("a teapot on a red background: ")
     take()
     page.tab("Merge")
-    for name in (run, "teapot (ships with atomtune)"):
+    for name in (run, "teapot (example)"):
         page.choose("Adapters, two to four", name)
     page.write(f"Weight of {run}", 0.5)
     page.press("Preview")

@@ -19,8 +19,7 @@ from atomtune.training.data import find_examples
 from atomtune.training.recipes import load_recipe, recipe_names
 from atomtune.workspace import MOST, Workspace
 
-OWN_RECIPE = "the recipe for this base"
-SAMPLES = 6
+OWN_RECIPE = "that of the base"
 HEADS = ["Run", "Job", "State"]
 UNSAID = "a sks subject"
 
@@ -121,7 +120,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             shown[chosen] = gr.Dropdown(choices=names) if asked else gr.Dropdown(choices=names, value=selected)
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
-            drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:SAMPLES]
+            drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:6]
             shown[loss] = pd.DataFrame(progress.curve(), columns=["step", "loss"])
             steps_of = [f"step {int(file.name.split('-')[1])}" for file in drawn]
             shown[samples] = [(workspace.picture(read_image(file)), step) for file, step in zip(drawn, steps_of)]

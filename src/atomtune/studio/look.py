@@ -21,6 +21,8 @@ from atomtune.workspace import Workspace, enlarged
 
 STRONGEST = 24
 HEADS = ["Atom", "Change", "Name"]
+CLICK = "Click a place of the image for the atoms that act there."
+WHERE = ("Where it acts", "Acts on words, not on places")
 
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
@@ -31,7 +33,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     line = parts.status()
     with gr.Row():
         base = parts.picture("Base")
-        adapted = parts.picture("Adapted: click it", "Image with the adapter")
+        adapted = parts.picture("Adapted", "Image with the adapter")
         with gr.Column(min_width=360):
             table = gr.Dataframe(
                 headers=HEADS, label="Atoms that matter most in this image: click one", interactive=False, wrap=True,
@@ -42,7 +44,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     atom = gr.Dropdown([], label="Atom", allow_custom_value=True, info="By its address, such as those of the list")
     about = parts.status()
     with gr.Row():
-        heat = parts.picture("Where it acts", "Heatmap of the atom over the image")
+        heat = parts.picture(WHERE[0], "Heatmap of the atom over the image")
         influence = parts.picture("What it changes", "Influence of the atom")
         # Of a plot whose axes change with its data, gradio shows the data before.
         when = gr.BarPlot(
@@ -64,7 +66,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         acts, atoms = found.trace.active_per_token, sum(map(len, found.trace.layers))
         yield {
             adapted: workspace.picture(found.image), whole: workspace.picture(found.map.image), seen: found,
-            line: said(f"{found.trace.alive:,} of {atoms:,} atoms act, {acts:.1f} a token."),
+            line: said(f"{found.trace.alive:,} of {atoms:,} atoms act, {acts:.1f} a token. {CLICK}"),
             table: gr.Dataframe(rows, headers=HEADS), atom: gr.Dropdown(choices=[*found.strongest], value=rows[0][0]),
             asked_at: found.drawn_at,
         }  # fmt: skip
@@ -82,8 +84,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         (own, evidence), (places, acts) = found.names.get(address, ("no name", "")), found.where(one, easel.replay.pipe)
         what = f"{address} of {one.layer.name}: {own}; {acts}. {evidence}"
         yield {
-            heat: places and workspace.picture(places), when: bars, shown_at: asked,
-            about: said(f"{what} Drawing without it …"),
+            heat: gr.Image(places and workspace.picture(places), label=WHERE[places is None]), shown_at: asked,
+            when: bars, about: said(f"{what} Drawing without it …"),
         }  # fmt: skip
         without = easel.draw(*found.asked, found.run, Settings(gains={address: 0.0}), check)
         most = float(largest_changes(found.image, without).max())
