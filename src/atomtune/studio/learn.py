@@ -66,9 +66,9 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         stop, resume = gr.Button("Stop"), gr.Button("Resume")
     state = parts.status()
     with gr.Row():
-        loss = gr.LinePlot(x="step", y="loss", label="Loss", height=260, min_width=300)
+        loss = gr.LinePlot(x="step", y="loss", label="Loss", height=330, min_width=300)
         samples = gr.Gallery(
-            label="Samples, the newest first", columns=3, height=260, interactive=False, min_width=300,
+            label="Samples, the newest first", columns=3, height=330, interactive=False, min_width=300,
             object_fit="contain",
         )  # fmt: skip
 
@@ -115,6 +115,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             yield {known: seen}
             return
         where = next((row[2] for row in rows if row[0] == selected), "")
+        where += ". It is in the lists of the other tabs." if selected in workspace.adapters() else ""
         shown: dict[Any, Any] = {known: (now, names), state: said(where)}
         if names != seen[1] or not asked:  # an update closes an open list, and a person may have chosen meanwhile
             shown[chosen] = gr.Dropdown(choices=names) if asked else gr.Dropdown(choices=names, value=selected)

@@ -13,8 +13,7 @@ from atomtune.easel import Easel, Stopped
 from atomtune.errors import UserError, check_seed
 from atomtune.workspace import Workspace
 
-DRAFT = 5
-"""Sampling steps of a draft."""
+DRAFT = 5  # sampling steps of a draft
 Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
