@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import PixArtSigmaPipeline
+from peft import get_peft_model
 from PIL import Image
+from torch.testing import assert_close
 
 from atomtune import moji
 from atomtune.bases import call_options
@@ -25,6 +27,8 @@ from atomtune.sampling import (
     read_settings,
     save_images,
 )
+from atomtune.tracing import trace
+from tests.adapters.tiny import atom_config, wake
 from tests.tiny_pixart import tiny_pixart
 
 
@@ -197,3 +201,21 @@ def test_settings_are_json(tmp_path, pipe):
     file = save_images(generate(pipe, "a dog", steps=1), tmp_path)[0]
     with Image.open(file) as image:
         assert json.loads(image.info["atomtune"])["prompt"] == "a dog"
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
+def test_what_is_traced_of_two_prompts_is_what_is_traced_of_each(guidance_scale):
+    """Two images of one noise are no halves of guidance, if there is none. (Another batch size rounds otherwise.)"""
+    pipe = tiny_pixart()
+    pipe.transformer = wake(get_peft_model(pipe.transformer, atom_config()))
+    prompts, options = ["a dog", "a cat on the snow"], {"steps": 3, "guidance_scale": guidance_scale}
+    with trace(pipe) as both:
+        generate(pipe, prompts, **options)
+    with trace(pipe) as one_by_one:
+        for prompt in prompts:
+            generate(pipe, prompt, **options)
+    for together, apart in zip(both.layers, one_by_one.layers):
+        assert len(together.samples) == len(apart.samples) == 2
+        assert together.total(unguided=True).tokens == apart.total(unguided=True).tokens
+        assert (together.total(unguided=True).tokens == 0) == (guidance_scale <= 1)
+        assert_close(together.mean_energy_by_sample, apart.mean_energy_by_sample, atol=1e-5, rtol=1e-4)

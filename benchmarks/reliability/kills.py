@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +62,8 @@ class Counts:
     """Kills before the first checkpoint of the run."""
     while_writing: int = 0
     """Kills that left something half-written, under a temporary name."""
-    exit_codes: Counter[int] = field(default_factory=Counter)
+    exit_codes: dict[int, int] = field(default_factory=dict)
+    """The number of starts that ended with each code."""
 
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -131,7 +131,7 @@ class Killed:
                 assert running, f"{name} ended by itself with {code}: {self.said(name)}"
                 assert code in (-number, 130), f"{name} ended with {code} after {number.name}: {self.said(name)}"
                 stopped, counts.kills = stopped + 1, counts.kills + 1
-                counts.exit_codes[code] += 1
+                counts.exit_codes[code] = counts.exit_codes.get(code, 0) + 1
                 run = self.folder / name / "run"
                 found = checkpoints.checkpoints(run / "checkpoints")
                 for checkpoint in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atomtune.bases.tokens import ImageTokens, Sight
+
+NO_GUIDANCE: ContextVar[bool] = ContextVar("no guidance", default=False)
+"""Whether it is known that images are drawn without guidance: two of the same noise are then no halves of it."""
 
 
 @dataclass

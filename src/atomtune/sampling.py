@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from atomtune.bases import base_hash, call_options, denoiser, fingerprint, precision_and_device
 from atomtune.errors import UserError, check_seed
 from atomtune.files import atomic_file, expanded, file_hash
+from atomtune.kept import NO_GUIDANCE
 from atomtune.sizes import GivenSize, Size
 from atomtune.storage.reading import adapter_folder
 
@@ -118,13 +119,15 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
         options = call_options(pipe, batch[0]["resolution"])
         if "negative_prompt" in batch[0]:
             options["negative_prompt"] = [settings["negative_prompt"] for settings in batch]
+        scale = batch[0]["guidance_scale"]
+        token = NO_GUIDANCE.set(scale is not None and scale <= 1)
         try:
             images = pipe(  # pyright: ignore[reportCallIssue]
                 prompt=[settings["prompt"] for settings in batch],
                 # on the CPU: the same noise on every device
                 generator=[torch.Generator().manual_seed(settings["seed"]) for settings in batch],
                 num_inference_steps=batch[0]["steps"],
-                guidance_scale=batch[0]["guidance_scale"],
+                guidance_scale=scale,
                 **options,
             ).images
         except (IndexError, RuntimeError, ValueError) as error:
@@ -134,6 +137,8 @@ def draw(pipe: "DiffusionPipeline", planned: Sequence[dict[str, Any]], batch_siz
                 f"{type(pipe).__name__} does not define the size of its images, and fails with its default ({error}): "
                 "give a resolution in pixels."
             ) from error
+        finally:
+            NO_GUIDANCE.reset(token)
         yield from (Drawing(image, dict(settings)) for image, settings in zip(images, batch, strict=True))
 
 

@@ -16,7 +16,8 @@ model, and the trace does not change when the adapter is pruned or trained furth
 in memory, so that `board.keep(40)` can rank atoms that were trained in a loop without statistics.
 
 Samples are the rows of the batches, numbered as they come. Under classifier-free guidance a pipeline runs two halves in
-one batch, first without the prompt and then with it. They are recognised because both have the same noisy image, and
+one batch, first without the prompt and then with it. They are recognised because both have the same noisy image (so
+draw images of one noise without guidance by `atomtune.generate`, which says that there is none, or one by one), and
 their statistics are separate: GUIDED is the half with the prompt, or everything if there is no guidance. Families in
 which the prompt comes first, or which run the two halves one after the other, are in `bases.families`.
 
@@ -38,7 +39,7 @@ from atomtune.adapters.layer import named_layers
 from atomtune.addresses import find
 from atomtune.bases.families import family_of_denoiser
 from atomtune.errors import UserError
-from atomtune.kept import ModelRun
+from atomtune.kept import NO_GUIDANCE, ModelRun
 from atomtune.recording import AtomTrace, LayerTrace
 
 
@@ -224,7 +225,7 @@ class Trace:
         samples = len(images) if isinstance(images, Tensor | list) else 1
         run = ModelRun(times, "guided", before.first_sample + before.samples, samples)
         apart = family is not None and family.guided_apart
-        if times is not None and not apart and _two_halves(times, images):
+        if times is not None and not apart and not NO_GUIDANCE.get() and _two_halves(times, images):
             run.halves = "both, guided first" if family and family.prompt_first else "both"
             run.samples = samples // 2
         if times is not None and before.timesteps is not None and run.samples == before.samples:

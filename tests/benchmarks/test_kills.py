@@ -1,6 +1,8 @@
 """A few kills; `python -m benchmarks.reliability --only kills` does fifty by each signal."""
 
+import json
 import signal
+from dataclasses import asdict
 
 import pytest
 
@@ -17,5 +19,6 @@ def killed(base, tmp_path_factory):
 def test_a_run_stopped_at_random_moments_ends_with_the_same_bits(killed, number):
     counts = killed.kill(number, 3)
     assert counts.kills >= 3 and counts.runs >= 1
+    assert sum(json.loads(json.dumps(asdict(counts)))["exit_codes"].values()) == counts.kills
     assert counts.exit_codes.keys() <= {-number, 130}
     assert number is not signal.SIGKILL or counts.exit_codes.keys() == {-number}
