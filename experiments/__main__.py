@@ -52,6 +52,7 @@ def main(
     quick: bool = False,
     train: bool = True,
     jobs: int = 1,
+    ray: str | None = None,
     out: Path | None = None,
     docs: Path | None = None,
 ) -> None:
@@ -67,7 +68,7 @@ def main(
             while grid.keys() - done.keys():  # what was found may ask for more
                 chosen = {key: one for key, one in grid.items() if any(fnmatchcase(key, pattern) for pattern in cells)}
                 # The small ones on one thread: they gain nothing from more, and their sums do not depend on the cores.
-                run_cells(folder, chosen, run.measure, threads=1 if name in SMALL else None, jobs=jobs)
+                run_cells(folder, chosen, run.measure, threads=1 if name in SMALL else None, jobs=jobs, ray=ray)
                 done, grid = grid, run.grid(quick)
         found = read(folder)
         if missing := len(grid.keys() - found.keys()):
@@ -95,5 +96,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a small slice, into runs/experiments-quick")
     parser.add_argument("--no-train", action="store_true", help="figures and pages from the results that are there")
     parser.add_argument("--jobs", type=int, default=1, help="processes beside each other, of one thread each")
+    parser.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster on which the cells run (extra cluster)")
     options = parser.parse_args()
-    main(options.only, options.cells, options.quick, not options.no_train, options.jobs)
+    main(options.only, options.cells, options.quick, not options.no_train, options.jobs, options.ray)

@@ -99,16 +99,15 @@ def run_cells(
     measure: Callable[[Any], Mapping[str, Any]],
     threads: int | None = None,
     jobs: int = 1,
+    ray: str | None = None,
 ) -> None:
-    """Run the cells of a grid of configurations that are not in `folder` yet, on so many threads (None: as it is), or
-    in so many processes of one thread each. There, a cell that fails leaves the others alone; at the end its error is
-    raised."""
-    if jobs > 1:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = [pool.submit(cell, folder, name, config, measure) for name, config in grid.items()]
-            failed = [error for future in running if (error := future.exception())]
-        if failed:
+    """Run the cells of a grid of configurations that are not in `folder` yet, on so many threads (None: as it is), in
+    so many processes of one thread each, or on the Ray cluster of this address, whose machines share the folder. There,
+    a cell that fails leaves the others alone; at the end its error is raised."""
+    if ray is not None or jobs > 1:
+        calls = [(folder.absolute(), name, config, measure) for name, config in grid.items()]
+        errors = _in_processes(jobs, calls) if ray is None else _on_ray(ray, calls)
+        if failed := [error for error in errors if error]:
             raise BaseExceptionGroup(f"{len(failed)} cells failed", failed)
         return
     before = torch.get_num_threads()
@@ -118,6 +117,22 @@ def run_cells(
             cell(folder, name, config, measure)
     finally:
         torch.set_num_threads(before)
+
+
+def _in_processes(jobs: int, calls: list[tuple]) -> list[BaseException | None]:
+    """The error of each of these calls of `cell`, or None."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return [future.exception() for future in [pool.submit(cell, *call) for call in calls]]
+
+
+def _on_ray(address: str, calls: list[tuple]) -> list[BaseException | None]:
+    """The same. Ray runs what a machine that failed has left on another one."""
+    import ray
+
+    ray.init(address, ignore_reinit_error=True, log_to_driver=False)
+    run = ray.remote(cell).options(max_retries=-1, scheduling_strategy="SPREAD")
+    return [future.exception() for future in [run.remote(*call).future() for call in calls]]
 
 
 @contextmanager

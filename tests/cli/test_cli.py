@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from atomtune import sampling
 from atomtune.cli import app, main, parsed
+from atomtune.errors import UserError
 from atomtune.files import read_prompts
 from atomtune.sampling import read_settings
 from atomtune.storage.metadata import WEIGHTS_FILE, write_weights
@@ -169,19 +171,27 @@ def test_an_interrupted_generate_keeps_what_it_drew_and_says_how_to_go_on(run, t
     assert f"2 of 4 images are in {out}: the same command draws the others" in capsys.readouterr().err
 
 
-def test_a_command_that_is_stopped_while_it_imports_shows_no_traceback(run, tmp_path, capsys, monkeypatch):
-    """Python 3.11 wraps what is raised while a class is made, and diffusers wraps what an import raises."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [RuntimeError, UserError, TypeError])
+def test_a_command_that_is_stopped_is_stopped_whatever_the_interrupt_became(
+    run, tmp_path, capsys, monkeypatch, number, kind
+):
+    """Python 3.11 wraps what is raised while a class is made, diffusers what an import raises, and PyTorch's C++ says
+    that it "could not determine the shape of object type", which looked like a base that cannot be opened."""
+    before = signal.getsignal(number)
 
-    def importing(*arguments):
+    def working(*arguments):
         try:
-            raise RuntimeError("Error calling __set_name__ on 'Field' instance") from KeyboardInterrupt()
-        except RuntimeError as error:
-            raise RuntimeError("Failed to import") from error
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise kind("could not be opened") from None
 
-    monkeypatch.setattr(sampling, "save_png", importing)
+    monkeypatch.setattr(sampling, "save_png", working)
     with pytest.raises(SystemExit) as stop:
         main(["generate", str(run), "--prompt", "a dog", "--steps", "1", "--out", str(tmp_path / "out")])
-    assert stop.value.code == 130 and "Traceback" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == 130 and "Traceback" not in said and "opened" not in said
+    assert signal.getsignal(number) is before
 
 
 def drawn(out) -> np.ndarray:

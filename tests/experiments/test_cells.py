@@ -1,9 +1,13 @@
 """Results on disk: a line a cell, whatever happens to the process that measures."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +63,8 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path):
 def test_two_processes_beside_each_other_lose_no_cell(tmp_path):
     code = """
 import sys
+import threading
+import time
 from pathlib import Path
 from experiments.common.cells import cell
 class Config: settings = {}
@@ -94,6 +100,40 @@ def squared(config):
     if config.k == (0,):
         raise ValueError("no root")
     return {"square": config.k[0] ** 2}
+
+
+def slowly_squared(config):
+    time.sleep(2)
+    return squared(config)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # ray's own
+def test_on_a_cluster_of_which_a_machine_is_killed_no_cell_is_lost(tmp_path, monkeypatch):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'src'}{os.pathsep}{root}")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = cluster.add_node(num_cpus=1)
+
+    def kill_one():
+        while len(read(tmp_path)) < 2:
+            time.sleep(0.1)
+        cluster.remove_node(other, allow_graceful=False)  # SIGKILL, while it works on a cell
+
+    killing = threading.Thread(target=kill_one, daemon=True)
+    killing.start()
+    try:
+        with pytest.raises(ExceptionGroup, match="1 cells failed") as caught:
+            run_cells(tmp_path, {str(k): Config((k,)) for k in range(8)}, slowly_squared, ray=cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    killing.join(60)
+    assert not killing.is_alive() and "no root" in str(caught.value.exceptions[0])
+    assert read(tmp_path) == {str(k): {"square": k**2} for k in range(1, 8)}
 
 
 def test_cells_are_run_in_several_processes_and_one_that_fails_leaves_the_others(tmp_path):

@@ -91,17 +91,24 @@ def _without_loading_bars(diffusers) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM raise `KeyboardInterrupt`, so that nothing half-written is left. A handler that is
-    already set stays."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals(stopped: threading.Event) -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt` as Ctrl-C does, so that nothing half-written is left; both set `stopped`.
+    Other handlers that are already set stay."""
+    plain = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    here = threading.current_thread() is threading.main_thread()  # other threads handle no signals
+    ours = [number for number, handler in plain.items() if here and signal.getsignal(number) is handler]
+
+    def stop(_number: int, _frame: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, plain[number])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -112,29 +119,26 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_post_import_hook(_without_loading_bars, "diffusers")
     tokens = sys.argv[1:] if arguments is None else arguments
+    stopped = threading.Event()
     try:
         if tokens[:1] == ["customize"] and {"--help", "-h"} & {*tokens}:
             from atomtune.cli.customize import ActingDefaults
 
             app["customize"].help_formatter = ActingDefaults(tokens[1:])
-        with _sigterm_as_ctrl_c():
+        with _signals(stopped):
             app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (UserError, CycloptsError) as error:
-        print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        sys.exit(1)
     except KeyboardInterrupt as stop:
         if str(stop):
             print(f"atomtune: {stop}", file=sys.stderr)
         sys.exit(130)
-    except RuntimeError as error:  # Python 3.11 and the lazy imports of diffusers wrap a stop during an import
-        if not _stopped(error):
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
+    except Exception as error:
+        # What is stopped within an import, or in C, may turn the interrupt into an error of its own.
+        if stopped.is_set():
+            sys.exit(130)
+        if not isinstance(error, UserError | CycloptsError):
             raise
-        sys.exit(130)
-
-
-def _stopped(error: BaseException | None) -> bool:
-    """Whether the error comes from Ctrl-C or SIGTERM."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _stopped(error.__cause__))
+        print(f"atomtune: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
