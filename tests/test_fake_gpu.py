@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_nothing_is_misplaced_on_a_gpu():
-    files = [str(HERE / "fake_gpu" / name) for name in ("training.py", "using.py", "planning.py")]
+    files = [str(HERE / "fake_gpu" / name) for name in ("training.py", "using.py", "planning.py", "pretraining.py")]
     command = [sys.executable, "-m", "pytest", "-q", *files]
     environment = os.environ | {"ACCELERATE_TORCH_DEVICE": "gpu", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)

@@ -96,10 +96,13 @@ class OnCard(torch.Tensor):
 
 
 class Card(TorchDispatchMode):
-    """Inside the block there is a device "gpu". `waits` counts what made the CPU wait for it, by op and place."""
+    """Inside the block there is a device "gpu". `waits` counts what made the CPU wait for it, by op and place.
 
-    def __init__(self, hollow: bool = False) -> None:
+    torch has no random generators for it: with `generators` those of the CPU stand for them."""
+
+    def __init__(self, hollow: bool = False, generators: bool = False) -> None:
         super().__init__()
+        self.generators = generators
         self.inside = torch.device("meta") if hollow else CPU
         self.waits: Counter[str] = Counter()
         self._before: list[bool] = []
@@ -152,7 +155,8 @@ class Card(TorchDispatchMode):
 
     def _check(self, func: Any, name: str, given: list[Any], args: Any, kwargs: Any, here: bool) -> None:
         """Raise where CUDA would."""
-        if (generator := kwargs.get("generator")) is not None and here and generator.device.type != "gpu":
+        generator = None if self.generators else kwargs.get("generator")
+        if generator is not None and here and generator.device.type != "gpu":
             raise RuntimeError(f"{name}: expected a 'gpu' device type for generator but found 'cpu'")
         if name in COPIES:
             return
