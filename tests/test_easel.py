@@ -88,6 +88,24 @@ def test_a_newer_drawing_ends_an_older_one_of_the_same_user(easel, runs):
     assert "you" not in easel._turns
 
 
+def test_what_was_asked_for_earlier_may_come_later_and_does_not_win(easel):
+    """Two keys of a slider are two requests, which a browser sends side by side."""
+    newest = easel.turn("me", 1_800_000_000_000.25)
+    with pytest.raises(Stopped):
+        easel.turn("me", 1_800_000_000_000.125)()
+    newest()
+    unsaid = easel.turn("me")  # after all that has come
+    unsaid()
+    with pytest.raises(Stopped):
+        newest()
+    easel.turn("me", 1_800_000_000_001.0)()
+    with pytest.raises(Stopped):
+        unsaid()
+    easel.stop("me")
+    easel.turn("me", 1_800_000_000_002.0)()
+    easel.turn("you", 5.0)()
+
+
 def test_a_merged_adapter_is_drawn_before_it_is_written(easel, runs, tmp_path):
     with easel.merged(runs[:2], "cat", [1.0, 0.0], tmp_path) as both:
         assert both.is_relative_to(tmp_path) and same(easel.draw(*ASKED, both), easel.draw(*ASKED, runs[0]))

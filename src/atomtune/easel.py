@@ -85,11 +85,19 @@ class Easel:
         self.replay = Replay(load_base(base, device="auto"))
         self._loaded: OrderedDict[str, str] = OrderedDict()  # the file of the weights: the adapter's name in the model
         self._trained: dict[str, Trained] = {}
-        self._turns: dict[str, int] = {}
+        self._turns: dict[str, float] = {}
+        self._turning = threading.Lock()
 
-    def turn(self, user: str) -> Callable[[], None]:
-        """A new drawing of this user, which ends an older one: call the result before each step."""
-        own = self._turns[user] = self._turns.get(user, 0) + 1
+    def turn(self, user: str, asked: float | None = None) -> Callable[[], None]:
+        """A new drawing of this user, which ends an older one: call the result before each step.
+
+        `asked` is when the user asked for it, by the user's own clock in milliseconds: what was asked for earlier may
+        come later, and ends at once. Without it, this is the newest.
+        """
+        with self._turning:
+            newest = self._turns.get(user, 0.0)
+            own = newest + 1e-3 if asked is None else asked
+            self._turns[user] = max(newest, own)
 
         def check() -> None:
             if self._turns.get(user) != own:

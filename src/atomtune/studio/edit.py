@@ -21,8 +21,7 @@ EXAMPLE = ("a teapot on a green background", "a teapot on a red background")
 def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     with gr.Row():
-        own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "image_mode": None}
-        image = gr.Image(label="Image to edit", height=300, **own)
+        image = gr.Image(label="Image", height=300, type="filepath", sources=["upload", "clipboard"], image_mode=None)
         with gr.Column(min_width=300):
             source = gr.Textbox("", label="What it shows now", info="Such as: a teapot on a green background")
             prompt = gr.Textbox("", label="What it should become", info="Such as: a teapot on a red background")

@@ -27,7 +27,7 @@ WHERE = ("Where it acts", "Acts on words, not on places")
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
-    run, prompt, seed, steps = parts.subject(workspace)
+    run, prompt, seed, steps, pressed = parts.subject(workspace)
     with gr.Row():
         draw, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
     line = parts.status()
@@ -55,8 +55,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     seen, asked_at, shown_at = gr.State(None, time_to_live=3600), gr.State(0.0), gr.State(0.0)  # when asked, answered
 
     def look(request: gr.Request, run: str, *given: Any) -> Shown:
-        check, folder = easel.turn(str(request.session_hash)), workspace.run(run)
-        asked = parts.checked(*given)
+        check, folder = easel.turn(str(request.session_hash), given[-1]), workspace.run(run)
+        asked = parts.checked(*given[:-1])
         yield {line: said("Drawing with the base …")}
         yield {base: workspace.picture(easel.draw(*asked, check=check)), line: said("Drawing with the adapter …")}
         found = easel.look(*asked, folder, STRONGEST, check)
@@ -123,9 +123,9 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         queue.add(words, out / "report.html")
         yield {line: said("The names are looked for now, as Learn shows. Draw again when that is finished.")}
 
+    drawing: dict[str, Any] = {"fn": parts.reporting(line, look), "inputs": [run, prompt, seed, steps, pressed]}
     outputs = [base, adapted, whole, table, atom, seen, asked_at, line]
-    inputs = [run, prompt, seed, steps]
-    drawn = gr.on([draw.click, prompt.submit], parts.reporting(line, look), inputs, outputs, **parts.LIVE)
+    drawn = gr.on([draw.click, prompt.submit], **drawing, outputs=outputs, **parts.DRAWS)
     typed = atom.input(time.time, None, asked_at, **parts.QUIET)
     place = adapted.select(parts.reporting(line, at_place), seen, [atom, asked_at, line], **parts.QUIET)
     of_map = whole.select(parts.reporting(line, in_map), seen, [atom, asked_at, line], **parts.QUIET)

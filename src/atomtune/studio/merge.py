@@ -50,7 +50,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         return [workspace.run(each) for each in names or []]
 
     def preview(request: gr.Request, names: list[str] | None, how: str, *given: Any) -> Shown:
-        check, folders, asked = easel.turn(str(request.session_hash)), runs(names), parts.checked(*given[MOST:])
+        check, folders = easel.turn(str(request.session_hash), given[-1]), runs(names)
+        asked = parts.checked(*given[MOST:-1])
         numbers = list(map(float, given[: len(folders)]))
         yield {line: said("Merging …")}
         with easel.merged(folders, how, numbers, workspace.cache) as both:
@@ -82,9 +83,9 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         labels = [*(names or []), *map(str, range(1, MOST + 1))][:MOST]
         return [gr.Slider(visible=n < max(2, len(names or [])), label=f"Weight of {labels[n]}") for n in range(MOST)]
 
-    inputs = [chosen, kind, *weights, prompt, seed, steps]
+    inputs = [chosen, kind, *weights, prompt, seed, steps, gr.Number(visible=False)]
     triggers = [draw.click, prompt.submit, kind.input, *(weight.input for weight in weights)]
-    gr.on(triggers, parts.reporting(line, preview), inputs, [base, image, line], **parts.LIVE)
+    gr.on(triggers, parts.reporting(line, preview), inputs, [base, image, line], **parts.DRAWS)
     chosen.change(sliders, chosen, weights, **parts.QUIET)
     parts.refreshing(chosen, workspace.adapters)
     measure.click(parts.reporting(line, measured), chosen, [table, line], **parts.LIVE)

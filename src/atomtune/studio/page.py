@@ -12,8 +12,6 @@ from atomtune.sessions import Blocks
 from atomtune.studio import compare, edit, learn, look, merge, parts, steer
 from atomtune.workspace import Workspace
 
-SANS = ["system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
-MONO = ["ui-monospace", "Consolas", "Menlo", "monospace"]
 STYLE = """
 .gradio-container, .gradio-container > .main { width: 100% !important; max-width: 1440px !important; }
 .gradio-container { margin: 0 auto !important; }
@@ -33,7 +31,8 @@ KEYS = """() => window.addEventListener("keydown", event => {
 
 def theme() -> gr.themes.Base:
     """With the fonts of the computer, so that nothing is fetched, and colours that can be read."""
-    return gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="teal", secondary_hue="teal").set(
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gr.themes.Default(**fonts, primary_hue="teal", secondary_hue="teal").set(
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",

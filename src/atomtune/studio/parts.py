@@ -18,6 +18,8 @@ Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
 LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
+DRAWS: dict[str, Any] = LIVE | {"js": "(...all) => [...all.slice(0, -1), performance.timeOrigin + performance.now()]"}
+"""For a handler whose last input is when it was asked for: requests may come in another order than the keys."""
 
 
 class Slider(gr.Slider):
@@ -81,8 +83,8 @@ def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
     chooser.focus(lambda: gr.Dropdown(choices=choices()), None, chooser, **QUIET)
 
 
-def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider]:
-    """Controls for an adapter, a prompt, a seed and a number of steps."""
+def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider, gr.Number]:
+    """Controls for an adapter, a prompt, a seed and a number of steps; and the last input of `DRAWS`."""
 
     def first_prompt(name: str) -> str:
         try:
@@ -98,7 +100,7 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
         steps = slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
     refreshing(run, workspace.adapters)
     run.input(first_prompt, run, prompt, **QUIET)
-    return run, prompt, seed, steps
+    return run, prompt, seed, steps, gr.Number(visible=False)
 
 
 def checked(prompt: str, seed: Any, steps: Any) -> tuple[str, int, int]:

@@ -22,7 +22,7 @@ ALL_ONE = said("All gains are 1.")
 
 def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any]:
     """Build the tab. Returns the handler that sets its dials when the page opens, with its inputs and outputs."""
-    run, prompt, seed, steps = parts.subject(workspace)
+    run, prompt, seed, steps, pressed = parts.subject(workspace)
     gains, before, strip, last = gr.State({}), gr.State([]), gr.State([]), gr.State(None)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -76,8 +76,8 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
 
     def redraw(request: gr.Request, *given: Any) -> Shown:
         """A draft at once, then the image; an older drawing of the same user ends."""
-        *values, history = given
-        check, folder = easel.turn(str(request.session_hash)), workspace.run(given[0])
+        *values, history, asked_at = given
+        check, folder = easel.turn(str(request.session_hash), asked_at), workspace.run(given[0])
         asked = parts.checked(*given[1:4])
         started, few = time.perf_counter(), min(parts.DRAFT, given[3])
         now = settings(easel.trained(folder), *values[4:])
@@ -135,17 +135,16 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
 
     report, quiet = parts.reporting, parts.QUIET
     pictures = [image, base, last, before, line, python, command]
-    drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before], "outputs": pictures}
-    turning = [each.input for each in (density, floor, keep, *strengths)]
-    gr.on([draw.click, prompt.submit, *turning], **drawing, **parts.LIVE)
-    gain.input(turn, [run, atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.LIVE)
+    drawing: dict[str, Any] = {"fn": report(line, redraw), "inputs": [*controls, before, pressed], "outputs": pictures}
+    gr.on([draw.click, prompt.submit, *(dial.input for dial in dials if dial is not gains)], **drawing, **parts.DRAWS)
+    gain.input(turn, [run, atom, gain, gains], [gains, turned], **quiet).then(**drawing, **parts.DRAWS)
     atom.change(lambda address, own: own.get(address, 1), [atom, gains], gain, **quiet)
     opening = [atom, gain, turned, *dials, line]
     run.input(report(line, opened), run, opening, **quiet)
-    reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.LIVE)
+    reset.click(report(line, opened), run, opening, **quiet).then(**drawing, **parts.DRAWS)
     back_to = [*controls, turned, gain, line]
-    undo.click(report(line, back), [before, atom], [*back_to, before], **quiet).then(**drawing, **parts.LIVE)
-    gallery.select(report(line, chosen), [strip, atom], back_to, **quiet).then(**drawing, **parts.LIVE)
+    undo.click(report(line, back), [before, atom], [*back_to, before], **quiet).then(**drawing, **parts.DRAWS)
+    gallery.select(report(line, chosen), [strip, atom], back_to, **quiet).then(**drawing, **parts.DRAWS)
     keep_it.click(report(line, add), [last, before, strip], [strip, gallery, line], **quiet)
     save.click(report(line, saved), [name, *controls], [command, python, line], **quiet)
     prune.click(report(line, exported), [name, run, keep], line, **quiet)
