@@ -1,6 +1,7 @@
 """Pretraining moji on the card: the same step as on the CPU, and nothing waits for the card."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def folder(tmp_path, monkeypatch):
 def trained(folder, device, waits=None) -> tuple[torch.Tensor, dict[str, torch.Tensor], Counter[str]]:
     """Losses and weights of a few steps. Of `waits` those of the last step are left."""
     torch.manual_seed(0)
-    model = PixArtTransformer2DModel(**TRANSFORMER | {"num_layers": 1}).to(device)
+    config: dict[str, Any] = TRANSFORMER | {"num_layers": 1}
+    model = PixArtTransformer2DModel(**config).to(device)
     optimizer = transformer.optimizer(model)
     made = batches.CardBatches(transformer.trained_autoencoder(), folder, device)
     run = made.running(lambda batch: transformer.step(model, optimizer, batch))
