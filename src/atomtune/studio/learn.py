@@ -62,7 +62,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         max_height=320, column_widths=["25%", "15%", "60%"],
     )  # fmt: skip
     with gr.Row():
-        chosen = gr.Dropdown([], label="Run", allow_custom_value=True, scale=3)
+        own: dict[str, Any] = {"value": lambda: overview(queue, workspace.runs())[0][0], "allow_custom_value": True}
+        chosen = gr.Dropdown([], label="Run", scale=3, **own)
         stop, resume = gr.Button("Stop"), gr.Button("Resume")
     state = parts.status()
     with gr.Row():
@@ -106,8 +107,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
 
     def watched(asked: str, seen: tuple[str, list[str]]) -> Shown:
         rows = overview(queue, workspace.runs())
-        names = [row[0] for row in rows]
-        selected = asked or names[0]
+        names, selected = [row[0] for row in rows], asked or rows[0][0]
         folder = workspace.runs().get(selected)
         progress = folder and journal.read(folder)
         now = f"{selected} {rows} {len(progress.losses) if progress else 0}"
@@ -117,8 +117,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         where = next((row[2] for row in rows if row[0] == selected), "")
         where += ". It is in the lists of the other tabs." if selected in workspace.adapters() else ""
         shown: dict[Any, Any] = {known: (now, names), state: said(where)}
-        if names != seen[1] or not asked:  # an update closes an open list, and a person may have chosen meanwhile
-            shown[chosen] = gr.Dropdown(choices=names) if asked else gr.Dropdown(choices=names, value=selected)
+        if names != seen[1]:  # an update closes an open list
+            shown[chosen] = gr.Dropdown(choices=names)
         shown[table] = gr.Dataframe([[*row] for row in rows], headers=HEADS)
         if folder and progress:
             drawn = sorted((folder / "samples").glob("step-*.png"), reverse=True)[:6]
