@@ -19,7 +19,7 @@ from atomtune.training.data import find_examples
 from atomtune.training.recipes import load_recipe, recipe_names
 from atomtune.workspace import MOST, Workspace
 
-OWN_RECIPE = "that of the base"
+OWN_RECIPE = "default"
 HEADS = ["Run", "Job", "State"]
 UNSAID = "a sks subject"
 
