@@ -1,11 +1,16 @@
 """What the server keeps of a page does not grow with its use, and is gone when the page is closed."""
 
 import asyncio
+import ctypes
+import platform
 from typing import Any
 
 import gradio as gr
+import psutil
+import pytest
 from gradio.state_holder import SessionState, StateHolder
 
+from atomtune import sessions
 from atomtune.sessions import Blocks
 
 # As on a server, pages are built inside an event loop: where there is none, gradio opens one that it never closes.
@@ -65,3 +70,27 @@ def test_a_closed_page_is_forgotten():
         assert list(holder.session_data) == list(holder.time_last_used) == ["open"]
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries give back free memory in their own way")
+def test_free_memory_between_small_blocks_is_given_back(monkeypatch):
+    """Of 100 MB in blocks of 64 KiB, nine of ten are free, between those that are not."""
+    libc, process = ctypes.CDLL(None), psutil.Process()
+    libc.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(libc.malloc(64 * 1024)) for _ in range(1600)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64 * 1024)
+    for number, block in enumerate(blocks):
+        if number % 10:
+            libc.free(block)
+    before = process.memory_info().rss
+
+    def ends(_seconds: float) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(sessions.time, "sleep", ends)
+    with pytest.raises(StopIteration):
+        sessions._give_back(libc)
+    assert before - process.memory_info().rss > 50e6
+    for block in blocks[::10]:
+        libc.free(block)

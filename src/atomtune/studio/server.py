@@ -21,11 +21,11 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     from starlette.middleware import Middleware
 
     from atomtune.easel import Easel
-    from atomtune.sessions import give_back_memory
+    from atomtune.sessions import keep_memory_flat
     from atomtune.studio.page import KEYS, STYLE, page, theme
 
     print(f"Opening the studio with {base} …", flush=True)
-    give_back_memory()
+    keep_memory_flat()
     queue = Queue(workspace.jobs)
     blocks = page(Easel(base), workspace, queue)
     blocks.queue(api_open=False).launch(
