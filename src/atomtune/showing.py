@@ -24,7 +24,7 @@ from atomtune.method.dictionary import SparseDictionary
 GREEN, RED, NONE, DARK = (0, 112, 104), (202, 0, 32), (232, 232, 228), (64, 64, 64)
 """An atom of the most energy, a dropped atom, one that does nothing, or an id that the layer does not have, text."""
 WIDTH, HEIGHT = 1280, 320  # pixels of the map, at most: whole ones for each atom
-MARGIN, TEXT = 40, 13  # pixels at the left of the map for the layers' addresses, and their height
+MARGIN, TEXT = 50, 17  # pixels at the left of the map for the layers' addresses, and their height
 STRONGEST = 10
 
 

@@ -10,6 +10,7 @@ from atomtune.analysis.heatmaps import (
     BLUE,
     GREEN,
     RED,
+    _words,
     acting_at,
     acting_words,
     overlay,
@@ -139,5 +140,7 @@ def test_the_words_at_which_an_atom_of_words_acts():
         torch.stack([atom.codes(t)[0].abs() for t in atom.mean_energy_by_timestep]).mean(0),
         atom.means(magnitude=True)[0],
     )
-    words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    words = ["[CLS]", "a", "sk…", "…s", "tea…", "…pot", "on", "a", "red", "background", "[SEP]"]
     assert {word for word, _ in found} <= set(words)
+    assert _words(pipe.tokenizer, prompt) == words
+    assert _words(pipe.tokenizer, "Two-tone teapots!")[1:-1] == ["Two", "-", "tone", "tea…", "…pot…", "…s", "!"]

@@ -94,12 +94,24 @@ def acting_at(
 
 
 def acting_words(atom: AtomTrace, pipe: Any, prompt: str, sample: int = 0, count: int = 6) -> list[tuple[str, float]]:
-    """For an atom whose tokens are those of the prompt: the words, as `pipe.tokenizer` cuts them, at which it acts in a
-    sample, and its mean |s_m| there, the strongest first. Raises `UserError` if the trace kept no codes."""
+    """For an atom whose tokens are those of the prompt: the words, or the parts into which `pipe.tokenizer` cuts them
+    ("…pot"), at which it acts in a sample, and its mean |s_m| there, the strongest first. Raises `UserError` if the
+    trace kept no codes."""
     strengths = atom.means(magnitude=True)[sample].tolist()
-    words = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    words = _words(pipe.tokenizer, prompt)
     found = [(word, strength) for word, strength in zip(words, strengths) if strength > 0]
     return sorted(found, key=lambda pair: -pair[1])[:count]
+
+
+def _words(tokenizer: Any, prompt: str) -> list[str]:
+    """A text for each token of the prompt; of a tokenizer that does not say where its tokens are, the tokens."""
+    told = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast)
+    words = tokenizer.convert_ids_to_tokens(told.input_ids)
+    for number, (start, end) in enumerate(told.get("offset_mapping", ())):
+        if part := prompt[start:end].strip():  # else it marks the start or the end
+            cut = "…" * prompt[:end][: -len(part)][-1:].isalnum(), "…" * prompt[end : end + 1].isalnum()
+            words[number] = part.join(cut) if part.isalnum() else part
+    return words
 
 
 def overlay(

@@ -38,7 +38,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     with gr.Row():
         done, show = gr.Dropdown(edits(), label="Finished edits", scale=3), gr.Button("Show")
     ladder = gr.Gallery(
-        label="With fewer and fewer atoms, and scores of prompt and image: click the best", columns=5, height=480,
+        label="With fewer and fewer atoms, and scores of prompt and image: click the best", columns=5,
         interactive=False, allow_preview=False, object_fit="contain", elem_classes="gallery",
     )  # fmt: skip
     with gr.Row():

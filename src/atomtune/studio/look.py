@@ -48,7 +48,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         influence = parts.picture("What it changes", "Influence of the atom")
         # Of a plot whose axes change with its data, gradio shows the data before.
         when = gr.BarPlot(
-            x="timestep", y="share of its most", label="When it acts, from noise to image",
+            x="timestep", y="share of its most", label="When it acts, from noise to image", min_width=320,
             x_label_angle=90, height=320, y_lim=[0, 1], sort="-x",
         )  # fmt: skip
     name = gr.Button("Find names for this adapter's atoms (a job of some minutes)")

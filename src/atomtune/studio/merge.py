@@ -38,7 +38,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
             line = parts.status()
             with gr.Row():
                 name = gr.Textbox("", label="Name of the merged adapter")
-                write, measure = gr.Button("Write it"), gr.Button("Measure the overlap of the first two")
+                write, measure = gr.Button("Write it"), gr.Button("Overlap of the first two")
             table = gr.Dataframe(
                 headers=HEADS, label="Overlap; of two numbers the first is on prompts of the first adapter",
                 interactive=False, datatype="str", max_height=300,

@@ -17,9 +17,11 @@ STYLE = """
 .gradio-container { margin: 0 auto !important; }
 .status p, .note p { margin: 4px 2px; min-height: 1.5em; font-size: 14px; }
 .status .wrong { border-left: 4px solid #ca0020; padding-left: 8px; font-weight: 600; }
-.gallery .caption-label { white-space: normal; max-width: 100%; }
-footer { display: none !important; }
-.dark { color-scheme: dark; }
+.grid-wrap { overflow-y: auto !important; max-height: none !important; min-height: 0 !important; }
+.gallery .grid-container { grid-template: auto / repeat(auto-fill, minmax(170px, 1fr)) !important; }
+.gallery .thumbnail-item { aspect-ratio: auto; height: auto; }
+.gallery .caption-label { position: static; display: block; max-width: 100%; white-space: normal; }
+footer { display: none !important; } .dark { color-scheme: dark; }
 """
 ABOUT = """**atomtune studio.** An adapter is a list of *atoms*, small changes that each act where they are needed in an
 image: learn a subject from a few images, look at what its atoms do, and turn them."""
@@ -34,7 +36,7 @@ def theme() -> gr.themes.Base:
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return gr.themes.Default(**fonts, primary_hue="teal", secondary_hue="teal").set(
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300", button_large_text_size="14px",
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
     )  # fmt: skip

@@ -27,9 +27,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             density = slider(0, 1, 0.04, step=0.001, label="Density", info="Share of atoms one token may use")
-            floor = slider(
-                0, 1, 0, step=0.0005, label="Floor", info="Atoms act above so much of what they do on other prompts"
-            )
+            floor = slider(0, 1, 0, step=0.0005, label="Floor", info="Silence below what atoms do on other prompts")
             keep = slider(1, 100, 100, step=1, label="Atoms kept", info="The strongest")
             with gr.Group():
                 hint: dict[str, Any] = {"info": "Layers, then atoms, the strongest first", "allow_custom_value": True}
