@@ -42,7 +42,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> tuple[Any, Any, Any
             line = parts.status()
             with gr.Row():
                 draw, stop = gr.Button("Draw", variant="primary", min_width=80), gr.Button("Stop", min_width=80)
-                undo, reset = gr.Button("Undo", min_width=80), gr.Button("As trained", min_width=80)
+                undo, reset = gr.Button("Undo", min_width=80), gr.Button("Reset", min_width=80)
                 keep_it = gr.Button("Add to strip", min_width=80)
             gallery = gr.Gallery(
                 label="Strip of the last four settings: click one to go back to it", columns=STRIP, height=280,
