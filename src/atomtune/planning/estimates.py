@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from atomtune.bases.quantizing import quantized_layers
 from atomtune.planning.cuda import CudaFunctions
 from atomtune.planning.inputs import Step, step_inputs
 from atomtune.planning.parts import Part
@@ -178,14 +179,8 @@ def _contexts(autocast: torch.dtype | None) -> tuple[Any, Any]:
 def quantized(memory: Memory, model: nn.Module, kind: str) -> Memory:
     """The memory of a phase with the base's linear layers quantized: their weights in fewer bytes, and beside the
     activations a copy of the largest one in full width, which its layer is computed from."""
-    frozen = [weight for weight in _quantized_weights(model) if not weight.requires_grad]
+    weights = (layer.weight for layer in quantized_layers(model, kind))
+    frozen = [weight for weight in weights if not weight.requires_grad]
     saved = sum(weight.nbytes - round(weight.numel() * BYTES_PER_WEIGHT[kind]) for weight in frozen)
     copy = max((weight.nbytes for weight in frozen), default=0)
     return dataclasses.replace(memory, weights=memory.weights - saved, activations=memory.activations + copy)
-
-
-def _quantized_weights(model: Any) -> list[Tensor]:
-    """The weights of the linear layers that diffusers and transformers quantize: of a text encoder not the last layer,
-    which gives words."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
