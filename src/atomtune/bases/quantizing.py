@@ -73,6 +73,6 @@ def quantized_layers(model: Any, kind: str) -> list[nn.Linear]:
     base: Any = import_module("transformers.quantizers.base")
     rule: Any = import_module("transformers.quantizers.quantizers_utils")
     whole = base.HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    # bitsandbytes asks with the name of a layer, torchao with that of its weight: T5's "wo" is the end of the first alone.
+    # bitsandbytes asks with the name of a layer, which T5's "wo" is the end of, torchao with that of its weight.
     end = "" if kind == "nf4" else ".weight"
     return [layer for name, layer in linear.items() if rule.should_convert_module(name + end, whole)]
