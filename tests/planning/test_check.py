@@ -42,7 +42,7 @@ def test_the_options_that_fit_are_named(base, monkeypatch):
     assert check.warning(config(base, offload="group"), [], torch.float32, 24 * GIB) is None
 
 
-@pytest.mark.parametrize("shape, planned", [((64, 64), 64), ((300, 200), "80x52")])
+@pytest.mark.parametrize("shape, planned", [((64, 64), 64), ((400, 200), "96x48")])
 def test_with_buckets_the_largest_in_use_counts(shape, planned, base, monkeypatch):
     found = []
 

@@ -2,8 +2,8 @@
 
 Two measures of a run on the CPU: `counted`, by the same mode on tensors with values, and `allocated`, all that torch's
 allocator gave out, by its own profiler. The second one also has what kernels use inside, which is another amount on
-every device: on a CPU much in convolutions, and some 10 kB in attention, a third of what a tiny text takes. So
-autoencoders, UNets and text encoders with such a kernel are compared by the first alone.
+every device: on a CPU much in convolutions, and up to 60 kB in attention, which is 3 to 11 % of what so small models
+take for a text, or to draw with attention atoms. These, autoencoders and UNets are compared by the first alone.
 """
 
 import copy
@@ -97,7 +97,7 @@ def test_a_planned_step_takes_what_a_real_one_takes(options, checkpointing):
 
 
 every_base = pytest.mark.parametrize("name", [base.name for base in BASES])
-SIZE = Size(256, 256)
+SIZE = Size(128, 128)
 ATOMS = 48
 """A multiple of the heads of each miniature: with others a card takes a kernel that a CPU does not have."""
 
@@ -149,7 +149,8 @@ def test_a_step_of_every_base_takes_what_is_planned(name, phase):
     planned, step = (Step(2, *latents, 20, torch.float32, device) for device in ("meta", "cpu"))
     on_meta = Adapted.of(parts.denoiser, chosen, torch.float32)
     on_cpu = real(parts.denoiser, chosen, copy.deepcopy(denoiser(pipe)))
-    profiled = parts.denoiser.name != "UNet2DConditionModel"
+    wide = phase == "drawing" and targets[0].startswith("attn")  # values and codes in one call, on few tokens
+    profiled = parts.denoiser.name != "UNet2DConditionModel" and not wide
     if phase == "drawing":
         on_cpu.model.eval()
         with torch.no_grad():
@@ -160,7 +161,7 @@ def test_a_step_of_every_base_takes_what_is_planned(name, phase):
 
 def test_checkpointing_lowers_activations_and_nothing_else():
     plain, again = (
-        Adapted.of(part(), config(gradient_checkpointing=each), torch.bfloat16).train(STEP_IN_HALF)
+        Adapted.of(part(num_layers=4), config(gradient_checkpointing=each), torch.bfloat16).train(STEP_IN_HALF)
         for each in (False, True)
     )
     assert again.activations < 0.5 * plain.activations

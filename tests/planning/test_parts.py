@@ -70,10 +70,10 @@ def test_of_a_hub_name_the_configurations_alone_are_fetched(base, monkeypatch):
         return base
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    found = plan_memory("someone/something", 64)
+    found = plan_memory("someone/something", 64, quantize="int8")
     assert asked == [("someone/something", ["model_index.json", "*/config.json"])]
-    local = plan_memory(base, 64)
-    assert found.base == "someone/something" and found.needs == local.needs and found.drawings == local.drawings
+    weights = sum(p.nbytes for p in load_base(base, "bfloat16").text_encoder.parameters())
+    assert found.base == "someone/something" and 0 < found.needs[0].encoding["text_encoder"].weights < weights
 
 
 def test_a_folder_of_configurations_gives_the_parts_of_its_pipeline(base, tmp_path):

@@ -11,9 +11,9 @@ The same mode on real tensors counts what they take, which is how the tests comp
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -43,31 +43,26 @@ class Storages(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         for each in given:
-            self._know(each.untyped_storage())
+            self._know(each.untyped_storage(), 0)
         if len({each.is_meta for each in given}) == 2:
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         result = func(*args, **kwargs)
         for made in tree_leaves(result):
             if isinstance(made, Tensor) and made.device.type == self.device:
-                self._count(made.untyped_storage())
+                storage = made.untyped_storage()
+                self._know(storage, storage.nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._know(storage, size := storage.nbytes())
+    def _know(self, storage: Any, size: int) -> None:
+        """Count `size` bytes from now on until the storage is freed, unless it is known."""
+        if (key := storage._cdata) not in self._known:
+            self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
             self.live += size
             self.peak = max(self.peak, self.live)
 
-    def _know(self, storage: torch.UntypedStorage, size: int = 0) -> None:
-        """Until it is freed, which gives back `size` bytes."""
-        key = storage._cdata
-
-        def freed(_: Any) -> None:
-            self.live -= size
-            del self._known[key]
-
-        if key not in self._known:
-            self._known[key] = weakref.ref(storage, freed)
+    def _forget(self, key: int, size: int, _: Any) -> None:
+        del self._known[key]
+        self.live -= size
 
 
 def _without_values(tensor: Tensor) -> Tensor:
