@@ -98,7 +98,7 @@ def tables(found: "MemoryPlan") -> list[Any]:
             fits.add_row(f"{adapter}, {need.way}", *_fit(need.card))
         drawn = {dataclasses.replace(need.way, gradient_checkpointing=False): need.samples for need in needs}
         for way, memory in drawn.items():
-            row(f"{adapter}: samples while training, {way}", memory)
+            row(f"{adapter}: samples, {way}", memory)
         for drawing in [each for each in found.drawings if each.adapter == adapter]:
             row(f"{adapter}: drawing, {drawing.way}", drawing.memory)
             fits.add_row(f"{adapter}, drawing, {drawing.way}", *_fit(drawing.card))

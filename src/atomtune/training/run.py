@@ -74,6 +74,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     shown = shown_in(config, examples)
     steps = config.total_steps(len(shown.order), processes)
     bases.refuse_offload(config.offload, accelerator.device)
+    if config.quantize is not None:
+        bases.refuse_quantizing(config.quantize, config.base, accelerator.device)
     preserved = preserving.other_prompts(config, shown.classes)
     preserving.refuse_learnt(config, preserved, shown.subjects)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
