@@ -131,10 +131,11 @@ def test_encoding_and_decoding_take_what_is_planned(name):
         own_attention = part.name in ("T5EncoderModel", "UMT5EncoderModel")  # by plain products
         compare(planned.activations, partial(getattr(pipe, part_name), **given), own_attention)
     side, frames = Size(64, 64), (1,) * (parts.autoencoder.name == "AutoencoderKLQwenImage")
-    encoding, (channels, *latents) = estimates.encode_image(parts.autoencoder, side)
-    decoding = estimates.decode_image(parts.autoencoder, (channels, *latents), torch.float32, None)
+    encoding, latents = estimates.encode_image(parts.autoencoder, side)
+    drawn = torch.zeros(1, latents[0], *frames, *latents[1:])
+    decoding = estimates.decode_image(parts.autoencoder, latents, torch.float32, None)
     compare(encoding.activations, lambda: pipe.vae.encode(torch.zeros(1, 3, *frames, *side.shape)), False)
-    compare(decoding.activations, lambda: pipe.vae.decode(torch.zeros(1, channels, *frames, *latents)), False)
+    compare(decoding.activations, lambda: pipe.vae.decode(drawn.clone()), False)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the profiler's, of this torch
