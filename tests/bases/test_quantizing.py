@@ -1,13 +1,24 @@
 """Bases with fewer bits: which numbers become which, and what is refused."""
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
+from diffusers.quantizers.bitsandbytes import utils as of_diffusers
+from torch import nn
+from transformers.integrations import bitsandbytes as of_transformers
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 import atomtune
 from atomtune.bases import denoiser, fingerprint, load_base
-from atomtune.bases.quantizing import quantization_config, refuse_quantizing
+from atomtune.bases.loading import Part
+from atomtune.bases.quantizing import PACKAGES, quantization_config, quantized_layers, refuse_quantizing
+from tests.bases.families import BASES
+from tests.tiny_pixart import tiny_t5
+from tests.training.tiny_others import text_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -47,12 +58,80 @@ def test_a_first_layer_that_is_linear_is_left_as_it_is(tmp_path, torchao):
     assert fingerprint(denoiser(small)) == fingerprint(denoiser(whole))
 
 
-@pytest.mark.parametrize("library", ["diffusers", "transformers"])
-def test_nf4_is_that_of_qlora(library, monkeypatch):
-    """Built without bitsandbytes, of which only the version is asked: that is made up here."""
+@pytest.fixture
+def version_of_bitsandbytes(monkeypatch):
+    """Configurations are built without bitsandbytes, of which only the version is asked: that is made up here."""
     version = importlib.metadata.version
     made_up = lambda name: "0.49.0" if name == "bitsandbytes" else version(name)  # noqa: E731
     monkeypatch.setattr(importlib.metadata, "version", made_up)
+
+
+class Linear4bit(nn.Linear):
+    """In place of that of bitsandbytes."""
+
+    def __init__(self, inputs, outputs, bias, *_, **__):
+        super().__init__(inputs, outputs, bias)
+
+
+BITSANDBYTES = SimpleNamespace(nn=SimpleNamespace(Linear4bit=Linear4bit, Linear8bitLt=Linear4bit))
+QUANTIZERS = {
+    "diffusers": (BnB4BitDiffusersQuantizer, of_diffusers),
+    "transformers": (Bnb4BitHfQuantizer, of_transformers),
+}
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+def test_the_layers_of_nf4_are_those_that_the_libraries_replace(base, monkeypatch, version_of_bitsandbytes):
+    """By their own quantizers, up to the layer of bitsandbytes, for which there is a stand-in."""
+    models = [part for part in base.pipe().components.values() if isinstance(part, nn.Module)]
+    for part in [Part.of(model) for model in models if not type(model).__name__.startswith("Autoencoder")]:
+        quantizer, replacing = QUANTIZERS[part.library]
+        monkeypatch.setattr(replacing, "bnb", BITSANDBYTES, raising=False)
+        config = quantization_config("nf4", part.library, torch.bfloat16)
+        model, replaced = part.build(torch.bfloat16), part.build(torch.bfloat16)
+        found = quantized_layers(model, "nf4")
+        quantizer(config, pre_quantized=False)._process_model_before_weight_loading(replaced, None)
+        expected = {name for name, layer in replaced.named_modules() if isinstance(layer, Linear4bit)}
+        assert {name for name, layer in model.named_modules() if layer in found} == expected and expected
+
+
+WHOLE = {
+    transformers.T5EncoderModel: ("encoder.block.0.layer.1.DenseReluDense.wo", {"nf4"}),
+    transformers.CLIPTextModelWithProjection: ("text_projection", {"nf4", "int8", "fp8"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+@pytest.mark.parametrize("chosen", WHOLE, ids=lambda chosen: chosen.__name__)
+def test_the_layers_that_are_quantized_are_those_of_a_model_that_was_loaded_so(chosen, kind, tmp_path):
+    pytest.importorskip(PACKAGES[kind], reason=f"the extra quantize is not installed: {PACKAGES[kind]}")
+    tiny = text_encoder(chosen)
+    tiny.save_pretrained(tmp_path)
+    config = quantization_config(kind, "transformers", torch.bfloat16)
+    loaded = chosen.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
+    linear = {name: layer for name, layer in loaded.named_modules() if isinstance(layer, nn.Linear)}
+    expected = {name for name, layer in linear.items() if type(layer.weight) is not nn.Parameter}
+    found = quantized_layers(tiny, kind)
+    assert {name for name, layer in tiny.named_modules() if layer in found} == expected
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+@pytest.mark.parametrize("chosen", WHOLE, ids=lambda chosen: chosen.__name__)
+def test_all_linear_layers_of_a_text_encoder_are_quantized_but_one(chosen, kind):
+    tiny = text_encoder(chosen)
+    name, kinds = WHOLE[chosen]
+    linear = {name for name, layer in tiny.named_modules() if isinstance(layer, nn.Linear)}
+    found = quantized_layers(tiny, kind)
+    expected = linear - ({name} if kind in kinds else set())
+    assert name in linear and {name for name, layer in tiny.named_modules() if layer in found} == expected
+
+
+def text_encoder(chosen):
+    return chosen(text_config()) if chosen is transformers.CLIPTextModelWithProjection else tiny_t5(16)[1]
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_nf4_is_that_of_qlora(library, version_of_bitsandbytes):
     config = quantization_config("nf4", library, torch.bfloat16, "proj_in")
     assert type(config).__module__.startswith(f"{library}.")
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"

@@ -10,6 +10,7 @@ import torch
 from atomtune.bases import load_base, native_resolution
 from atomtune.errors import UserError
 from atomtune.planning.inputs import INPUTS
+from atomtune.planning.memory import plan_memory
 from atomtune.planning.parts import CONFIGS, SHARED, Part, find_parts, known_bases, parts_of
 from tests.bases.families import BASES
 
@@ -42,8 +43,8 @@ def test_denoisers_have_the_published_number_of_parameters(file):
     model = built(described)
     assert count(model) == described["parameters"]
     published = Decimal(content["published"]["size"].removesuffix("B"))
-    whole = count(model)
-    if "table of positions" in content["published"]["where"]:
+    whole = count(model) - content["published"].get("later", 0)
+    if "counts the table of positions" in content["published"]["where"]:
         whole += sum(buffer.numel() for buffer in model.buffers())
     assert (Decimal(whole) / 10**9).quantize(published) == published
     assert content["source"] and described["class"] in INPUTS
@@ -54,6 +55,25 @@ def test_known_bases_open_without_the_network(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it asked the network"))
     parts = find_parts(name)
     assert parts.resolution in (512, 1024) and parts.text_encoders and parts.tokens >= 77
+
+
+def test_the_bases_that_are_promised_to_work_are_known():
+    assert {base.real for base in BASES} <= set(known_bases())
+
+
+def test_of_a_hub_name_the_configurations_alone_are_fetched(base, monkeypatch):
+    """`snapshot_download` is a stand-in for the hub: it gives a folder that is here."""
+    asked = []
+
+    def fetched(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return base
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    found = plan_memory("someone/something", 64, quantize="int8")
+    assert asked == [("someone/something", ["model_index.json", "*/config.json"])]
+    weights = sum(p.nbytes for p in load_base(base, "bfloat16").text_encoder.parameters())
+    assert found.base == "someone/something" and 0 < found.needs[0].encoding["text_encoder"].weights < weights
 
 
 def test_a_folder_of_configurations_gives_the_parts_of_its_pipeline(base, tmp_path):

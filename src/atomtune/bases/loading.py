@@ -179,6 +179,10 @@ class Part:
             else:
                 model = self.kind(self.kind.config_class.from_dict(dict(self.config)))
         nn.Module.to(model, dtype)  # not by diffusers' own `to`, which warns of any cast
+        if dtype == torch.float16:  # T5's values would leave its range
+            for name, module in model.named_modules():
+                if name.rpartition(".")[2] in (getattr(model, "_keep_in_fp32_modules", None) or ()):
+                    module.float()
         return model.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from atomtune.bases.opening import MOJI
 from atomtune.errors import UserError
@@ -58,3 +59,20 @@ def quantization_config(kind: str, library: str, dtype: torch.dtype, keep: str |
     numbers: Any = import_module("torchao.quantization")
     chosen = numbers.Int8WeightOnlyConfig() if kind == "int8" else numbers.Float8WeightOnlyConfig()
     return configs.TorchAoConfig(chosen, modules_to_not_convert=kept)
+
+
+def quantized_layers(model: Any, kind: str) -> list[nn.Linear]:
+    """The linear layers of a model of diffusers or transformers, on any device, that are stored in fewer bits.
+
+    diffusers quantizes all. transformers leaves whole what gives words, and the last layer (CLIP's projection); for nf4
+    also what the model keeps in float32, which is a third of T5's weights. Its own functions are asked.
+    """
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    if not hasattr(model, "get_output_embeddings"):
+        return list(linear.values())
+    base: Any = import_module("transformers.quantizers.base")
+    rule: Any = import_module("transformers.quantizers.quantizers_utils")
+    whole = base.HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    # bitsandbytes asks with the name of a layer, which T5's "wo" is the end of, torchao with that of its weight.
+    end = "" if kind == "nf4" else ".weight"
+    return [layer for name, layer in linear.items() if rule.should_convert_module(name + end, whole)]

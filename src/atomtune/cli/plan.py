@@ -93,9 +93,12 @@ def tables(found: "MemoryPlan") -> list[Any]:
         fits.add_section()
         needs = [need for need in found.needs if need.adapter == adapter]
         for need in needs:
-            row(f"{adapter}: training, {need.way}", need.training)
+            if need.way.offload is None:  # else as without: training has the denoiser on the card
+                row(f"{adapter}: training, {need.way}", need.training)
             fits.add_row(f"{adapter}, {need.way}", *_fit(need.card))
-        row(f"{adapter}: samples while training", needs[0].samples)
+        drawn = {dataclasses.replace(need.way, gradient_checkpointing=False): need.samples for need in needs}
+        for way, memory in drawn.items():
+            row(f"{adapter}: samples, {way}", memory)
         for drawing in [each for each in found.drawings if each.adapter == adapter]:
             row(f"{adapter}: drawing, {drawing.way}", drawing.memory)
             fits.add_row(f"{adapter}, drawing, {drawing.way}", *_fit(drawing.card))
@@ -118,8 +121,10 @@ def advice(found: "MemoryPlan", gpu: int | float) -> list[str]:
     for adapter in found.adapters:
         need = found.fitting(adapter, gpu)
         if need is None:
-            least = min(each.card for each in found.needs if each.adapter == adapter)
-            sentences.append(f"{adapter}: does not fit {gpu:g} GB; the least is {least / GIB:.1f} GB.")
+            least = min((each for each in found.needs if each.adapter == adapter), key=lambda each: each.card)
+            sentence = f"{adapter}: does not fit {gpu:g} GB; the least is {least.card / GIB:.1f} GB, {least.way}."
+            smaller = " A smaller --resolution needs less." if least.without_activations <= gpu * GIB else ""
+            sentences.append(sentence + smaller)
         else:
             words = ["IMAGES", "--class-name", "CLASS", "--out", "OUT", "--base", found.base]
             for name, value in found.options[adapter].items():

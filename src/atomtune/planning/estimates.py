@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from atomtune.bases.quantizing import quantized_layers
 from atomtune.planning.cuda import CudaFunctions
 from atomtune.planning.inputs import Step, step_inputs
 from atomtune.planning.parts import Part
@@ -57,12 +58,11 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def activations(model: nn.Module, work: Callable[[], Any], autocast: torch.dtype | None = None) -> int:
-    """Bytes that `work` needs beside the parameters and buffers of `model`, without gradients."""
-    with torch.no_grad(), Storages() as seen, CudaFunctions(autocast):
-        seen.leave_out(tensors_of(model))
+def activations(work: Callable[[], Any], autocast: torch.dtype | None = None, device: str = "meta") -> int:
+    """Bytes that `work` needs on the device beside what was there before, without gradients."""
+    with torch.no_grad(), Storages(device) as seen, CudaFunctions(autocast):
         work()
-    return seen.peak
+    return seen.passing
 
 
 def encode_text(part: Part, tokens: int, dtype: torch.dtype) -> dict[str | None, Memory]:
@@ -72,7 +72,7 @@ def encode_text(part: Part, tokens: int, dtype: torch.dtype) -> dict[str | None,
     ids = torch.zeros(1, min(tokens, longest), dtype=torch.int64)
     # T5's pipelines take the last layer, the others one from within.
     layers = {} if part.name.endswith("EncoderModel") else {"output_hidden_states": True}
-    memory = Memory(size(tensors_of(model)), activations=activations(model, lambda: model(input_ids=ids, **layers)))
+    memory = Memory(size(tensors_of(model)), activations=activations(lambda: model(input_ids=ids, **layers)))
     return {None: memory} | {kind: quantized(memory, model, kind) for kind in BYTES_PER_WEIGHT}
 
 
@@ -87,7 +87,7 @@ def encode_image(part: Part, resolution: Size) -> tuple[Memory, tuple[int, int, 
         latents = gaussian.mean if gaussian is not None else encoded[0]
         shapes.append((latents.shape[1], *latents.shape[-2:]))
 
-    memory = Memory(size(tensors_of(model)), activations=activations(model, encode))
+    memory = Memory(size(tensors_of(model)), activations=activations(encode))
     return memory, shapes[0]
 
 
@@ -99,7 +99,7 @@ def decode_image(part: Part, latents: tuple[int, int, int], dtype: torch.dtype, 
         given = torch.zeros(1, *latents, dtype=dtype, device="meta")
         model.decode(given[:, :, None] if _has_frames(part) else given)
 
-    return Memory(size(tensors_of(model)), activations=activations(model, decode, autocast))
+    return Memory(size(tensors_of(model)), activations=activations(decode, autocast))
 
 
 def _has_frames(part: Part) -> bool:
@@ -148,7 +148,6 @@ class Adapted:
         """One optimizer step: forward, backward, clipping of gradients, and the update."""
         self.model.train()
         with Storages(step.device) as seen:
-            seen.leave_out([*tensors_of(self.model), *self._state()])
             with CudaFunctions(self.autocast):
                 output = self.run(step)
             loss = output.float().square().mean()
@@ -157,12 +156,12 @@ class Adapted:
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return dataclasses.replace(self.frozen(), activations=seen.peak)
+        return dataclasses.replace(self.frozen(), activations=seen.passing)
 
     def draw(self, step: Step, autocast: torch.dtype | None) -> int:
         """Bytes of activations of one denoising step."""
         self.model.eval()
-        return activations(self.model, lambda: self.run(step), autocast)
+        return activations(lambda: self.run(step), autocast, step.device)
 
     def run(self, step: Step) -> Tensor:
         """The prediction of the denoiser for one step."""
@@ -178,14 +177,8 @@ def _contexts(autocast: torch.dtype | None) -> tuple[Any, Any]:
 def quantized(memory: Memory, model: nn.Module, kind: str) -> Memory:
     """The memory of a phase with the base's linear layers quantized: their weights in fewer bytes, and beside the
     activations a copy of the largest one in full width, which its layer is computed from."""
-    frozen = [weight for weight in _quantized_weights(model) if not weight.requires_grad]
+    weights = (layer.weight for layer in quantized_layers(model, kind))
+    frozen = [weight for weight in weights if not weight.requires_grad]
     saved = sum(weight.nbytes - round(weight.numel() * BYTES_PER_WEIGHT[kind]) for weight in frozen)
     copy = max((weight.nbytes for weight in frozen), default=0)
     return dataclasses.replace(memory, weights=memory.weights - saved, activations=memory.activations + copy)
-
-
-def _quantized_weights(model: Any) -> list[Tensor]:
-    """The weights of the linear layers that diffusers and transformers quantize: of a text encoder not the last layer,
-    which gives words."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]

@@ -40,7 +40,7 @@ FRAGMENTATION = 0.05
 
 @dataclass(frozen=True)
 class Way:
-    """Options that save memory: of `customize` the first two, of `generate` the last two."""
+    """Options that save memory: of `customize` all, of `generate` the last two."""
 
     gradient_checkpointing: bool = False
     quantize: str | None = None
@@ -62,9 +62,9 @@ class Way:
         )
 
 
-WAYS = (Way(), Way(True), Way(True, "int8"), Way(True, "nf4"))
-"""Of training, from the fastest to the smallest."""
 MODEL = "model"
+WAYS = (Way(), *(Way(True, kind, offload) for kind in (None, "int8", "nf4") for offload in (None, MODEL)))
+"""Of training, from the fastest to the smallest. All kinds of offloading take as much memory in training."""
 DRAWING = tuple(Way(False, kind, offload) for kind in (None, "int8", "nf4") for offload in (None, MODEL))
 """Of `generate`, from the fastest to the smallest."""
 
@@ -89,6 +89,12 @@ class Need:
     def card(self) -> int:
         """Bytes that a card must have free: the peak, with the allowance for what is not counted."""
         return with_allowance(self.peak)
+
+    @property
+    def without_activations(self) -> int:
+        """Bytes that a card must have free for images of any size."""
+        frozen = [dataclasses.replace(each, activations=0) for each in (self.training, self.samples)]
+        return with_allowance(max(each.peak for each in frozen))
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def plan_memory(
         ways, draw_ways = (tuple(way for way in some if way.quantize is None) for some in (WAYS, DRAWING))
     if quantize is not None:
         refuse_kind(quantize, str(base))
-        ways = (Way(False, quantize), Way(True, quantize))
+        ways = (Way(False, quantize), Way(True, quantize), Way(True, quantize, MODEL))
         draw_ways = (Way(False, quantize), Way(False, quantize, MODEL))
     parts = find_parts(base)
     size = None if resolution is None else Size.of(resolution)
@@ -265,15 +271,17 @@ class Sizes:
         """One optimizer step."""
         return adapted.train(self.step(examples(config)))
 
-    def samples(self, adapted: Adapted) -> Memory:
-        """Images drawn during training: the denoiser beside the optimizer's state, then the autoencoder too."""
-        frozen = adapted.frozen()
-        denoising = adapted.draw(self.step(1 + self.parts.guided), adapted.autocast)
-        decoding = self.decoding_samples
-        if denoising > decoding.peak:
-            return dataclasses.replace(frozen, activations=denoising)
-        weights = frozen.weights + decoding.weights
-        return dataclasses.replace(frozen, weights=weights, activations=decoding.activations)
+    def denoising(self, adapted: Adapted) -> Memory:
+        """One denoising step of an image that is drawn during training, beside the optimizer's state."""
+        activations = adapted.draw(self.step(1 + self.parts.guided), adapted.autocast)
+        return dataclasses.replace(adapted.frozen(), activations=activations)
+
+    def samples(self, denoising: Memory, offloaded: bool) -> Memory:
+        """An image drawn during training: the denoiser, then the autoencoder beside it, or with offloading without."""
+        beside = Memory(0, 0, denoising.optimizer) if offloaded else denoising
+        weights = beside.weights + self.decoding_samples.weights
+        decoding = dataclasses.replace(beside, weights=weights, activations=self.decoding_samples.activations)
+        return max(denoising, decoding, key=lambda each: each.peak)
 
     def drawings(self, adapted: Adapted, ways: Sequence[Way]) -> list[tuple[Way, Memory]]:
         """`atomtune generate` in each way: with all parts on the card, or one after the other."""
@@ -298,17 +306,18 @@ class Sizes:
 
 def needs(sizes: Sizes, name: str, config: CustomizeConfig, plain: Adapted, ways: Sequence[Way] = WAYS) -> list[Need]:
     """What `customize` needs in each of `ways`; `plain` is the denoiser with the adapter, without checkpointing."""
-    samples = sizes.samples(plain)
+    denoising = sizes.denoising(plain)
     training: dict[bool, Memory] = {}
     found = []
     for way in ways:
         if way.gradient_checkpointing not in training:
             adapted = sizes.adapted(config, way.gradient_checkpointing)
             training[way.gradient_checkpointing] = sizes.training(adapted, config)
-        both = [training[way.gradient_checkpointing], samples]
+        both = [training[way.gradient_checkpointing], denoising]
         if way.quantize is not None:
             both = [estimates.quantized(each, plain.model, way.quantize) for each in both]
-        found.append(Need(name, way, sizes.encoding(way.quantize), *both))
+        samples = sizes.samples(both[1], way.offload is not None)
+        found.append(Need(name, way, sizes.encoding(way.quantize), both[0], samples))
     return found
 
 
@@ -318,12 +327,17 @@ def examples(config: CustomizeConfig) -> int:
     return count + (math.ceil(config.batch_size * config.preserve_share) if config.preserve else 0)
 
 
-def _check_multiple(parts: Parts, size: Size, latents: tuple[int, int, int]) -> None:
-    """Raise `UserError` unless the side of an image is a multiple of that of a token."""
+def side_multiple(parts: Parts, size: Size, latents: tuple[int, int, int]) -> int:
+    """The side of a token in pixels, of which each side of an image is a multiple; `latents` are those of `size`."""
     config = parts.denoiser.config
     packed = config.get("in_channels") == 4 * latents[0]  # 2 × 2 latents in a token, by the pipeline
     patch = 2 if packed else config.get("patch_size") or min(config.get("all_patch_size") or [1])
-    multiple = 2 ** round(math.log2(size.height / latents[1])) * patch  # autoencoders halve the side, again and again
+    return 2 ** round(math.log2(size.height / latents[1])) * patch  # autoencoders halve the side, again and again
+
+
+def _check_multiple(parts: Parts, size: Size, latents: tuple[int, int, int]) -> None:
+    """Raise `UserError` unless the sides of an image are multiples of that of a token."""
+    multiple = side_multiple(parts, size, latents)
     if size.width % multiple or size.height % multiple:
         near = Size(*(max(1, round(side / multiple)) * multiple for side in (size.width, size.height)))
         raise UserError(f"resolution must be a multiple of {multiple} with this base, got {size}: try {near}.")

@@ -11,17 +11,17 @@ The same mode on real tensors counts what they take, which is how the tests comp
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class Storages(TorchDispatchMode):
-    """Inside the block: `live` and `peak`, the bytes of all storages on `device` that were made there.
+    """Inside the block: `live` and `peak`, the bytes of all storages on `device` that were made there. What an
+    operation is given and none has made was there before.
 
     On the meta device, small tensors with values (masks, positions) may be mixed with those without: each operation on
     both gives a tensor without values.
@@ -33,35 +33,36 @@ class Storages(TorchDispatchMode):
         self.live = self.peak = 0
         self._known: dict[int, Any] = {}
 
-    def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count these, also when an operation returns a view of one."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self._known[storage._cdata] = storage
+    @property
+    def passing(self) -> int:
+        """The peak without what is alive in the end. After a step these are tables that the model made at its first
+        call and keeps, of positions: a few MiB at most."""
+        return self.peak - self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if len({given.is_meta for given in tree_leaves((args, kwargs)) if isinstance(given, Tensor)}) == 2:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        for each in given:
+            self._know(each.untyped_storage(), 0)
+        if len({each.is_meta for each in given}) == 2:
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
         result = func(*args, **kwargs)
         for made in tree_leaves(result):
             if isinstance(made, Tensor) and made.device.type == self.device:
-                self._count(made.untyped_storage())
+                storage = made.untyped_storage()
+                self._know(storage, storage.nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
+    def _know(self, storage: Any, size: int) -> None:
+        """Count `size` bytes from now on until the storage is freed, unless it is known."""
+        if (key := storage._cdata) not in self._known:
+            self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
+            self.live += size
+            self.peak = max(self.peak, self.live)
 
-        def freed(_: Any) -> None:
-            self.live -= size
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, freed)
+    def _forget(self, key: int, size: int, _: Any) -> None:
+        del self._known[key]
+        self.live -= size
 
 
 def _without_values(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +74,16 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     shown = shown_in(config, examples)
     steps = config.total_steps(len(shown.order), processes)
     bases.refuse_offload(config.offload, accelerator.device)
+    if config.quantize is not None:
+        bases.refuse_quantizing(config.quantize, config.base, accelerator.device)
     preserved = preserving.other_prompts(config, shown.classes)
     preserving.refuse_learnt(config, preserved, shown.subjects)
     refuse_what_cannot_step(config, accelerator.device, steps, processes)
     with accelerator.main_process_first():
         finished = claim(config, steps, processes)
     accelerator.wait_for_everyone()  # the main process writes files that the others read here
+    if finished is None and accelerator.is_main_process:
+        _warn_of_memory(config, accelerator, examples)  # before tens of GB are downloaded
     base = bases.BaseParts(config.base, PRECISIONS[config.mixed_precision], accelerator.device, config.quantize)
     pipe, weights = base.pipe, base.fingerprint()
     if config.init_adapter is not None:
@@ -107,12 +112,6 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             "any: give more",
             config.preserve_share,
         )
-    # what a part of the base needs is not counted
-    if main and not accelerator.is_fsdp2 and (free := free_memory(accelerator.device)) is not None:
-        from atomtune.planning import check  # imports this package
-
-        if said := check.warning(pipe, config, resolution, PRECISIONS[config.mixed_precision], free):
-            logger.warning("%s", said)
     with manifest.set_aside(config.out) if config.overwrite and main else contextlib.nullcontext():
         if main:
             manifest.record(config.out, *(config.out / name for name in ("config.yaml", RECORD, journal.FILE)))
@@ -140,6 +139,18 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     finally:
         if log is not None:
             log.end()
+
+
+def _warn_of_memory(config: CustomizeConfig, accelerator: Accelerator, files: Iterable[Path]) -> None:
+    """Say so if the run does not fit on the card, and which options make it fit."""
+    free = free_memory(accelerator.device)
+    if free is None or accelerator.is_fsdp2:  # what a part of the base needs is not counted
+        return
+    from atomtune.planning import check  # imports this package
+
+    shapes = (data.read_image(file).size for file in files)
+    if said := check.warning(config, shapes, PRECISIONS[config.mixed_precision], free):
+        logger.warning("%s", said)
 
 
 def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[str, Any]:
