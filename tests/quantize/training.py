@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 
 import atomtune
 from atomtune import sampling
-from atomtune.bases import BaseParts, denoiser, load_base
+from atomtune.bases import denoiser, load_base
 from atomtune.cli import main
-from tests.training.quick import QUICK, weights
+from tests.bases.families import SIZE
+from tests.bases.test_families import every_base, picture
+from tests.training.quick import weights
 
 METHODS = [
     {"target_modules": ("attn1",)},
@@ -20,13 +22,8 @@ METHODS = [
 LEARN = {"steps": 30, "learning_rate": 1e-2, "num_atoms": 16, "density": 0.25, "checkpoint_every": 30}
 
 
-@pytest.fixture
-def torchao():
-    return pytest.importorskip("torchao", reason="the extra quantize is not installed: torchao")
-
-
 @pytest.mark.parametrize("options", METHODS, ids=lambda options: "-".join(map(str, options.values())))
-def test_an_adapter_learns_on_an_int8_base_is_saved_and_draws(options, run, base, tmp_path, torchao):
+def test_an_adapter_learns_on_an_int8_base_is_saved_and_draws(options, run, base, tmp_path):
     summary = run(quantize="int8", **LEARN | options)
     assert summary["held_loss"] < 0.95 * summary["held_loss_before"]
     saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
@@ -45,12 +42,12 @@ def test_an_adapter_learns_on_an_int8_base_is_saved_and_draws(options, run, base
     atomtune.load_adapter(load_base(base), tmp_path / "run")  # nor is it bound to the quantized one
 
 
-def test_atoms_learn_on_an_fp8_base(run, torchao):
+def test_atoms_learn_on_an_fp8_base(run):
     summary = run(quantize="fp8", **LEARN)
     assert summary["held_loss"] < 0.95 * summary["held_loss_before"]
 
 
-def test_a_stopped_run_on_a_quantized_base_goes_on_to_the_same_bits(run, tmp_path, torchao):
+def test_a_stopped_run_on_a_quantized_base_goes_on_to_the_same_bits(run, tmp_path):
     run("whole", quantize="int8", steps=4)
     run("apart", quantize="int8", steps=2)
     run("apart", quantize="int8", steps=4)
@@ -59,12 +56,12 @@ def test_a_stopped_run_on_a_quantized_base_goes_on_to_the_same_bits(run, tmp_pat
         run("apart", steps=6)
 
 
-def test_half_precision_and_checkpointing_go_with_it(run, torchao):
+def test_half_precision_and_checkpointing_go_with_it(run):
     summary = run(quantize="int8", mixed_precision="bf16", gradient_checkpointing=True, method="lora")
     assert (summary["dtype"], summary["quantize"]) == ("bfloat16", "int8") and summary["loss"] > 0
 
 
-def test_answers_on_other_prompts_are_those_of_the_quantized_base(run, tmp_path, monkeypatch, torchao):
+def test_answers_on_other_prompts_are_those_of_the_quantized_base(run, tmp_path, monkeypatch):
     monkeypatch.setenv("ATOMTUNE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "others.txt").write_text("a cat\n")
     options = {"preserve": True, "preserve_prompts": tmp_path / "others.txt", "preserve_share": 1.0}
@@ -73,22 +70,22 @@ def test_answers_on_other_prompts_are_those_of_the_quantized_base(run, tmp_path,
     assert len(list((tmp_path / "cache" / "preserve").iterdir())) == 2
 
 
-def test_a_base_that_cannot_be_quantized_is_refused_before_anything_is_written(images, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(BaseParts, "load", None)
-    for options, sentence in (
-        ({"base": base, "quantize": "nf4"}, "nf4 needs a CUDA or XPU card"),
-        ({"quantize": "int8"}, "moji is so small"),
-        ({"base": base, "offload": "model"}, "offload moves the parts of a base to an accelerator .* device is cpu"),
-        ({"base": base, "quantize": "int3"}, "quantize must be one of int8, fp8, nf4"),
-    ):
-        with pytest.raises(atomtune.UserError, match=sentence):
-            atomtune.customize(images, **QUICK | {"out": tmp_path / "run"} | options)
-        assert not (tmp_path / "run").exists()
-
-
-def test_an_image_says_that_its_base_was_quantized(run, tmp_path, base, torchao):
+def test_an_image_says_that_its_base_was_quantized(run, tmp_path, base):
     run()
     words = ["--prompt", "a sks dog", "--steps", "2", "--quantize", "int8", "--out", str(tmp_path / "drawn")]
     main(["generate", str(tmp_path / "run"), *words])
     (image,) = (tmp_path / "drawn").glob("0*.png")
     assert sampling.read_settings(image)["quantize"] == "int8"
+
+
+@every_base
+def test_every_base_trains_in_int8(base, tmp_path):
+    """The linear layers of the denoiser and of each text encoder are quantized, and a run has a finite loss."""
+    base.pipe().save_pretrained(tmp_path / "base")
+    (tmp_path / "images").mkdir()
+    picture().save(tmp_path / "images" / "a.png")
+    options = {"steps": 2, "resolution": SIZE, "num_atoms": 8, "density": 0.25, "sample_every": 0, "report_to": "none"}
+    options |= {"class_name": "dog", "sample_prompts": ("a sks dog",)}
+    folder = str(tmp_path / "base")
+    summary = atomtune.customize(tmp_path / "images", out=tmp_path / "run", base=folder, quantize="int8", **options)
+    assert summary["quantize"] == "int8" and torch.isfinite(torch.tensor(summary["loss"]))
