@@ -37,13 +37,7 @@ def test_a_recipe_trains_on_its_base_in_miniature(name, tmp_path):
     base.pipe().save_pretrained(tmp_path / "base")
     (tmp_path / "images").mkdir()
     picture().save(tmp_path / "images" / "a.png")
-    given = {
-        "images": tmp_path / "images",
-        "out": tmp_path / "run",
-        "base": str(tmp_path / "base"),
-        "class_name": "dog",
-    }
-    small = {"resolution": SIZE, "steps": 2, "epochs": None, "sample_every": 0, "sample_prompts": ("a sks dog",)}
-    summary = atomtune.customize(configure(name, **given, **small, device="cpu"))
-
+    options = {"resolution": SIZE, "steps": 2, "class_name": "dog", "sample_every": 0, "sample_prompts": ("a sks dog",)}
+    folders = {"images": tmp_path / "images", "base": str(tmp_path / "base"), "out": tmp_path / "run"}
+    summary = atomtune.customize(configure(name, **options, **folders, device="cpu"))
     assert summary["steps"] == 2 and summary["loss"] > 0
