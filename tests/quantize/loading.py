@@ -54,9 +54,8 @@ def wide_encoders(folder: Any) -> None:
     pipe: Any = tiny_others.stable_diffusion_3()
     words, _ = tiny_t5(32)
     t5 = T5Config(vocab_size=len(words), d_model=128, d_kv=64, d_ff=128, num_layers=2, num_heads=2)
-    clip = CLIPTextConfig(
-        **tiny_others.text_config().to_dict() | {"hidden_size": 64, "intermediate_size": 64, "projection_dim": 64}
-    )
+    wide: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "projection_dim": 64}
+    clip = CLIPTextConfig(**tiny_others.text_config().to_dict() | wide)
     pipe.register_modules(
         text_encoder=CLIPTextModelWithProjection(clip),
         text_encoder_2=CLIPTextModelWithProjection(clip),
