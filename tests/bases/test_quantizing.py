@@ -1,4 +1,7 @@
-"""Bases with fewer bits: which numbers become which, and what is refused."""
+"""Bases with fewer bits, without the packages for it: which layers, what is refused, and what is asked of bitsandbytes.
+
+What needs the packages is in tests/quantize.
+"""
 
 import importlib.metadata
 from types import SimpleNamespace
@@ -13,7 +16,6 @@ from transformers.integrations import bitsandbytes as of_transformers
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 import atomtune
-from atomtune.bases import denoiser, fingerprint, load_base
 from atomtune.bases.loading import Part
 from atomtune.bases.quantizing import PACKAGES, quantization_config, quantized_layers, refuse_quantizing
 from tests.bases.families import BASES
@@ -21,41 +23,6 @@ from tests.tiny_pixart import tiny_t5
 from tests.training.tiny_others import text_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture
-def torchao():
-    return pytest.importorskip("torchao", reason="the extra quantize is not installed: torchao")
-
-
-@pytest.mark.parametrize("kind, error", [("int8", 0.01), ("fp8", 0.04)])
-def test_the_linear_layers_of_denoiser_and_text_encoder_are_quantized_but_for_the_first(kind, error, base, torchao):
-    """The error is that of rounding, relative: 1/127 of the largest of a row for int8, 2^-4 at most for fp8."""
-    whole, small = load_base(base), load_base(base, quantize=kind)
-    for name in ("transformer", "text_encoder"):
-        exact, found = dict(getattr(whole, name).named_modules()), dict(getattr(small, name).named_modules())
-        linear = [key for key, module in exact.items() if isinstance(module, torch.nn.Linear)]
-        assert len(linear) > 5
-        for key in linear:
-            weight, expected = found[key].weight, exact[key].weight
-            assert type(weight).__module__.startswith("torchao.")
-            off = (weight.dequantize() - expected).norm() / expected.norm()
-            assert 0 < off < error
-    assert all(type(p) is torch.nn.Parameter for p in small.vae.parameters())
-    assert fingerprint(denoiser(small)) == fingerprint(denoiser(whole))
-
-
-def test_a_first_layer_that_is_linear_is_left_as_it_is(tmp_path, torchao):
-    from tests.training.tiny_others import flux
-
-    flux().save_pretrained(tmp_path)
-    whole, small = load_base(tmp_path), load_base(tmp_path, quantize="int8")
-    first, *others = [key for key, m in denoiser(whole).named_modules() if isinstance(m, torch.nn.Linear)]
-    modules = dict(denoiser(small).named_modules())
-    assert next(denoiser(small).named_parameters())[0] == f"{first}.weight"
-    assert type(modules[first].weight) is torch.nn.Parameter
-    assert all(type(modules[key].weight).__module__.startswith("torchao.") for key in others)
-    assert fingerprint(denoiser(small)) == fingerprint(denoiser(whole))
 
 
 @pytest.fixture
@@ -101,20 +68,6 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
-@pytest.mark.parametrize("chosen", WHOLE, ids=lambda chosen: chosen.__name__)
-def test_the_layers_that_are_quantized_are_those_of_a_model_that_was_loaded_so(chosen, kind, tmp_path):
-    pytest.importorskip(PACKAGES[kind], reason=f"the extra quantize is not installed: {PACKAGES[kind]}")
-    tiny = text_encoder(chosen)
-    tiny.save_pretrained(tmp_path)
-    config = quantization_config(kind, "transformers", torch.bfloat16)
-    loaded = chosen.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
-    linear = {name: layer for name, layer in loaded.named_modules() if isinstance(layer, nn.Linear)}
-    expected = {name for name, layer in linear.items() if type(layer.weight) is not nn.Parameter}
-    found = quantized_layers(tiny, kind)
-    assert {name for name, layer in tiny.named_modules() if layer in found} == expected
-
-
 @pytest.mark.parametrize("kind", PACKAGES)
 @pytest.mark.parametrize("chosen", WHOLE, ids=lambda chosen: chosen.__name__)
 def test_all_linear_layers_of_a_text_encoder_are_quantized_but_one(chosen, kind):
@@ -136,14 +89,6 @@ def test_nf4_is_that_of_qlora(library, version_of_bitsandbytes):
     assert type(config).__module__.startswith(f"{library}.")
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.llm_int8_skip_modules == ["proj_in"]
-
-
-@pytest.mark.parametrize("library", ["diffusers", "transformers"])
-@pytest.mark.parametrize("kind, name", [("int8", "Int8WeightOnlyConfig"), ("fp8", "Float8WeightOnlyConfig")])
-def test_int8_and_fp8_are_of_weights_alone(library, kind, name, torchao):
-    config = quantization_config(kind, library, torch.bfloat16, "proj_in")
-    assert type(config).__module__.startswith(f"{library}.") and type(config.quant_type).__name__ == name
-    assert config.modules_to_not_convert == ["proj_in"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training gives every supported denoiser what its own pipeline gives it, and refuses bases where it would not."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from atomtune.analysis.examples import training_examples
 from atomtune.bases import call_options, denoiser, families, layouts
 from atomtune.bases.families import Clock, family_of
 from atomtune.errors import UserError
+from atomtune.sizes import GivenSize
 from atomtune.training import encoding, observed
 from atomtune.training.objectives import objective_for
 from tests.tiny_pixart import tiny_pixart
@@ -25,12 +27,12 @@ BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedul
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 
 
-def check(pipe: Any, dtype: torch.dtype = torch.float64) -> list[observed.Input]:
+def check(pipe: Any, size: GivenSize = 64) -> list[observed.Input]:
     """As `encoding.check`, in float64: what is left of a difference is then the float32 of the samplers' own tables."""
     pipe.set_progress_bar_config(disable=True)
-    answer = encoding.cast(encoding.encode_prompt(pipe, "a sks dog", 64), dtype)
+    answer = encoding.cast(encoding.encode_prompt(pipe, "a sks dog", size), torch.float64)
     with encoding.replayed(pipe, answer):
-        return observed.check(pipe, objective_for(pipe.scheduler), "a sks dog", 64)
+        return observed.check(pipe, objective_for(pipe.scheduler), "a sks dog", size)
 
 
 def stable_diffusion(scheduler: str, **options: Any) -> Any:
@@ -205,19 +207,23 @@ class Transposed(layouts.Packed):
         return super().unpack(packed, size).mT if packed.ndim == 3 else packed
 
 
-WRONG = {
-    "sign": {"sign": -1},
-    "clock": {"clock": Clock()},
-    "clock backwards": {"clock": Clock(1, backwards=True)},
-    "layout": {"layout": Transposed(2)},
+WRONG: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "sign": lambda family: {"sign": -family.sign},
+    "clock": lambda family: {"clock": Clock()},
+    "clock backwards": lambda family: {"clock": replace(family.clock, backwards=not family.clock.backwards)},
+    "layout": lambda family: {"layout": Transposed(2)},
 }
+PACKED = [tiny_others.flux, tiny_others.qwen_image]
+REVERSED = [tiny_others.z_image, tiny_others.lumina_2]  # noise is at 0, and the sign is the other one
 
 
-@pytest.mark.parametrize("what", WRONG)
-@pytest.mark.parametrize("make", [tiny_others.flux, tiny_others.qwen_image], ids=["Flux.1", "Qwen-Image"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(make, what) for make in PACKED + REVERSED for what in WRONG if make in PACKED or what != "layout"],
+)
 def test_a_family_that_is_written_wrongly_is_noticed(make, what, monkeypatch):
     pipe = make()
-    wrong = replace(family_of(pipe), **WRONG[what])
+    wrong = replace(family_of(pipe), **WRONG[what](family_of(pipe)))
     monkeypatch.setattr(families, "FAMILIES", (wrong,))
     with pytest.raises(UserError, match=f"{type(pipe).__name__} "):
         check(pipe)

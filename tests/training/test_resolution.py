@@ -1,10 +1,13 @@
 """A run on images that are not square: its samples, its folder, and the commands that read it."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from atomtune import cli, sampling
@@ -93,6 +96,33 @@ def test_sdxl_is_told_the_original_size_and_the_crop():
     conditioning = encoding.encode_caption(pipe, "a sks dog", size, **told)
     assert conditioning["added_cond_kwargs"]["time_ids"].tolist() == [[640, 960, 8, 0, 48, 96]]
     assert encoding.told_sizes(tiny_pixart(), (960, 640), size) == {}
+
+
+@pytest.mark.parametrize("buckets", [False, True], ids=["one size", "buckets"])
+def test_a_run_on_sdxl_tells_it_the_size_and_the_crop_of_each_image(run, shapes, tmp_path, monkeypatch, buckets):
+    """What the UNet gets in training; class images are told as they are drawn, and cropped from that size."""
+    stable_diffusion_xl().save_pretrained(tmp_path / "sdxl")
+    seen, forward = set(), UNet2DConditionModel.forward
+
+    @functools.wraps(forward)
+    def watched(self, *args, added_cond_kwargs, **kwargs):
+        if torch.is_grad_enabled():
+            seen.update(tuple(map(int, row)) for row in added_cond_kwargs["time_ids"].tolist())
+        return forward(self, *args, added_cond_kwargs=added_cond_kwargs, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", watched)
+    options = {"base": str(tmp_path / "sdxl"), "images": shapes, "resolution": 64, "aspect_ratio_buckets": buckets}
+    options |= {"prior_preservation": True, "num_class_images": 1, "caption_dropout": 0.5}
+    run(**options)
+    square = (64, 64, 0, 0, 64, 64)
+    if buckets:
+        wide, high = (
+            {(60, 120, 0, 4, 48, 88), (64, 64, 20, 0, 48, 88)},
+            {(96, 60, 0, 4, 88, 48), (64, 64, 0, 20, 88, 48)},
+        )
+        assert seen == {square, *wide, *high}
+    else:
+        assert seen == {square, (60, 120, 0, 32, 64, 64), (96, 60, 19, 0, 64, 64)}
 
 
 def test_pixart_alpha_is_told_the_size_and_the_shape_of_its_bucket():

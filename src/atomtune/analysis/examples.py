@@ -79,8 +79,10 @@ def training_examples(
     encoding.check(pipe, objective, words, answer, size)
     pictures = [data.read_picture(file, [size], alpha_mask) for file in found]
     latents = encoding.encode_images(pipe, [each.image for each in pictures], [each.alpha for each in pictures])
-    known = {words: encoding.encode_caption(pipe, words, size) for words in dict.fromkeys(found.values())}
+    told = [encoding.told_sizes(pipe, each.original, size) for each in pictures]
+    asked = [(words, tuple(each.items())) for words, each in zip(found.values(), told)]
+    known = {each: encoding.encode_caption(pipe, each[0], size, **dict(each[1])) for each in dict.fromkeys(asked)}
     index = list(range(len(found))) * draws
     noised = replace(objective.add_noise(latents.draw(index, generator), generator), mask=latents.masks(index))
     denoiser = bases.denoiser(pipe)
-    return Examples(pipe, noised.to(denoiser.device), [known[words] for words in found.values()] * draws)
+    return Examples(pipe, noised.to(denoiser.device), [known[each] for each in asked] * draws)

@@ -12,7 +12,7 @@ def recipes(name: str | None = None, /) -> None:
     """
     from textwrap import fill
 
-    from atomtune.training.recipes import UNTRIED, load_recipe, recipe_names, recipe_text
+    from atomtune.training.recipes import UNTRIED, bases_of, load_recipe, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")
@@ -23,6 +23,8 @@ def recipes(name: str | None = None, /) -> None:
         }
         text = recipe_text(each)
         purpose = text.partition("\n")[0].removeprefix("# ")  # the first line says it
+        if others := bases_of(each)[1:]:
+            purpose += f" Also for {', '.join(others)}."
         purpose += f" {UNTRIED}" * (UNTRIED in text)
         print(f"{each}\n{fill(purpose, 100, initial_indent='    ', subsequent_indent='    ')}")
         values = "  ".join(f"{key}={value}" for key, value in plain.items())

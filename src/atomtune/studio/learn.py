@@ -16,7 +16,7 @@ from atomtune.studio import parts
 from atomtune.studio.parts import Shown, said
 from atomtune.training import journal
 from atomtune.training.data import find_examples
-from atomtune.training.recipes import load_recipe, recipe_names
+from atomtune.training.recipes import recipe_names
 from atomtune.workspace import MOST, Workspace
 
 OWN_RECIPE = "default"
@@ -28,7 +28,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     """Build the tab."""
     captions, uploads, known = gr.State([]), gr.State([]), gr.State(("", []))
     anew = gr.State("")  # changes when all captions are to be shown again; while one is typed they are not
-    recipes = [OWN_RECIPE, *(name for name in recipe_names() if load_recipe(name)["base"] == base)]
+    recipes = [OWN_RECIPE, *recipe_names(base)]
     with gr.Row():
         with gr.Column(min_width=300):
             files = gr.File(label=f"Images of the subject, {MOST} at most", file_count="multiple", file_types=["image"])

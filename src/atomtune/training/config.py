@@ -159,8 +159,8 @@ class CustomizeConfig:
     default)."""
     aspect_ratio_buckets: bool = False
     """Scale and crop each image to the size, of about the area of the resolution, that is most like its own shape,
-    instead of all to one size. A batch holds images of one size. SDXL is told original sizes and crops. Off, because
-    few bases draw shapes that they were not trained on: moji draws squares alone."""
+    instead of all to one size. A batch holds images of one size. Off, because few bases draw shapes that they were not
+    trained on: moji draws squares alone."""
     random_flip: bool = False
     """Flip each image left to right half of the times that it is seen, at random. Not for subjects whose left and right
     differ, such as a text or a logo."""

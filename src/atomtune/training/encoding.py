@@ -299,11 +299,12 @@ def encode(
     base.load(bases.TEXT)
     bases.offload(pipe, device)
     samples = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in prompts}
-    tell = config.aspect_ratio_buckets
-    told = [told_sizes(pipe, own, size) if tell else {} for own, size in zip(originals, sizes, strict=True)]
+    told = [told_sizes(pipe, own, size) for own, size in zip(originals, sizes, strict=True)]
     conditionings = [encoded(*each) for each in zip(captions, sizes, told, strict=True)]
     empty = [encoded("", *each) for each in zip(sizes, told, strict=True)]
-    class_conditioning = {size: [encoded(prompt, size, {}) for prompt in class_prompts] for size in sizes}
+    drawn_at = (resolution.width, resolution.height)
+    class_told = {size: told_sizes(pipe, drawn_at, size) for size in sizes}
+    class_conditioning = {size: [encoded(prompt, size, class_told[size]) for prompt in class_prompts] for size in sizes}
     class_answers = {prompt: encode_prompt(pipe, prompt, resolution) for prompt in class_prompts}
     pipe.remove_all_hooks()
     base.drop(bases.TEXT)

@@ -21,6 +21,8 @@ from atomtune.training.config import LENGTH, CustomizeConfig, convert
 RECIPES = resources.files("atomtune.training") / "recipes"
 FEW_ATOMS, ONE_IMAGE, OTHER_METHODS = "few-atoms", "one-image", "lora"
 """Endings of the names of recipes for a small `total_atoms`, a single image, and LoRA, DoRA or OFT."""
+ALSO_FOR = "also_for"
+"""Key of a recipe: further bases that it acts for, such as other sizes of its `base`. It is no option of a run."""
 UNTRIED = "Never run on real weights."
 """In the first lines of a recipe that was made from what others set."""
 
@@ -44,14 +46,25 @@ def _converted(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: convert(name, kinds[name], value) for name, value in options.items()}
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, those of the base that ships first."""
+def recipe_names(base: str | None = None) -> list[str]:
+    """Names of the shipped recipes, or of those for one base; those of the base that ships first."""
     names = [file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml")]
-    return sorted(names, key=lambda name: (not name.startswith("moji"), name))
+    names.sort(key=lambda name: (not name.startswith("moji"), name))
+    return [name for name in names if base is None or base in bases_of(name)]
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """Options from a YAML file or a shipped recipe. Raises `UserError` if it cannot be read."""
+    return {key: value for key, value in _read(name_or_path).items() if key != ALSO_FOR}
+
+
+def bases_of(name: str) -> list[str]:
+    """The bases for which a shipped recipe acts."""
+    recipe = _read(name)
+    return [recipe["base"], *recipe.get(ALSO_FOR, [])]
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
     shipped = str(name_or_path) in recipe_names()
     file = RECIPES / f"{name_or_path}.yaml" if shipped else expanded(name_or_path)
     try:
@@ -83,7 +96,7 @@ def recipe_kind(given: Mapping[str, Any]) -> str:
 def recipe_name_for(base: str, kind: str = "") -> str | None:
     """The name of atomtune's recipe for a base, if there is one: the one whose name ends with `kind`, or else the
     first."""
-    names = [name for name in recipe_names() if load_recipe(name)["base"] == base]
+    names = recipe_names(base)
     return next((name for name in names if name.endswith(kind)), names[0] if names else None)
 
 
@@ -95,7 +108,7 @@ def recipe_for(base: str, given: Mapping[str, Any] = MappingProxyType({}), kind:
     default.
     """
     name = recipe_name_for(base, recipe_kind(given) if kind is None else kind)
-    recipe = load_recipe(name) if name else {}
+    recipe = load_recipe(name) | {"base": base} if name else {}
     left_out = {*LENGTH} if {*LENGTH} & {*given} else set()
     if given.get("preserve") is False:
         left_out.add("floor")
