@@ -21,7 +21,7 @@ from atomtune.files import write_text
 from atomtune.sizes import Size
 from atomtune.storage import reading
 from atomtune.storage.metadata import CONFIG_FILE
-from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding
+from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding, zero
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content, threads_of
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -108,7 +108,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
             config.preserve_share,
         )
     # what a part of the base needs is not counted
-    if main and not accelerator.is_fsdp2 and (free := free_memory(accelerator.device)) is not None:
+    if main and not sharding.is_used(accelerator) and (free := free_memory(accelerator.device)) is not None:
         from atomtune.planning import check  # imports this package
 
         if said := check.warning(pipe, config, resolution, PRECISIONS[config.mixed_precision], free):
@@ -151,6 +151,15 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
+    """The `Accelerator` of the run, with DeepSpeed's ZeRO-3 if accelerate's environment asks for that."""
+    deepspeed = zero.plugin(config)
+    with zero.hidden():
+        accelerator = _own_accelerator(config)
+    zero.use(accelerator, deepspeed, config)
+    return accelerator
+
+
+def _own_accelerator(config: CustomizeConfig) -> Accelerator:
     """The `Accelerator`, with all settings of the run given, so that no environment variable changes them."""
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
@@ -165,6 +174,7 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
     fsdp = sharding.plugin(config, precision)
     _warn_overruled(config, precision)
+    sharding.forget()
     AcceleratorState._reset_state()  # so that a second run in one process can have another precision
     state.device = device  # accelerate has no argument for the device, and always reads it here
     try:
