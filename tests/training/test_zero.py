@@ -69,3 +69,10 @@ def test_settings_that_are_not_used_are_named(run, asked, caplog, tmp_path):
     run(steps=1)
     names = "fp16, gradient_clipping, optimizer, zero_quantized_weights, offload_optimizer"
     assert f"not used, because the run has its own: {names}\n" in caplog.text
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(run, monkeypatch):
+    """`accelerate launch --use_deepspeed` does not say itself that there are only CPUs."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(atomtune.UserError, match="lets each train alone, into one folder: on CPUs set ACCELERATE_USE"):
+        run(base="nowhere")

@@ -169,6 +169,11 @@ def _own_accelerator(config: CustomizeConfig) -> Accelerator:
     device, state = pick_device(config.device), PartialState()
     if state.num_processes > 1 and device != state.device:
         raise UserError(f"each of {state.num_processes} processes has a device of its own: leave the device out.")
+    if state.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            "several processes were started, but accelerate lets each train alone, into one folder: on CPUs set "
+            "ACCELERATE_USE_CPU=1."
+        )
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
