@@ -194,5 +194,7 @@ def partition(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, function: Any, tokens: Any) -> Any:
-    """What the layer does, with DeepSpeed's function: torch's own keeps the gathered weight until the backward pass."""
-    return function(tokens, module.weight, module.bias)
+    """What the layer does, with DeepSpeed's function: torch's own keeps the gathered weight until the backward pass.
+    As a matrix, because it adds the bias to any other shape after rounding."""
+    found = function(tokens.reshape(-1, module.in_features), module.weight, module.bias)
+    return found.view(*tokens.shape[:-1], module.out_features)
