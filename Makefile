@@ -1,32 +1,39 @@
 # Every target makes .venv first when it is missing or older than what it is made from. pip would try every version of the
 # lock again, so it installs the lock as it stands, with the hash of every file, and then only torch and what torch needs:
-# its wheel may be a local one (2.13.0+cpu), whose hash is not that of PyPI's. torchao and bitsandbytes go into a folder of
-# their own, which tests/test_quantize.py alone looks into: PEFT imports torchao where it finds it, and that prints warnings.
+# its wheel may be a local one (2.13.0+cpu), whose hash is not that of PyPI's. What few tests need goes into folders of its own:
+# PEFT imports torchao where it finds it, which prints warnings, and DeepSpeed is built, which does not work everywhere.
 PYTHON ?= python3
 BIN := .venv/bin
-QUANTIZE := --no-deps --require-hashes --requirement hashes-quantize.txt
+APART = $(BIN)/pip install --quiet --no-compile --upgrade --no-deps --require-hashes --target $(@D) --requirement $<
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-studio test-latest lint docs readme models bases experiments experiments-quick
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml constraints.txt hashes.txt hashes-quantize.txt
+.venv/installed: pyproject.toml constraints.txt hashes.txt
 	$(PYTHON) -m venv .venv
 	if command -v uv > /dev/null; then \
 	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirement hashes.txt && \
-	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,eval]' && \
-	  uv pip install --quiet --python $(BIN)/python --target .venv/quantize $(QUANTIZE); \
+	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,eval]'; \
 	else $(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement hashes.txt && \
-	  $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,eval]' && \
-	  $(BIN)/pip install --quiet --no-compile --upgrade --target .venv/quantize $(QUANTIZE); \
+	  $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,eval]'; \
 	fi
+	touch $@
+
+.venv/quantize/installed: hashes-quantize.txt .venv/installed
+	$(APART)
+	touch $@
+
+.venv/deepspeed/installed: hashes-deepspeed.txt .venv/installed
+	mkdir -p $(@D)
+	DS_BUILD_OPS=0 $(APART) --no-build-isolation || echo "DeepSpeed cannot be built here: its tests are skipped"
 	touch $@
 
 demo: .venv/installed  ## learn a teapot from five images and draw it elsewhere (runs/demo)
 	$(BIN)/atomtune demo
 
-test: .venv/installed  ## the whole test suite, in two processes of one thread
+test: .venv/quantize/installed .venv/deepspeed/installed  ## the whole test suite, in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-studio: .venv/installed  ## all tests of the studio in a browser, with half an hour of three users, and its pictures
@@ -38,7 +45,7 @@ test-latest:  ## the test suite with the newest PEFT instead of the pinned one
 	$(PYTHON) -m venv .venv-latest
 	grep -v '^peft==' constraints.txt > .venv-latest/constraints.txt
 	.venv-latest/bin/pip install --quiet --upgrade --constraint .venv-latest/constraints.txt --editable '.[dev,eval]' peft
-	.venv-latest/bin/pip install --quiet --upgrade --target .venv-latest/quantize $(QUANTIZE)
+	.venv-latest/bin/pip install --quiet --upgrade --target .venv-latest/quantize --requirement hashes-quantize.txt --no-deps
 	.venv-latest/bin/pip list | grep '^peft '
 	.venv-latest/bin/python -m pytest
 
@@ -47,8 +54,8 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	@if $(PYTHON) -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2> /dev/null; then \
-	  $(BIN)/pip-audit --requirement hashes.txt --require-hashes --disable-pip --progress-spinner off && \
-	  $(BIN)/pip-audit --requirement hashes-quantize.txt --require-hashes --disable-pip --progress-spinner off; \
+	  $(BIN)/pip-audit --requirement hashes.txt --requirement hashes-quantize.txt --requirement hashes-deepspeed.txt \
+	    --require-hashes --disable-pip --progress-spinner off; \
 	else echo "pip-audit is skipped: it asks pypi.org for known vulnerabilities, and there is no network here"; fi
 
 docs: .venv/installed  ## build the documentation into site/

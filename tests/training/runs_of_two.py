@@ -1,6 +1,6 @@
 """Run by test_processes.py in each of two processes: the runs of a JSON file, one after the other.
 
-Each run is a dict of options of `customize`, and `sharded`: whether accelerate's environment asks for FSDP2.
+Each run is a dict of options of `customize`, and `environment`: what accelerate's environment asks for.
 """
 
 import json
@@ -24,9 +24,11 @@ class Watched(Trainer):
         held = {"frozen": [0, 0], "trained": [0, 0]}
         for parameter in self.model.parameters():
             own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if not parameter.requires_grad:  # else DeepSpeed has no part in it
+                own = getattr(parameter, "ds_tensor", own)
             counts = held["trained" if parameter.requires_grad else "frozen"]
             counts[0] += own.numel()
-            counts[1] += parameter.numel()
+            counts[1] += getattr(parameter, "ds_numel", parameter.numel())
         summary = super().finish()
         file = self.config.out / f"held-{self.accelerator.process_index}.json"
         file.write_text(json.dumps(held))
@@ -35,6 +37,8 @@ class Watched(Trainer):
 
 run.Trainer = Watched
 for options in json.loads(Path(sys.argv[1]).read_text()):
-    sharded = options.pop("sharded")
-    os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
+    environment = options.pop("environment")
+    os.environ |= environment
     atomtune.customize(**options)
+    for variable in environment:
+        del os.environ[variable]

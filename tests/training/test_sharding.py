@@ -15,7 +15,6 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 @pytest.mark.parametrize(
     ("environment", "options", "sentence"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed, .*: start it without, .* --use_fsdp"),
         ({"ACCELERATE_USE_MEGATRON_LM": "1"}, {}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "yes"}, {}, "asks for a parallelism config"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "asks for FSDP 1, and here .* --fsdp_version 2"),

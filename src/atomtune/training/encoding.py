@@ -25,7 +25,7 @@ from atomtune.bases.families import Family, family_of, nearest
 from atomtune.errors import UserError
 from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
-from atomtune.training import fitting, observed
+from atomtune.training import fitting, observed, sharding
 from atomtune.training.buckets import crop_corner
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.data import Picture, alpha_tensor, fitted, read_image, to_tensor
@@ -326,7 +326,7 @@ def encode(
     base.drop(bases.IMAGES)
 
     base.load(bases.DENOISER)
-    if not accelerator.is_fsdp2:  # which moves it shard by shard, because the whole may not fit
+    if not sharding.is_used(accelerator):  # which moves it shard by shard, because the whole may not fit
         denoiser(pipe).to(device)
     return cache
 

@@ -22,7 +22,7 @@ from atomtune.files import write_text
 from atomtune.sizes import Size
 from atomtune.storage import reading
 from atomtune.storage.metadata import CONFIG_FILE
-from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding
+from atomtune.training import buckets, checkpoints, data, encoding, journal, outcome, preserving, sharding, zero
 from atomtune.training.claiming import RECORD, claim, content_of, refuse_other_content, threads_of
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import refuse_other_method
@@ -144,7 +144,7 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
 def _warn_of_memory(config: CustomizeConfig, accelerator: Accelerator, files: Iterable[Path]) -> None:
     """Say so if the run does not fit on the card, and which options make it fit."""
     free = free_memory(accelerator.device)
-    if free is None or accelerator.is_fsdp2:  # what a part of the base needs is not counted
+    if free is None or sharding.is_used(accelerator):  # what a part of the base needs is not counted
         return
     from atomtune.planning import check  # imports this package
 
@@ -162,6 +162,15 @@ def _of_this_place(finished: dict[str, Any], config: CustomizeConfig) -> dict[st
 
 
 def _accelerator(config: CustomizeConfig) -> Accelerator:
+    """The `Accelerator` of the run, with DeepSpeed's ZeRO-3 if accelerate's environment asks for that."""
+    deepspeed = zero.plugin(config)
+    with zero.hidden():
+        accelerator = _own_accelerator(config)
+    zero.use(accelerator, deepspeed, config)
+    return accelerator
+
+
+def _own_accelerator(config: CustomizeConfig) -> Accelerator:
     """The `Accelerator`, with all settings of the run given, so that no environment variable changes them."""
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
@@ -171,11 +180,17 @@ def _accelerator(config: CustomizeConfig) -> Accelerator:
     device, state = pick_device(config.device), PartialState()
     if state.num_processes > 1 and device != state.device:
         raise UserError(f"each of {state.num_processes} processes has a device of its own: leave the device out.")
+    if state.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            "several processes were started, but accelerate lets each train alone, into one folder: on CPUs set "
+            "ACCELERATE_USE_CPU=1."
+        )
     precision = config.mixed_precision
     if precision == "auto":
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == pick_dtype("auto", device))
     fsdp = sharding.plugin(config, precision)
     _warn_overruled(config, precision)
+    sharding.forget()
     AcceleratorState._reset_state()  # so that a second run in one process can have another precision
     state.device = device  # accelerate has no argument for the device, and always reads it here
     try:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from atomtune.errors import UserError
+from atomtune.training import zero
+from atomtune.training.zero import is_set
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,28 +29,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFUSED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
 WRAPPED_BY = "FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP"
 """The variable that says what is gathered together, and its value if there is none: a block of the base at a time."""
 
+UNSHARDED: dict[str, Any] = {}
+"""What accelerate's state said before `use` changed it."""
+
 
 def plugin(config: CustomizeConfig, precision: str) -> FullyShardedDataParallelPlugin | None:
     """accelerate's plugin of FSDP2 if its environment asks for that, or None. Raises `UserError` if it asks for another
     way to split a model, or for what a run with shards cannot do."""
     for variable, what in REFUSED.items():
-        if _is_set(variable):
+        if is_set(variable):
             raise UserError(
                 f"{variable} asks for {what}, which does not train an adapter here: start it without, and where the "
                 "base does not fit on one card with `accelerate launch --use_fsdp --fsdp_version 2`."
             )
-    if not _is_set("ACCELERATE_USE_FSDP"):
+    if not is_set("ACCELERATE_USE_FSDP"):
         return None
     if os.environ.get("FSDP_VERSION") != "2":
         raise UserError("ACCELERATE_USE_FSDP asks for FSDP 1, and here a base is sharded by FSDP2: --fsdp_version 2.")
-    if _is_set("FSDP_OFFLOAD_PARAMS"):
+    if is_set("FSDP_OFFLOAD_PARAMS"):
         raise UserError(
             "FSDP_OFFLOAD_PARAMS asks to keep the shards in the memory of the CPU, which was never run with an "
             "adapter: start without it, on more cards."
@@ -80,8 +84,11 @@ def plugin(config: CustomizeConfig, precision: str) -> FullyShardedDataParallelP
         raise UserError(f"accelerate cannot use the settings of FSDP in its environment: {error}.") from error
 
 
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")
+def forget() -> None:
+    """Undo `use`, which an earlier run in this program may have called, before there is the next accelerator."""
+    from accelerate import PartialState
+
+    vars(PartialState()).update(UNSHARDED)
 
 
 def use(accelerator: Accelerator, fsdp: FullyShardedDataParallelPlugin | None) -> None:
@@ -95,8 +102,14 @@ def use(accelerator: Accelerator, fsdp: FullyShardedDataParallelPlugin | None) -
     if accelerator.num_processes == 1 and not accelerator.is_fsdp2:
         logger.warning("ACCELERATE_USE_FSDP is not used: the one process of this run has the whole base")
     else:
+        UNSHARDED.setdefault("distributed_type", PartialState().distributed_type)
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = fsdp
+
+
+def is_used(accelerator: Accelerator) -> bool:
+    """Whether each process has a part of the base: by FSDP2 or by DeepSpeed."""
+    return accelerator.is_fsdp2 or zero.is_used(accelerator)
 
 
 def choose_shards(accelerator: Accelerator, model: nn.Module) -> None:

@@ -29,7 +29,7 @@ from atomtune.method.floor import Sample, said
 from atomtune.method.matched import Moment, matched_filters
 from atomtune.sizes import Size
 from atomtune.storage import folders
-from atomtune.training import diverging, encoding, outcome, sharding
+from atomtune.training import diverging, encoding, outcome, sharding, zero
 from atomtune.training.config import CustomizeConfig
 from atomtune.training.methods import adapt
 from atomtune.training.objectives import Noised, prediction_loss
@@ -97,7 +97,12 @@ class Steps:
         schedule = make_schedule(config, optimizer, self.steps, accelerator.num_processes)
         if accelerator.is_fsdp2:
             sharding.choose_shards(accelerator, self.model)
-        self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
+        if zero.is_used(accelerator):
+            zero.partition(accelerator, self.model)
+            self.wrapped: Any = self.model
+            self.optimizer, self.schedule = accelerator.prepare(optimizer, schedule)
+        else:
+            self.wrapped, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
 
     def _adapted(self, base: torch.nn.Module, start: Path | None) -> Any:
         """The base with a fresh adapter, or with the one in `start`."""
@@ -123,7 +128,7 @@ class Steps:
                 losses.append(self.accelerator.gather(own.detach()).mean())  # pyright: ignore
                 self.accelerator.backward(own)
                 if self.accelerator.sync_gradients:
-                    if self.accelerator.is_fsdp2:
+                    if sharding.is_used(self.accelerator):
                         sharding.average_gradients(self.parameters, self._mean)
                     for dictionary in self.dictionaries:
                         dictionary.sigma.average_observations(self._mean)
@@ -198,7 +203,7 @@ class Steps:
         noised = reduce(Noised.joined, (examples for examples, _ in groups)).to(self.accelerator.device)
         conditionings = [conditioning for _, some in groups for conditioning in some]
         counts = [len(some) for _, some in groups]
-        with self.penalties.watched(), self.accelerator.autocast():  # which FSDP2 leaves to us
+        with self.penalties.watched(), self.accelerator.autocast():  # which shards leave to us
             prediction = encoding.predict(self.wrapped, noised, conditionings, self.dtype, cache.family)
         losses = prediction_loss(prediction, noised)
         own, *more = losses.split(counts)

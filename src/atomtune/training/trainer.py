@@ -199,7 +199,7 @@ class Trainer(Steps):
             "steps_per_second": round(self.step / self.seconds, 3),
             "loss": self.loss,
             "processes": self.accelerator.num_processes,
-            "sharded": self.accelerator.is_fsdp2,
+            "sharded": sharding.is_used(self.accelerator),
             "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
             **self.measured,
         }
@@ -240,7 +240,7 @@ class Trainer(Steps):
     def _takes_part(self) -> bool:
         """Whether the model runs in this process too for what the main process writes: always if it is sharded, because
         each has a part of it."""
-        return self.accelerator.is_main_process or self.accelerator.is_fsdp2
+        return self.accelerator.is_main_process or sharding.is_used(self.accelerator)
 
     def _sample_files(self) -> list[Path]:
         samples = self.config.out / "samples"
