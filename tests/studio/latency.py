@@ -37,7 +37,7 @@ def measure(page: Page, process: psutil.Process, times: int) -> tuple[list[float
         field = page.focus("Density")
         page.browser.execute_script("arguments[0].select()", field)
         start, before = time.perf_counter(), process.cpu_times().user
-        density = f"{0.011 + number / 1000:.3g}"
+        density = f"{0.2 + 0.015 * number:.3g}"  # each with another number of atoms a token in some layer
         drawn = rf"Drawn in .*density {density}\."
         field.send_keys(f"{density}\t")
         page.until_said(f"Draft of 5 steps|{drawn}")
