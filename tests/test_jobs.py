@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -47,6 +48,36 @@ def test_jobs_run_one_after_the_other(tmp_path):
     assert failed.message.startswith("there is no recipe 'nothing'")  # the sentence of the command
     with pytest.raises(UserError, match="job 1 neither waits nor runs"):
         queue.stop(1)
+
+
+def test_a_run_that_has_stopped_may_go_on_though_its_process_is_still_there(tmp_path):
+    """After the journal's last line a process needs a second to end. It is no run that goes on from an old journal,
+    which begins its own some seconds after its process."""
+    queue, out = Queue(tmp_path / "jobs"), tmp_path / "runs" / "long"
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = psutil.Process(process.pid).create_time()
+    (tmp_path / "jobs").mkdir()
+    entry = {"words": ["customize"], "out": str(out), "pid": process.pid, "born": born}
+    (tmp_path / "jobs" / "0001-long.started.json").write_text(json.dumps(entry))
+    journal = out / "logs" / "journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    lines = [
+        {"pid": process.pid, "born": born, "host": platform.node(), "steps": 4},
+        {"step": 2, "loss": 1.0, "seconds": 1},
+    ]
+    try:
+        journal.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"ended": True}]))
+        os.utime(journal, (born - 60, born - 60))
+        with pytest.raises(UserError, match="long is running already"):
+            queue.add(["customize"], out)
+        assert overview(queue, {"long": out}) == [("long", "customize", "running")]
+        os.utime(journal)
+        assert overview(queue, {"long": out}) == [("long", "customize", "stopped at step 2 of 4")]
+        assert queue.add(["customize"], out).number == 2
+        queue.advance()
+        assert [job.state for job in queue.jobs()] == ["running", "queued"]  # not two at once
+    finally:
+        process.communicate(b"\n")
 
 
 def test_a_job_runs_until_its_exit_code_is_known(tmp_path):
@@ -142,7 +173,8 @@ def test_what_there_is_at_a_glance(tmp_path):
         ("made-elsewhere", "customize", "stopped at step 4 of 9"),
         ("downloaded", "", "an adapter"),
     ]
-    # A job whose run has ended, or not begun anew, still runs: it can be resumed only later.
+    # A job whose run has not begun anew runs: its journal is that of an earlier process.
+    os.utime(run / "logs" / "journal.jsonl", (0, 0))
     own = {"words": ["customize"], "out": str(run), "pid": os.getpid(), "born": psutil.Process().create_time()}
     (queue.folder / "0003-made-elsewhere.started.json").write_text(json.dumps(own))
     assert ("made-elsewhere", "customize", "running") in overview(queue, {"made-elsewhere": run})
