@@ -26,10 +26,10 @@ def plot(out: Path = HERE, docs: Path = DOCS) -> None:
     found = read(out)
     figures = docs / "results" / "figures"
     steps, dials = over_steps(found), over_dials(found)
-    if any(name.endswith("-curve") for name in found):
+    if steps:
         after = f"after {', '.join(map(str, STEPS[:-1]))} and {STEPS[-1]} steps"
         save(_against_drift(found, steps, after), figures / "drift-steps.png")
-    if any("dials" in cell for cell in found.values()):
+    if dials:
         save(_against_drift(found, dials, "as trained, and with a dial turned"), figures / "drift-dials.png")
     if any(way[:2] in FRONTIER for way in steps):
         save(_frontier(found, steps, dials), figures / "drift-frontier.png")
