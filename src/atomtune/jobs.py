@@ -30,7 +30,7 @@ import psutil
 from atomtune.errors import UserError
 from atomtune.files import expanded, write_text
 from atomtune.shell import command_line
-from atomtune.training.journal import FILE, read, running, stop
+from atomtune.training.journal import FILE, Progress, read, running, stop
 
 TAIL = 4000
 """Bytes of what a job printed that are read."""
@@ -84,7 +84,7 @@ class Queue:
         """Queue a command line. Raises `UserError` if a job that waits or runs has the same `out`; a run that has ended
         may go on, though its process has not."""
         for job in self.jobs():
-            if job.out == str(out) and job.state not in ENDED and not _is_over(job):
+            if job.out == str(out) and job.state not in ENDED and not _is_over(job, read(Path(out))):
                 raise UserError(f"{Path(out).name} is {job.state} already: wait for it, or stop it.")
         with self._lock:
             number = 1 + max((job.number for job in self.jobs()), default=0)
@@ -153,18 +153,16 @@ def overview(queue: Queue, runs: Mapping[str, Path]) -> list[tuple[str, str, str
         rows[name] = (name, job.words[0], f"{job.state}: {said}" if said else job.state)
     for name, path in runs.items():
         job, progress = latest.get(name), read(path)
-        at_work = progress is not None and progress.running
-        others = job is None or job.state not in ("queued", "running", "failed") or _is_over(job)
-        if progress is not None and (at_work or others):
+        says_more = job is None or job.state not in ("queued", "running", "failed") or _is_over(job, progress)
+        if progress is not None and (progress.running or says_more):
             rows[name] = (name, job.words[0] if job else "customize", str(progress))
         rows.setdefault(name, (name, "", "an adapter"))
     return list(rows.values())
 
 
-def _is_over(job: Job) -> bool:
-    """Whether the run of a job that trains has ended, and its process is about to."""
-    progress = read(Path(job.out)) if job.words[0] == "customize" else None
-    if progress is None or progress.running or job.process is None:
+def _is_over(job: Job, progress: Progress | None) -> bool:
+    """Whether the run of a job that trains, whose progress is given, has ended, and its process is about to."""
+    if job.words[0] != "customize" or progress is None or progress.running or job.process is None:
         return False
     try:
         return (Path(job.out) / FILE).stat().st_mtime > job.process.create_time()  # else that of an earlier process
