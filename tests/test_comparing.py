@@ -9,6 +9,8 @@ from PIL import Image
 
 import atomtune
 from atomtune import manifest, sampling
+from atomtune.comparing import read_comparison
+from atomtune.errors import UserError
 from atomtune.metrics import drift, load_clip, load_dino, vendi
 from atomtune.training.data import fitted
 from tests.metrics.tiny_models import write_clip, write_dino
@@ -49,6 +51,8 @@ def test_numbers_are_those_of_the_images_that_were_drawn(base, runs, models, ima
     assert seen == ["base", "atoms", "lora"] == [*found["scores"]]
     assert found == json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     scores = found["scores"]
+    assert read_comparison(tmp_path)[0] == scores
+    assert read_comparison(tmp_path)[1].tobytes() == sampling.read_image(tmp_path / "grid.png").tobytes()
     clip, dino = load_clip(models["clip"]), load_dino(models["dino"])
     learnt = [fitted(sampling.read_image(file), 64) for file in sorted(images.iterdir())]
 
@@ -77,6 +81,15 @@ def test_numbers_are_those_of_the_images_that_were_drawn(base, runs, models, ima
     settings = [sampling.read_settings(file) for file in sorted((tmp_path / "images" / "lora").glob("*.png"))]
     assert [(own["prompt"], own["seed"]) for own in settings] == [(p, s) for p in prompts for s in (5, 6)]
     assert {"scores.json", "grid.png"} <= manifest.written(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"scores": 3}', '{"scores": {"base": {"clip_t": "x"}}}'])
+def test_what_is_no_comparison_is_a_sentence(text, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
+    if text is not None:
+        (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(UserError, match="there is no comparison in"):
+        read_comparison(tmp_path)
 
 
 def test_an_adapter_folder_alone_is_compared_and_images_are_not_drawn_again(runs, tmp_path):

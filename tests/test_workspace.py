@@ -48,6 +48,22 @@ def test_what_is_there_is_found_and_nothing_else(workspace, tmp_path):
         workspace.run(None)
 
 
+def test_edits_and_comparisons_are_listed_once_they_are_finished(workspace):
+    assert workspace.edits() == workspace.comparisons() == []
+    (workspace.folder / "both").mkdir()
+    for file in ("edit.json", "scores.json"):
+        for folder in ("good", "both"):
+            (workspace.folder / folder / file).write_text("{}")
+    assert workspace.edits() == workspace.comparisons() == []
+    for file in ("edit.png", "grid.png"):
+        for folder in ("good", "both"):
+            (workspace.folder / folder / file).touch()
+    assert workspace.edits() == ["good"] and sorted(workspace.comparisons()) == ["both", "good"]
+    (workspace.folder / "both" / "grid.png").unlink()
+    (workspace.folder / "both" / "grid.png").symlink_to(workspace.folder.parent / "secret" / "config.yaml")
+    assert workspace.comparisons() == ["good"]
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_leads_out(workspace, name):
     before = sorted(workspace.folder.parent.rglob("*"))

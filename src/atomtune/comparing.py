@@ -22,7 +22,7 @@ from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, refuse_output, write_text
 from atomtune.metrics.drift import other_prompts
 from atomtune.metrics.models import CLIP, DINO
-from atomtune.metrics.scores import changes, load_models, rounded, scores
+from atomtune.metrics.scores import changes, load_models, rounded, scores, table
 from atomtune.prompts import without_tokens
 from atomtune.sizes import GivenSize, Size
 from atomtune.storage import folders, reading, runs
@@ -143,6 +143,18 @@ def compare(
     sheet = ({"images": references[: len(prompts)]} if references else {}) | rows
     sampling.save_png(sampling.grid(list(sheet.values()), list(sheet), prompts), out / RESULTS[1], settings)
     return result
+
+
+def read_comparison(out: str | Path) -> tuple[dict[str, dict[str, Any]], Image.Image]:
+    """The scores that `compare` wrote into `out`, {column: {score: value}}, and its grid of images. Raises
+    `UserError` if they are not there."""
+    scored, sheet = (expanded(out) / file for file in RESULTS)
+    try:
+        found = json.loads(scored.read_text(encoding="utf-8"))["scores"]
+        [*table(found)]  # raises what is wrong with them
+        return found, sampling.read_image(sheet)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"there is no comparison in {out}, or not all of it: run `atomtune compare` again.") from error
 
 
 def _drawn(

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from atomtune import comparing, editing
 from atomtune.errors import UserError
 from atomtune.files import real_path, refuse_output, write_once, write_text
 from atomtune.shell import command_line
@@ -69,6 +70,15 @@ class Workspace:
     def adapters(self) -> list[str]:
         """Names of those that can be drawn with."""
         return [name for name, path in self.runs().items() if _has_adapter(path)]
+
+    def edits(self) -> list[str]:
+        """Names of those that `edit` made, and that it finished."""
+        needed = editing.RESULTS[:2]  # there is no preset where no rung is best
+        return [name for name, path in self.runs().items() if all((path / file).is_file() for file in needed)]
+
+    def comparisons(self) -> list[str]:
+        """Names of the folders that `compare` made: the newest first."""
+        return [path.name for path in sorted(self.folder.iterdir(), key=_age) if self.holds(path, *comparing.RESULTS)]
 
     def run(self, name: str | None) -> Path:
         """The folder of a run. Raises `UserError` if there is none of this name."""

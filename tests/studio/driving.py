@@ -142,11 +142,17 @@ class Page:
         from selenium.webdriver import ActionChains
         from selenium.webdriver.common.keys import Keys
 
+        def options(which: str) -> list[str]:
+            script = "return [...arguments[0].querySelectorAll('[role=listbox] ' + arguments[1])].map(e => e.ariaLabel)"
+            return self.browser.execute_script(script, self.panel, which)
+
         field = self.focus(label)
+        wait(lambda: choice in options("li"), 30)  # the list is renewed now and then
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(choice)
-        time.sleep(0.6)
+        wait(lambda: options(".active") == [choice], 10)
         field.send_keys(Keys.ENTER)
+        time.sleep(0.3)  # a Tab within some milliseconds would come before what Enter does
         ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
     def drop(self, *files: Path) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import gradio as gr
 
-from atomtune.comparing import NO_IMAGES, RESULTS
+from atomtune.comparing import NO_IMAGES, read_comparison
 from atomtune.errors import UserError
 from atomtune.jobs import Queue
-from atomtune.metrics.scores import table as score_table
-from atomtune.sampling import read_image
+from atomtune.metrics.scores import table
 from atomtune.studio import parts
 from atomtune.studio.parts import Shown, said, slider
 from atomtune.workspace import Workspace
 
 
-def tab(base: str, workspace: Workspace, queue: Queue) -> None:
-    """Build the tab."""
+def tab(base: str, workspace: Workspace, queue: Queue) -> parts.Lists:
+    """Build the tab. Returns its lists."""
     with gr.Row():
         with gr.Column(min_width=300):
             chosen = gr.Dropdown(
@@ -34,12 +32,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
             start = gr.Button("Compare", variant="primary")
     line = parts.status()
 
-    def comparisons() -> list[str]:
-        folders = sorted(workspace.folder.iterdir(), key=lambda path: -path.lstat().st_mtime)
-        return [path.name for path in folders if workspace.holds(path, *RESULTS)]
-
     with gr.Row():
-        done, show = gr.Dropdown(comparisons(), label="Finished comparisons", scale=3), gr.Button("Show")
+        done, show = gr.Dropdown(workspace.comparisons(), label="Finished comparisons", scale=3), gr.Button("Show")
     said_of_drift = "Scores: drift is how much images of other things change; less of it is better"
     numbers = gr.Dataframe(label=said_of_drift, headers=["", "base"], interactive=False, wrap=True)
     grid = parts.picture("The first image of each prompt", "Grid of images, a row for each adapter")
@@ -58,18 +52,13 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
         yield {line: said(f"Queued, see Learn: {job.command}.{why} When it is finished, choose it below.")}
 
     def shown(title: str | None) -> Shown:
-        if title is None or title not in comparisons():
+        if title is None or title not in workspace.comparisons():
             raise UserError("choose a finished comparison from the list.")
-        scores, sheet = (workspace.folder / title / file for file in RESULTS)
-        try:
-            found = json.loads(scores.read_text(encoding="utf-8"))["scores"]
-            table = gr.Dataframe([[label, *values] for label, values in score_table(found)], headers=["", *found])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the scores of {title} cannot be read: compare again.") from error
-        yield {numbers: table, grid: workspace.picture(read_image(sheet)), line: said("")}
+        found, sheet = read_comparison(workspace.folder / title)
+        rows = [[label, *values] for label, values in table(found)]
+        yield {numbers: gr.Dataframe(rows, headers=["", *found]), grid: workspace.picture(sheet), line: said("")}
 
     inputs = [chosen, prompts, num, seed, name]
     start.click(parts.reporting(line, compare), inputs, line, **parts.LIVE)
-    parts.refreshing(done, comparisons)
-    parts.refreshing(chosen, workspace.adapters)
     gr.on([show.click, done.input], parts.reporting(line, shown), done, [numbers, grid, line], **parts.LIVE)
+    return {done: workspace.comparisons, chosen: workspace.adapters}

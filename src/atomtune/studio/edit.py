@@ -18,8 +18,8 @@ from atomtune.workspace import Workspace
 EXAMPLE = ("a teapot on a green background", "a teapot on a red background")
 
 
-def tab(base: str, workspace: Workspace, queue: Queue) -> None:
-    """Build the tab."""
+def tab(base: str, workspace: Workspace, queue: Queue) -> parts.Lists:
+    """Build the tab. Returns its lists."""
     with gr.Row():
         image = gr.Image(label="Image", height=300, type="filepath", sources=["upload", "clipboard"], image_mode=None)
         with gr.Column(min_width=300):
@@ -32,11 +32,8 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
                 start, example = gr.Button("Edit", variant="primary"), gr.Button("Take the example")
     line = parts.status()
 
-    def edits() -> list[str]:
-        return [name for name, path in workspace.runs().items() if (path / "edit.json").is_file()]
-
     with gr.Row():
-        done, show = gr.Dropdown(edits(), label="Finished edits", scale=3), gr.Button("Show")
+        done, show = gr.Dropdown(workspace.edits(), label="Finished edits", scale=3), gr.Button("Show")
     ladder = gr.Gallery(
         label="With fewer and fewer atoms, and scores of prompt and image: click the best", columns=5,
         interactive=False, allow_preview=False, object_fit="contain", elem_classes="gallery",
@@ -82,7 +79,7 @@ def tab(base: str, workspace: Workspace, queue: Queue) -> None:
     report, quiet = parts.reporting, parts.QUIET
     example.click(lambda: (workspace.copy(IMAGES / "teapot.png"), *EXAMPLE), None, [image, source, prompt], **quiet)
     start.click(report(line, edit), [image, source, prompt, name, steps], line, **parts.LIVE)
-    parts.refreshing(done, edits)
     gr.on([show.click, done.input], report(line, shown), done, [ladder, rungs, picked, line], **parts.LIVE)
     ladder.select(report(line, chosen), rungs, [picked, line], **quiet)
     save.click(report(line, saved), [done, picked, title], [command, line], **quiet)
+    return {done: workspace.edits}

@@ -25,8 +25,8 @@ CLICK = "Click a place of the image for the atoms that act there."
 WHERE = ("Where it acts", "Acts on words, not on places")
 
 
-def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
-    """Build the tab."""
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> parts.Lists:
+    """Build the tab. Returns its lists."""
     run, prompt, seed, steps, pressed = parts.subject(workspace)
     with gr.Row():
         draw, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
@@ -135,3 +135,4 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
         event.then(parts.reporting(line, show), [seen, atom, asked_at, shown_at], details, **parts.LIVE)
     name.click(parts.reporting(line, name_atoms), run, line, **parts.QUIET)
     parts.stopping(stop, easel, line)
+    return {run: workspace.adapters}

@@ -18,8 +18,8 @@ MOST = 4
 HEADS = ["Layer", "Same directions", "Both act", "Cosine"]
 
 
-def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
-    """Build the tab."""
+def tab(easel: Easel, workspace: Workspace, queue: Queue) -> parts.Lists:
+    """Build the tab. Returns its lists."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             chosen = gr.Dropdown(
@@ -87,7 +87,7 @@ def tab(easel: Easel, workspace: Workspace, queue: Queue) -> None:
     triggers = [draw.click, prompt.submit, kind.input, *(weight.input for weight in weights)]
     gr.on(triggers, parts.reporting(line, preview), inputs, [base, image, line], **parts.DRAWS)
     chosen.change(sliders, chosen, weights, **parts.QUIET)
-    parts.refreshing(chosen, workspace.adapters)
     measure.click(parts.reporting(line, measured), chosen, [table, line], **parts.LIVE)
     write.click(parts.reporting(line, written), [chosen, kind, name, *weights], line, **parts.LIVE)
     parts.stopping(stop, easel, line)
+    return {chosen: workspace.adapters}

@@ -49,22 +49,24 @@ def page(easel: Easel, workspace: Workspace, queue: Queue) -> Blocks:
         gr.Markdown(ABOUT)
         with gr.Tabs():
             with gr.Tab("Look"):
-                look.tab(easel, workspace, queue)
+                lists = look.tab(easel, workspace, queue)
             with gr.Tab("Steer"):
                 opening = steer.tab(easel, workspace, queue)
+                lists[opening[1]] = workspace.adapters
             with gr.Tab("Learn"):
                 learn.tab(easel.base, workspace, queue)
             with gr.Tab("Edit"):
-                edit.tab(easel.base, workspace, queue)
+                lists |= edit.tab(easel.base, workspace, queue)
             with gr.Tab("Merge"):
-                merge.tab(easel, workspace, queue)
+                lists |= merge.tab(easel, workspace, queue)
             with gr.Tab("Compare"):
-                compare.tab(easel.base, workspace, queue)
+                lists |= compare.tab(easel.base, workspace, queue)
 
         def left(request: gr.Request) -> None:
             easel.leave(str(request.session_hash))
             blocks.forget(str(request.session_hash))
 
+        parts.renewing(lists)
         blocks.load(*opening, **parts.QUIET)
         blocks.unload(left)
     return blocks

@@ -16,6 +16,8 @@ from atomtune.workspace import Workspace
 DRAFT = 5  # sampling steps of a draft
 Shown = Iterator[dict[Any, Any]]
 """What a handler yields: {component: value}."""
+Lists = dict[gr.Dropdown, Callable[[], list[str]]]
+"""Lists to choose from, and what stands in them now."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
 LIVE: dict[str, Any] = QUIET | {"show_progress": "minimal"}
 DRAWS: dict[str, Any] = LIVE | {"js": "(...all) => [...all.slice(0, -1), performance.timeOrigin + performance.now()]"}
@@ -78,9 +80,19 @@ def picture(label: str, alt: str = "") -> gr.Image:
     return gr.Image(**name, type="filepath", interactive=False, buttons=buttons)
 
 
-def refreshing(chooser: gr.Dropdown, choices: Callable[[], list[str]]) -> None:
-    """Let a list be up to date when a person opens it."""
-    chooser.focus(lambda: gr.Dropdown(choices=choices()), None, chooser, **QUIET)
+def renewing(lists: Lists) -> None:
+    """Keep lists up to date. One that is as it was is not sent again, because that would close it."""
+
+    def now() -> list[list[str]]:
+        found = {choices: choices() for choices in {*lists.values()}}
+        return [found[choices] for choices in lists.values()]
+
+    def renewed(known: list[list[str]]) -> list[Any]:
+        new = now()
+        return [new, *(gr.skip() if own == old else gr.Dropdown(choices=own) for own, old in zip(new, known))]
+
+    known = gr.State(now())
+    gr.Timer(2).tick(renewed, known, [known, *lists], **QUIET)
 
 
 def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, gr.Slider, gr.Number]:
@@ -98,7 +110,6 @@ def subject(workspace: Workspace) -> tuple[gr.Dropdown, gr.Textbox, gr.Number, g
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, scale=1)
         steps = slider(2, 50, 20, step=1, label="Sampling steps", scale=3)
-    refreshing(run, workspace.adapters)
     run.input(first_prompt, run, prompt, **QUIET)
     return run, prompt, seed, steps, gr.Number(visible=False)
 
