@@ -153,9 +153,9 @@ def page() -> str:
         " Diffusion 3); the sampler's shift by resolution does not act on them, a constant shift does. The timesteps of"
         " a trace and of a schedule are the sampler's, 1000 for noise and 0 for the image, on every base.",
         "",
-        "A pipeline of a subclass counts as its base. Another pipeline works if it gives its denoiser latents [batch,"
-        " channels, height, width] and the sampler's timesteps, which is checked before the run; else it is refused"
-        " with a sentence that names the nearest base of this table. What atoms adapt on each is in"
+        "A pipeline of a subclass counts as its base. Another one is refused, before its weights are downloaded, with a"
+        " sentence that names the nearest base of this table. That training gives the denoiser what drawing does is"
+        " checked before every run. What atoms adapt on each is in"
         " [Models](models.md).",
         "",
     ]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from atomtune.bases import call_options, denoiser
-from atomtune.bases.families import FAMILIES, family_of, family_of_denoiser
+from atomtune.bases.families import FAMILIES, family_of, family_of_class, family_of_denoiser
 from atomtune.bases.layouts import OneFrame
 from atomtune.errors import UserError
 from atomtune.sizes import Size
@@ -54,6 +54,21 @@ def test_every_family_is_in_the_table():
         assert type(pipe).__name__ in family_of(pipe).pipelines
         found = family_of_denoiser(denoiser(pipe))
         assert found is not None and found.denoiser == family_of(pipe).denoiser
+
+
+def test_the_nearest_family_has_the_denoiser_or_the_layout():
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+
+    def nearest(channels: int, autoencoder: dict[str, Any]) -> str:
+        with pytest.raises(
+            UserError, match="CogView4Pipeline is no base that can be trained: the nearest one"
+        ) as error:
+            family_of_class(CogView4Pipeline, CogView4Transformer2DModel, {"in_channels": channels}, autoencoder)
+        return str(error.value)
+
+    assert "PixArt-α, PixArt-Σ (PixArtAlphaPipeline" in nearest(16, {"latent_channels": 16})
+    assert "Flux.1 (FluxPipeline)" in nearest(64, {"latent_channels": 16})
+    assert all(family.name in nearest(16, {}) for family in FAMILIES)
 
 
 @every_base

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from atomtune import moji
 from atomtune.bases import DENOISER, IMAGES, TEXT, BaseParts, call_options, load_base
-from atomtune.bases.families import UNFAMILIAR
+from atomtune.bases.families import FAMILIES
 from atomtune.moji.pipeline import MAX_TOKENS
 from atomtune.training import encoding
 
@@ -75,7 +75,7 @@ def test_moji_gets_its_own_short_prompts():
 
 def test_a_batch_of_conditionings(pipe):
     a, b = (encoding.encode_caption(pipe, caption, 64) for caption in ("a dog", "a cat on the beach"))
-    batch = encoding.cast(encoding.collate([a, b, a], UNFAMILIAR), torch.bfloat16)
+    batch = encoding.cast(encoding.collate([a, b, a], FAMILIES[0]), torch.bfloat16)
     assert batch["encoder_hidden_states"].shape == (3, 300, 16)
     assert batch["encoder_hidden_states"].dtype == torch.bfloat16
     assert batch["encoder_attention_mask"].dtype == torch.int64

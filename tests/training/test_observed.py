@@ -7,14 +7,20 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, FluxKontextPipeline, FluxPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    StableDiffusionPAGPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 from torch.testing import assert_close
 
 import atomtune
 from atomtune import moji
 from atomtune.analysis.examples import training_examples
-from atomtune.bases import call_options, denoiser, families, layouts
+from atomtune.bases import BaseParts, call_options, denoiser, families, layouts
 from atomtune.bases.families import Clock, family_of
 from atomtune.errors import UserError
 from atomtune.sizes import GivenSize
@@ -184,17 +190,30 @@ def kontext() -> Any:
     return FluxKontextPipeline(**{name: part for name, part in parts.items() if part is not None})
 
 
+def perturbed() -> Any:
+    """Stable Diffusion with another guidance: without it, it draws as Stable Diffusion does."""
+    return StableDiffusionPAGPipeline(**tiny_others.stable_diffusion().components)
+
+
 @pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # diffusers' own, in Chroma's denoiser
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (kontext, r"Flux.1 \(FluxPipeline\), which has the same denoiser, FluxTransformer2DModel"),
-        (tiny_others.chroma, r"Flux.1 \(FluxPipeline\), whose denoiser takes \[batch, tokens, channels\]"),
+        (tiny_others.chroma, r"Flux.1 \(FluxPipeline\), which gives its denoiser latents in the same layout, packed"),
+        (perturbed, r"Stable Diffusion 1.5, SDXL \(StableDiffusionPipeline, .*\), which has the same denoiser, UNet2D"),
     ],
 )
-def test_another_base_is_refused_with_the_nearest_one(make, sentence):
-    with pytest.raises(UserError, match=f"gives its denoiser .* is not supported: the nearest base .* is {sentence}"):
-        check(make())
+def test_another_base_is_refused_with_the_nearest_one(make, sentence, tmp_path):
+    """Also one whose drawing training would agree with; and its folder is, before anything of it is loaded."""
+    match, pipe = f"{{}} is no base that can be trained: the nearest one is {sentence}", make()
+    with pytest.raises(UserError, match=match.format(type(pipe).__name__)):
+        check(pipe)
+    pipe.save_pretrained(tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(UserError, match=match.format(r"\w+")):
+        BaseParts(str(tmp_path), torch.float32)
 
 
 class Transposed(layouts.Packed):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import atomtune
 from atomtune import manifest, metrics
 from atomtune.bases import denoiser, load_base
-from atomtune.bases.families import UNFAMILIAR
+from atomtune.bases.families import FAMILIES
 from atomtune.cli import main
 from atomtune.moji import random_pipeline
 from atomtune.prompts import Subject, subject_prompts
@@ -39,7 +39,7 @@ def test_the_held_losses_are_those_of_the_base_and_of_the_saved_adapter(run, bas
 
     def plain() -> float:
         with torch.no_grad():
-            batch = encoding.collate([conditioning] * 24, UNFAMILIAR)
+            batch = encoding.collate([conditioning] * 24, FAMILIES[0])
             output = denoiser(pipe)(noised.noisy, timestep=noised.timesteps, **batch, return_dict=False)[0]
         return float((output[:, :4].double() - noised.target.double()).square().mean())
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import atomtune
 from atomtune.analysis.examples import training_examples
 from atomtune.bases import BaseParts, denoiser
-from atomtune.bases.families import UNFAMILIAR
+from atomtune.bases.families import FAMILIES
 from atomtune.errors import UserError
 from atomtune.metrics import other_prompts as measured_prompts
 from atomtune.prompts import EVERYDAY
@@ -166,7 +166,7 @@ def test_a_preserving_run_drifts_less_on_what_it_preserves(run, base, images, pr
     def distance(out: str) -> float:
         pipe = atomtune.load_base(base)
         model = atomtune.load_adapter(pipe, tmp_path / out)
-        conditioning = encoding.collate(others.conditionings, UNFAMILIAR)
+        conditioning = encoding.collate(others.conditionings, FAMILIES[0])
         with torch.no_grad():
             answer = model(others.examples.noisy, timestep=others.examples.timesteps, **conditioning).sample
         return float((answer[:, :4] - others.examples.target).square().mean())
@@ -300,7 +300,7 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     others = answered(parts(base), config, other_prompts(config, [CLASS]), resolution, Accelerator(cpu=True))
     pipe = atomtune.load_base(base)
     model = atomtune.load_adapter(pipe, tmp_path / "kept")
-    conditioning = encoding.collate(others.conditionings, UNFAMILIAR)
+    conditioning = encoding.collate(others.conditionings, FAMILIES[0])
     call = {"timestep": others.examples.timesteps, **conditioning}
     with torch.no_grad():
         answer = model(others.examples.noisy, **call).sample

@@ -9,13 +9,12 @@
 
 A family is found by the pipeline's class or, where there is only a denoiser, by the denoiser's. Everything else, the
 conditioning among it, is observed from the pipeline (`training.encoding`); that training then agrees with drawing is
-checked before every run (`training.observed`). A pipeline of no family that gives its denoiser plain latents and the
-sampler's timesteps is trained as `UNFAMILIAR`.
+checked before every run (`training.observed`). A pipeline of no family is not trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from atomtune.bases.layouts import Autoencoding, BatchNormed, Latents, Layout, Listed, OneFrame, Packed
 from atomtune.bases.opening import denoiser
 from atomtune.bases.tokens import CROSS_ATTENTION, ByIds, ByMask, ByShapes, ImageFirst, Tokens
+from atomtune.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -103,7 +103,6 @@ class Family:
 UNIFORM = "none"
 UNIT, BACKWARDS = Clock(1), Clock(1, backwards=True)
 SINGLE_STREAM = r"^single_transformer_blocks\."
-UNFAMILIAR = Family("", (), "", tokens=Tokens(CROSS_ATTENTION))
 FAMILIES = (
     Family(
         "PixArt-α, PixArt-Σ",
@@ -207,26 +206,33 @@ FAMILIES = (
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
-    """The family of a pipeline, or `UNFAMILIAR`."""
-    classes = {cls.__name__ for cls in type(pipe).__mro__}
-    return next((family for family in FAMILIES if classes & {*family.pipelines}), UNFAMILIAR)
+    """The family of a pipeline. Raises `UserError` for a pipeline of none."""
+    model, vae = denoiser(pipe), getattr(pipe, "vae", None)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return family_of_class(type(pipe), type(model), model.config, vae.config if vae is not None else {})
+
+
+def family_of_class(pipeline: type, model: type, config: Mapping[str, Any], autoencoder: Mapping[str, Any]) -> Family:
+    """The same, of a pipeline's class, its denoiser's class, and the configurations of denoiser and autoencoder."""
+    if family := _find(pipeline, lambda family: family.pipelines):
+        return family
+    nearest, why = _find(model, lambda family: (family.denoiser,)), f"has the same denoiser, {model.__name__}"
+    if nearest is None and (own := autoencoder.get("latent_channels")):
+        plain = config.get("in_channels") == own
+        nearest = next(family for family in FAMILIES if (type(family.layout) is Layout) == plain)
+        why = f"gives its denoiser latents in the same layout, {'as they are' if plain else 'packed'}"
+    said = f"one of {', '.join(dict.fromkeys(family.name for family in FAMILIES))}"
+    if nearest is not None:
+        said = f"{nearest.name} ({', '.join(nearest.pipelines)}), which {why}"
+    raise UserError(f"{pipeline.__name__} is no base that can be trained: the nearest one is {said}.")
 
 
 def family_of_denoiser(model: Any) -> Family | None:
     """The family of a denoiser, None if it has none. Those that share one differ in nothing that a denoiser shows."""
-    classes = {cls.__name__ for cls in type(model).__mro__}
-    return next((family for family in FAMILIES if family.denoiser in classes), None)
+    return _find(type(model), lambda family: (family.denoiser,))
 
 
-def nearest(pipe: DiffusionPipeline, sample: Any = None) -> str:
-    """Words for the supported base that is most like an unsupported one: that with its denoiser or, if there is none,
-    with the layout of `sample`, an input of its denoiser."""
-    model = denoiser(pipe)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    same, like = family_of_denoiser(model), None
-    if same is None and sample is not None:
-        like = next((family for family in FAMILIES if family.layout.fits(sample, model.config)), None)
-    if (family := same or like) is None:
-        return f"choose one of the bases {', '.join(dict.fromkeys(each.name for each in FAMILIES))}"
-    why = f"which has the same denoiser, {family.denoiser}" if same else f"whose denoiser takes {family.layout.form}"
-    return f"the nearest base that can be trained is {family.name} ({', '.join(family.pipelines)}), {why}"
+def _find(kind: type, names: Callable[[Family], tuple[str, ...]]) -> Family | None:
+    """The first family of whose classes this is one, or a subclass of one."""
+    classes = {cls.__name__ for cls in kind.__mro__}
+    return next((family for family in FAMILIES if classes & {*names(family)}), None)

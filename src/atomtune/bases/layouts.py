@@ -114,12 +114,6 @@ class BatchNormed(Autoencoding):
 class Layout:
     """The denoiser takes and gives plain latents."""
 
-    form = "[batch, channels, height, width]"
-
-    def fits(self, sample: Any, config: Any) -> bool:
-        """Whether a denoiser with this configuration was given such an input."""
-        return isinstance(sample, Tensor) and sample.ndim == 4 and sample.shape[1] == config.get("in_channels")
-
     def pack(self, latents: Latents) -> Any:
         """Plain latents in the denoiser's layout."""
         return latents
@@ -132,13 +126,8 @@ class Layout:
 class Packed(Layout):
     """[batch, tokens, channels]: `patch` × `patch` latents in one token, row by row."""
 
-    form = "[batch, tokens, channels]"
-
     def __init__(self, patch: int):
         self.patch = patch
-
-    def fits(self, sample: Any, config: Any) -> bool:
-        return isinstance(sample, Tensor) and sample.ndim == 3 and sample.shape[2] == config.get("in_channels")
 
     def pack(self, latents: Latents) -> Tensor:
         return pixel_unshuffle(latents, self.patch).flatten(2).mT
@@ -152,11 +141,6 @@ class Packed(Layout):
 
 class Listed(Layout):
     """A list of [channels, 1, height, width], one for each image."""
-
-    form = "a list of [channels, 1, height, width]"
-
-    def fits(self, sample: Any, config: Any) -> bool:
-        return isinstance(sample, list) and all(isinstance(one, Tensor) and one.ndim == 4 for one in sample)
 
     def pack(self, latents: Latents) -> list[Tensor]:
         return [*latents[:, :, None]]

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from atomtune.bases.families import family_of_class
 from atomtune.bases.opening import MOJI, denoiser_name, fingerprint
 from atomtune.bases.quantizing import quantization_config, refuse_quantizing
 from atomtune.devices import pick_device, pick_dtype
@@ -87,6 +88,27 @@ def load_base(
         pipe.to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def configurations(name: str) -> Path:
+    """The folder of a base; of a hub name one in which its configurations are, which alone are downloaded."""
+    from huggingface_hub import snapshot_download
+
+    if not is_hub_name(name):
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/config.json"]))
+
+
+def _refuse_other_family(folder: Path) -> None:
+    """Raise `UserError` if a pipeline of diffusers is of no family. (Of code that the base brings along only the
+    pipeline itself can tell.)"""
+    import diffusers
+
+    pipeline, parts = parts_in(folder)
+    models = [parts[name] for name in _BEGIN[DENOISER] if name in parts]
+    if models and (kind := getattr(diffusers, pipeline, None)) is not None:
+        autoencoder = parts["vae"].config if "vae" in parts else {}
+        family_of_class(kind, models[0].kind, models[0].config, autoencoder)
 
 
 def _moji(precision: torch.dtype) -> DiffusionPipeline:
@@ -241,6 +263,7 @@ class BaseParts:
 
         options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
         with _opening(self.name):
+            _refuse_other_family(configurations(self.name))  # before tens of GB are downloaded
             local = not is_hub_name(self.name)
             folder = Path(self.name if local else DiffusionPipeline.download(self.name, use_safetensors=True))
             _check_complete(folder)

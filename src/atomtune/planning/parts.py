@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases
-from atomtune.bases.loading import Part, parts_in
+from atomtune.bases.loading import Part, configurations, parts_in
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import Size
@@ -132,11 +132,10 @@ def _own_resolution(kind: type[Any], parts: Parts, denoiser: str) -> Size | None
 
 
 def _fetched(name: str) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/config.json"]))
+        return configurations(name)
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

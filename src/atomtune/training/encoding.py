@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from atomtune import bases, manifest, sampling
 from atomtune.bases import call_options, denoiser
-from atomtune.bases.families import Family, family_of, nearest
+from atomtune.bases.families import Family, family_of
 from atomtune.errors import UserError
 from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
@@ -107,15 +107,8 @@ def condition(pipe: DiffusionPipeline, prompt: str | list[str], resolution: Give
             draw(prompt=prompt, **options)
     finally:
         handle.remove()
-    sample_name, *others = arguments
-    sample, family = arguments[sample_name], family_of(pipe)
-    if not family.layout.fits(sample, model.config):
-        shape = tuple(sample.shape) if isinstance(sample, Tensor) else f"a {type(sample).__name__}"
-        raise UserError(
-            f"{type(pipe).__name__} gives its denoiser {shape} and not latents {family.layout.form}, so training on "
-            f"this base is not supported: {nearest(pipe, sample)}."
-        )
-    return {name: arguments[name] for name in others if name not in (family.time, "return_dict")}
+    _, *others = arguments  # all but the latents
+    return {name: arguments[name] for name in others if name not in (family_of(pipe).time, "return_dict")}
 
 
 def encode_caption(pipe: DiffusionPipeline, caption: str, resolution: GivenSize, **options: Any) -> Conditioning:
@@ -137,11 +130,12 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str | list[str], resolution: 
     """What `pipe.encode_prompt` returns, for each text it is asked, when the pipeline draws a prompt, or a batch of
     them, with its default guidance.
 
-    Raises `UserError` for a pipeline without this function, a sampler or an autoencoder: it cannot be trained on.
+    Raises `UserError` for a pipeline that is of no family, or has no sampler or no autoencoder.
     """
-    for part in ("encode_prompt", "scheduler", "vae"):
+    family_of(pipe)
+    for part in ("scheduler", "vae"):
         if getattr(pipe, part, None) is None:
-            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs: {nearest(pipe)}.")
+            raise UserError(f"{type(pipe).__name__} has no {part}, which training needs.")
     original: Any = pipe.encode_prompt  # pyright: ignore[reportAttributeAccessIssue]
     answers = {}
 

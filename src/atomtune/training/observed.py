@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from atomtune.bases import call_options, denoiser
-from atomtune.bases.families import family_of, nearest
+from atomtune.bases.families import family_of
 from atomtune.errors import UserError
 from atomtune.sizes import GivenSize, Size
 from atomtune.tracing import bare_model
@@ -115,7 +115,7 @@ class _Oracle:
 
     def __init__(self, pipe: DiffusionPipeline, objective: Objective, resolution: GivenSize):
         self.name, self.objective, self.resolution = type(pipe).__name__, objective, resolution
-        self.family, self.nearest = family_of(pipe), nearest(pipe)
+        self.family = family_of(pipe)
         self.size = self.family.size(pipe, *Size.of(resolution).shape)
         self.model: Any = bare_model(denoiser(pipe))
         self.signature = inspect.signature(self.model.forward)
@@ -220,7 +220,7 @@ class _Oracle:
         """The sentence that names the pipeline and what differs."""
         return UserError(
             f"{self.name} {what}: training would give the denoiser other inputs than drawing does, so training on this "
-            f"base is not supported; {self.nearest}."
+            "base is not supported."
         )
 
 
