@@ -212,19 +212,23 @@ def family_of(pipe: DiffusionPipeline) -> Family:
     return family_of_class(type(pipe), type(model), model.config, vae.config if vae is not None else {})
 
 
-def family_of_class(pipeline: type, model: type, config: Mapping[str, Any], autoencoder: Mapping[str, Any]) -> Family:
+def family_of_class(
+    pipeline: type, model: type | None, config: Mapping[str, Any], autoencoder: Mapping[str, Any]
+) -> Family:
     """The same, of a pipeline's class, its denoiser's class, and the configurations of denoiser and autoencoder."""
     if family := _find(pipeline, lambda family: family.pipelines):
         return family
-    nearest, why = _find(model, lambda family: (family.denoiser,)), f"has the same denoiser, {model.__name__}"
-    if nearest is None and (own := autoencoder.get("latent_channels")):
-        plain = config.get("in_channels") == own
-        nearest = next(family for family in FAMILIES if (type(family.layout) is Layout) == plain)
-        why = f"gives its denoiser latents in the same layout, {'as they are' if plain else 'packed'}"
-    said = f"one of {', '.join(dict.fromkeys(family.name for family in FAMILIES))}"
-    if nearest is not None:
-        said = f"{nearest.name} ({', '.join(nearest.pipelines)}), which {why}"
-    raise UserError(f"{pipeline.__name__} is no base that can be trained: the nearest one is {said}.")
+    nearest, why = model and _find(model, lambda family: (family.denoiser,)), "has the same denoiser"
+    channels, own = config.get("in_channels"), autoencoder.get("latent_channels", autoencoder.get("z_dim"))
+    if nearest is None and isinstance(channels, int) and channels in (own, 4 * (own or 0)):
+        packed = channels != own
+        nearest = next(family for family in FAMILIES if isinstance(family.layout, Packed) == packed)
+        why = f"too gives its denoiser {'four times ' if packed else ''}as many channels as its autoencoder has"
+    if nearest is None:
+        said = f"those that can are {', '.join(dict.fromkeys(family.name for family in FAMILIES))}"
+    else:
+        said = f"the nearest one that can is {nearest.name} ({', '.join(nearest.pipelines)}), which {why}"
+    raise UserError(f"{pipeline.__name__} is no base that can be trained; {said}.")
 
 
 def family_of_denoiser(model: Any) -> Family | None:

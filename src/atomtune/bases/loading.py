@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 TEXT, IMAGES, DENOISER = "text_encoder", "vae", "denoiser"
 """The parts that are loaded and freed together: all text encoders, the autoencoder, and the denoiser."""
 _BEGIN = {TEXT: ("text_encoder", "image_encoder"), IMAGES: ("vae",), DENOISER: ("transformer", "unet")}
+OF_A_FOLDER = (OSError, ValueError, TypeError, LookupError, AttributeError)
+"""What libraries raise for a folder that holds what they do not expect."""
 _DESCRIBING = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 """Files of a tokenizer that do not hold its vocabulary."""
 ENDS = 64  # numbers at each end of a tensor that go into `digest`
@@ -99,16 +101,11 @@ def configurations(name: str) -> Path:
     return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/config.json"]))
 
 
-def _refuse_other_family(folder: Path) -> None:
-    """Raise `UserError` if a pipeline of diffusers is of no family. (Of code that the base brings along only the
-    pipeline itself can tell.)"""
-    import diffusers
-
-    pipeline, parts = parts_in(folder)
-    models = [parts[name] for name in _BEGIN[DENOISER] if name in parts]
-    if models and (kind := getattr(diffusers, pipeline, None)) is not None:
-        autoencoder = parts["vae"].config if "vae" in parts else {}
-        family_of_class(kind, models[0].kind, models[0].config, autoencoder)
+def refuse_other_family(pipeline: type, parts: Mapping[str, Part]) -> None:
+    """Raise `UserError` if a pipeline with these models is of no family."""
+    model = next((parts[name] for name in _BEGIN[DENOISER] if name in parts), None)
+    autoencoder = parts["vae"].config if "vae" in parts else {}
+    family_of_class(pipeline, model and model.kind, model.config if model else {}, autoencoder)
 
 
 def _moji(precision: torch.dtype) -> DiffusionPipeline:
@@ -142,14 +139,21 @@ def _check_complete(folder: Path) -> None:
     """Raise `OSError` for what transformers would invent without a word: the vocabulary of a tokenizer, or the
     configuration of a model, whose file is missing."""
     parts_in(folder)
-    for name, entry in _index(folder).items():
-        there = name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None
+    for name, entry in _table(folder / "model_index.json").items():
+        there = name.startswith("tokenizer") and isinstance(entry, list) and entry[:1] != [None]
         if there and {file.name for file in (folder / name).glob("*")} <= _DESCRIBING:
             raise FileNotFoundError(f"{folder / name} has no vocabulary, such as tokenizer.json")
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+def _table(file: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises `OSError` or `ValueError`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} does not hold names and values")
+    return found
 
 
 @contextlib.contextmanager
@@ -159,7 +163,9 @@ def _opening(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (*OF_A_FOLDER, ImportError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "mismatched" not in str(error):  # transformers: weights of other shapes
             raise
         reason = " ".join(str(error).split())
@@ -187,10 +193,7 @@ class Part:
     @property
     def kind(self) -> Any:
         """The class itself. Raises `ValueError` if the library does not have it."""
-        kind = getattr(import_module(self.library), self.name, None)
-        if kind is None:
-            raise ValueError(f"this version of {self.library} has no {self.name}")
-        return kind
+        return _model_class(self.library, self.name)
 
     def build(self, dtype: torch.dtype) -> Any:
         """The model, frozen, on the meta device, where it has shapes and no values."""
@@ -208,20 +211,39 @@ class Part:
         return model.eval().requires_grad_(False)
 
 
-def parts_in(folder: Path) -> tuple[str, dict[str, Part]]:
-    """The class of the pipeline that diffusers saved in a folder, and its models by name. Only configurations are
-    read. Raises `OSError`, `ValueError` or `KeyError`, also for a denoiser, autoencoder or text encoder without one."""
-    index, parts = _index(folder), {}
+def _model_class(library: str, name: str) -> Any:
+    kind = getattr(import_module(library), name, None)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ValueError(f"this version of {library} has no model {name}")
+    return kind
+
+
+def parts_in(folder: Path) -> tuple[type, dict[str, Part]]:
+    """The class of the pipeline that diffusers saved in a folder, and the models that it takes, by name. Only
+    configurations are read. Raises `OSError` or `ValueError`, also for a denoiser, autoencoder or text encoder that has
+    no configuration or no class: code that a base brings along is never run."""
+    import diffusers
+
+    index, parts = _table(folder / "model_index.json"), {}
+    kind = getattr(diffusers, index["_class_name"], None) if isinstance(index.get("_class_name"), str) else None
+    if not isinstance(kind, type) or not kind.__name__.endswith("Pipeline"):
+        raise ValueError(f"this version of diffusers has no pipeline {index.get('_class_name')!r:.80}")
+    accepted = inspect.signature(kind.__init__).parameters  # diffusers leaves out the others
     for name, entry in index.items():
-        file = folder / name / "config.json"
-        if not isinstance(entry, list) or entry[0] not in ("diffusers", "transformers"):
+        if not {name, "kwargs"} & accepted.keys() or entry in (None, [None, None]):
             continue
-        if file.is_file():
-            parts[name] = Part(entry[0], entry[1], json.loads(file.read_text(encoding="utf-8")))
-        elif name.startswith(sum(_BEGIN.values(), ())):
-            raise FileNotFoundError(f"{folder / name} has no config.json")
-    kind = index["_class_name"]
-    return kind if isinstance(kind, str) else kind[-1], parts  # [module, class] is code that the base brings along
+        needed, file = name.startswith(sum(_BEGIN.values(), ())), folder / name / "config.json"
+        match entry:
+            case ["diffusers" | "transformers" as library, str(model)]:
+                if needed:
+                    _model_class(library, model)
+                if file.is_file():
+                    parts[name] = Part(library, model, _table(file))
+                elif needed:
+                    raise FileNotFoundError(f"{folder / name} has no config.json")
+            case _ if needed:
+                raise ValueError(f"{name} must be a model of diffusers or transformers, and is {entry!r:.80}")
+    return kind, parts
 
 
 def hollow(model: nn.Module) -> nn.Module:
@@ -263,7 +285,7 @@ class BaseParts:
 
         options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
         with _opening(self.name):
-            _refuse_other_family(configurations(self.name))  # before tens of GB are downloaded
+            refuse_other_family(*parts_in(configurations(self.name)))  # before tens of GB are downloaded
             local = not is_hub_name(self.name)
             folder = Path(self.name if local else DiffusionPipeline.download(self.name, use_safetensors=True))
             _check_complete(folder)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases
-from atomtune.bases.loading import Part, configurations, parts_in
+from atomtune.bases.loading import OF_A_FOLDER, Part, configurations, parts_in, refuse_other_family
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import Size
@@ -105,16 +105,16 @@ def _from_file(name: str, content: dict[str, Any]) -> Parts:
 
 
 def _from_folder(name: str, folder: Path) -> Parts:
-    import diffusers
-
     try:
-        pipeline, parts = parts_in(folder)
-        kind = getattr(diffusers, pipeline)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        kind, parts = parts_in(folder)
+        joined = _joined(name, kind, parts, None)
+        own = _own_resolution(kind, joined, "unet" if "unet" in parts else "transformer")
+    except UserError:
+        raise
+    except OF_A_FOLDER as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name} could not be read as a diffusers pipeline ({reason:.200}).") from error
-    joined = _joined(name, kind, parts, None)
-    return replace(joined, resolution=_own_resolution(kind, joined, "unet" if "unet" in parts else "transformer"))
+    return replace(joined, resolution=own)
 
 
 def _own_resolution(kind: type[Any], parts: Parts, denoiser: str) -> Size | None:
@@ -145,6 +145,7 @@ def _fetched(name: str) -> Path:
 
 
 def _joined(base: str, pipeline: type[Any], parts: dict[str, Part], resolution: int | Size | None) -> Parts:
+    refuse_other_family(pipeline, parts)
     denoiser = parts.get("transformer") or parts.get("unet")
     if denoiser is None or "vae" not in parts:
         raise UserError(f"{base} has no denoiser or no autoencoder: expected a pipeline that draws images.")
