@@ -209,7 +209,7 @@ NO_MODEL = "could not be opened .this version of (diffusers|transformers) has no
             (changed(unet=entry), "unet must be a model of diff")
             for entry in ([], ["diffusers"], {}, "x", ["diffusers", 5])
         ),
-        (changed(unet=["my_unet", "UNet2DConditionModel"]), "unet must be a model of diff"),
+        (changed(unet=["my_unet", "UNet2DConditionModel"]), "neither a transformer nor a unet|has no denoiser|my_unet"),
         *((changed(unet=["diffusers", name]), NO_MODEL) for name in ("logging", "is_torch_available", "DDIMScheduler")),
         (changed(text_encoder=["transformers", "AutoTokenizer"]), NO_MODEL),
         *((lambda _, other=other: other, "does not hold names and values") for other in ([], None, 3, "x")),

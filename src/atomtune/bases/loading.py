@@ -241,6 +241,8 @@ def parts_in(folder: Path) -> tuple[type, dict[str, Part]]:
                     parts[name] = Part(library, model, _table(file))
                 elif needed:
                     raise FileNotFoundError(f"{folder / name} has no config.json")
+            case [str(), str()]:  # of another library: diffusers' to open or to refuse
+                pass
             case _ if needed:
                 raise ValueError(f"{name} must be a model of diffusers or transformers, and is {entry!r:.80}")
     return kind, parts
