@@ -13,7 +13,10 @@ import torch
 from benchmarks.speed import measuring, page
 from benchmarks.speed.models import CASES, ON_CPU
 
-OTHERS = {"threads": measuring.threads, "growth": measuring.growth, "synthesis": measuring.synthesis}
+OTHERS = {
+    "threads": measuring.threads, "tricks": measuring.tricks, "growth": measuring.growth,
+    "synthesis": measuring.synthesis,
+}  # fmt: skip
 
 
 def main() -> None:

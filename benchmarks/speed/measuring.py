@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from atomtune.devices import own_threads
@@ -188,6 +190,55 @@ def threads(device: torch.device, rounds: int = 15) -> dict[str, Any]:
                 for process in busy:
                     process.kill()
                     process.wait()
+    return found
+
+
+# -- what was tried ---------------------------------------------------------------------------------------------------
+
+TRICKS: dict[str, tuple[str, str]] = {  # what is tried, and whether the library does so
+    "bfloat16": ("the frozen base of moji in bfloat16", "if it is asked for: `--mixed-precision bf16`"),
+    "plain attention": ("the same, with attention by two plain products", "no: all N² of its map stay in memory"),
+    "compiled": (
+        "moji through `torch.compile`, when it is compiled",
+        "no: a run saves less than it costs",
+    ),
+    "kthvalue": ("the k largest of 256 codes by `kthvalue` instead of `topk`, 1,024 tokens", "no"),
+    "one product": ("W_s and the value projection in one product, 1,024 tokens of 1152 numbers", "no"),
+}
+
+
+def tricks(device: torch.device, rounds: int = 15) -> dict[str, Any]:
+    """Seconds of each trick and of what the library does there, in turns."""
+    case = CASES["moji"]
+    plain, half = (steps_of(case, device, each, ["linear"])["linear"] for each in (torch.float32, torch.bfloat16))
+    model: Any = torch.compile(steps_of(case, device, torch.float32, ["linear"])["linear"].model)
+    fused = Step(model, plain.inputs, torch.float32)
+    codes, x = torch.randn(1024, 256, device=device), torch.randn(1024, 1152, device=device)
+    value, encoder = (torch.randn(rows, 1152, device=device) for rows in (1152, 256))
+
+    def by_products() -> None:
+        with sdpa_kernel([SDPBackend.MATH]):
+            half.train()
+
+    tried = {
+        "bfloat16": (plain.train, half.train),
+        "plain attention": (plain.train, by_products),
+        "compiled": (plain.train, fused.train),
+        "kthvalue": (lambda: codes.abs().topk(10, sorted=False), lambda: codes.abs().kthvalue(247, keepdim=True)),
+        "one product": (
+            lambda: (F.linear(x, value), F.linear(x, encoder)),
+            lambda: F.linear(x, torch.cat([value, encoder])).split([1152, 256], 1),
+        ),
+    }
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+    start = time.perf_counter()
+    fused.train()
+    found["compiling"] = time.perf_counter() - start
+    for name, runs in tried.items():
+        for run in runs:
+            run()
+        times = [[seconds(run, device) for run in runs] for _ in range(rounds)]
+        found[name] = dict(zip(("as it is", "tried"), map(list, zip(*times))))
     return found
 
 

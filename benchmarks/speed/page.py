@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from atomtune.files import write_text
-from benchmarks.speed.measuring import GROWTH
+from benchmarks.speed.measuring import GROWTH, TRICKS
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.models import CASES
 from experiments.common.report import DOCS, table
@@ -99,6 +99,13 @@ def measured(found: dict[str, Any]) -> list[str]:
             f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {own['cores']} "
             f"cores against a single one: {slower['alone']} where nothing else runs, {slower['beside']} while "
             "another process keeps one core busy. So commands count the idle cores when they start."
+        )
+    if own := found.get("tricks"):
+        rows = [[what, over(own[name]["tried"], own[name]["as it is"]), used] for name, (what, used) in TRICKS.items()]
+        parts.append(
+            f"### What was tried\n\nHow much longer it takes with each, in turns with what the library does, "
+            f"{own['threads']} threads. Of moji a training step with atoms on the values is timed; the first of the "
+            f"compiled model takes {own['compiling']:.0f} s.\n\n" + table(["", "time", "in the library"], rows)
         )
     if growth := found.get("growth"):
         rows = [
