@@ -60,9 +60,7 @@ def test_the_nearest_family_has_the_denoiser_or_the_layout():
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel
 
     def nearest(channels: int, autoencoder: dict[str, Any]) -> str:
-        with pytest.raises(
-            UserError, match="CogView4Pipeline is no base that can be trained: the nearest one"
-        ) as error:
+        with pytest.raises(UserError, match="CogView4Pipeline is no base that can be trained; ") as error:
             family_of_class(CogView4Pipeline, CogView4Transformer2DModel, {"in_channels": channels}, autoencoder)
         return str(error.value)
 

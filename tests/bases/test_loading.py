@@ -188,6 +188,7 @@ def saved(tmp_path_factory) -> Path:
 
 
 NO_PIPELINE = "could not be opened .this version of diffusers has no pipeline"
+OWN_CODE = "could not be opened .it contains custom code"
 NO_MODEL = "could not be opened .this version of (diffusers|transformers) has no model"
 
 
@@ -195,12 +196,9 @@ NO_MODEL = "could not be opened .this version of (diffusers|transformers) has no
     ("change", "sentence"),
     [
         (changed(_class_name=Left), NO_PIPELINE),
-        *(
-            (changed(_class_name=name), NO_PIPELINE)
-            for name in (None, 3, [], ["a", 3], {}, "", "__version__", "models")
-        ),
+        *((changed(_class_name=name), NO_PIPELINE) for name in (None, 3, {}, "", "__version__", "models")),
         (changed(_class_name="NoSuchPipeline"), NO_PIPELINE),
-        (changed(_class_name=["pipeline", "StableDiffusionPipeline"]), NO_PIPELINE),
+        *((changed(_class_name=name), OWN_CODE) for name in ([], ["a", 3], ["pipeline", "StableDiffusionPipeline"])),
         (changed(_class_name="AutoPipelineForText2Image"), NO_PIPELINE),
         (changed(_class_name="StableDiffusionImg2ImgPipeline"), "which has the same denoiser.$"),
         (changed(_class_name="KolorsPipeline"), "which has the same denoiser.$"),  # needs a package that is not here

@@ -225,9 +225,12 @@ def parts_in(folder: Path) -> tuple[type, dict[str, Part]]:
     import diffusers
 
     index, parts = _table(folder / "model_index.json"), {}
-    kind = getattr(diffusers, index["_class_name"], None) if isinstance(index.get("_class_name"), str) else None
+    own = index.get("_class_name")
+    if isinstance(own, list):
+        raise ValueError(f"it contains custom code, {own!r:.80}, which is never run")
+    kind = getattr(diffusers, own, None) if isinstance(own, str) else None
     if not isinstance(kind, type) or not kind.__name__.endswith("Pipeline"):
-        raise ValueError(f"this version of diffusers has no pipeline {index.get('_class_name')!r:.80}")
+        raise ValueError(f"this version of diffusers has no pipeline {own!r:.80}")
     accepted = inspect.signature(kind.__init__).parameters  # diffusers leaves out the others
     for name, entry in index.items():
         if not {name, "kwargs"} & accepted.keys() or entry in (None, [None, None]):
