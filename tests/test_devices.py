@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atomtune.bases import load_base, precision_and_device
-from atomtune.devices import idle_threads, on_idle_cores, own_threads, pick_device, pick_dtype
+from atomtune.devices import idle_threads, leave_a_core, on_idle_cores, own_threads, pick_device, pick_dtype
 from atomtune.errors import UserError
 from tests.tiny_pixart import save_tiny_pixart
 
@@ -80,6 +80,19 @@ def test_threads_are_as_many_as_cores_do_nothing(monkeypatch):
     assert measured(monkeypatch, idle=0.0, nice=100.0) == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert measured(monkeypatch, user=100.0) == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_core_is_left_to_a_browser(monkeypatch):
+    for idle, threads in ((100.0, 3), (50.0, 1), (0.0, 1)):
+        torch.set_num_threads(4)
+        measured(monkeypatch, idle=idle, user=100.0 - idle)
+        leave_a_core()
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    leave_a_core()
+    assert torch.get_num_threads() == 4
 
 
 @pytest.mark.usefixtures("four_threads")

@@ -75,6 +75,13 @@ def idle_threads() -> int:
     return max(1, min(most, round(most * idle / (sum(times.values()) or 1))))
 
 
+def leave_a_core() -> None:
+    """Give PyTorch one thread less than cores do nothing, but one: for a program whose page, in a browser on the same
+    computer, works as hard as it does. OMP_NUM_THREADS is taken at its word."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, idle_threads() - 1))
+
+
 @contextmanager
 def own_threads() -> Iterator[None]:
     """A number of threads that is set inside the block holds there alone."""

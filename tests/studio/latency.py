@@ -59,8 +59,9 @@ def main(times: int = TIMES) -> None:
         f"| {what} | {np.median(seconds):.2f} s | {np.quantile(seconds, 0.95):.2f} s |"
         for what, seconds in zip(WHAT, found)
     ]
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), {threads} of them used by torch, load {before:.1f}"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), load {before:.1f}"
+    machine += f", {threads} threads of torch" if threads else ""
     table = "\n".join(["| from the key to | median | 95th percentile |", "| --- | --- | --- |", *rows])
     text = (
         f"<!-- latency -->\n\n{table}\n\n{times} settings of the density, {machine}, in Chromium.\n\n<!-- /latency -->"

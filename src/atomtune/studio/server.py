@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from atomtune.devices import leave_a_core
 from atomtune.jobs import Queue
 from atomtune.origins import HOST, OwnOriginOnly
 from atomtune.workspace import LARGEST, Workspace
@@ -16,8 +17,8 @@ from atomtune.workspace import LARGEST, Workspace
 def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     """Open the studio at http://127.0.0.1:PORT, until Ctrl-C. Raises `UserError`."""
     workspace = Workspace(folder, runs)
-    # read when gradio is imported
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(workspace.cache)}
+    leave_a_core()
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(workspace.cache)}  # read when imported
     from starlette.middleware import Middleware
 
     from atomtune.easel import Easel
