@@ -151,7 +151,7 @@ def read_comparison(out: str | Path) -> tuple[dict[str, dict[str, Any]], Image.I
     scored, sheet = (expanded(out) / file for file in RESULTS)
     try:
         found = json.loads(scored.read_text(encoding="utf-8"))["scores"]
-        [*table(found)]  # raises what is wrong with them
+        list(table(found))  # raises what is wrong with them
         return found, sampling.read_image(sheet)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"there is no comparison in {out}, or not all of it: run `atomtune compare` again.") from error
