@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.browser import browser_paths, chromium
 from tests.studio.driving import Page, Server, studio
@@ -13,7 +14,8 @@ from tests.studio.driving import Page, Server, studio
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("studio")
-    with studio(folder / "runs") as running:
+    threads = str(torch.get_num_threads())  # as many as here: the last bits of images depend on it
+    with studio(folder / "runs", OMP_NUM_THREADS=threads) as running:
         yield running
         assert not [*running.cache.glob("*/image.*")]  # gradio wrote none, which is not atomic: see Workspace.picture
     log = running.log.read_text()

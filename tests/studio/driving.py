@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Server]:
+def studio(workspace: Path, *runs: Path, port: int | None = None, **environment: str) -> Iterator[Server]:
     """`atomtune studio` on a free port, until the end of the block."""
     port = port or free_port()
     words = [
@@ -51,7 +51,7 @@ def studio(workspace: Path, *runs: Path, port: int | None = None) -> Iterator[Se
         list(map(str, words)),
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"GRADIO_SHARE": "True"},
+        env=os.environ | {"GRADIO_SHARE": "True"} | environment,
         cwd=workspace.parent,
     )
     try:
