@@ -76,8 +76,8 @@ def idle_threads() -> int:
 
 
 def leave_a_core() -> None:
-    """Give PyTorch one thread less than cores do nothing, but one: for a program whose page, in a browser on the same
-    computer, works as hard as it does. OMP_NUM_THREADS is taken at its word."""
+    """Give PyTorch a thread for each idle core but one, and at least one: for a program whose page, in a browser on the
+    same computer, needs a core too. OMP_NUM_THREADS is taken at its word."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, idle_threads() - 1))
 

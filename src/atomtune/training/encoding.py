@@ -132,7 +132,7 @@ def encode_prompt(pipe: DiffusionPipeline, prompt: str | list[str], resolution: 
 
     Raises `UserError` for a pipeline that is of no family, or has no sampler or no autoencoder.
     """
-    family_of(pipe)
+    family_of(pipe)  # raises for a pipeline of none
     for part in ("scheduler", "vae"):
         if getattr(pipe, part, None) is None:
             raise UserError(f"{type(pipe).__name__} has no {part}, which training needs.")
