@@ -3,12 +3,14 @@
 import shutil
 from unittest.mock import Mock
 
+import accelerate
 import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
 from atomtune import UserError, bases
+from atomtune.adapters import AtomConfig
 from atomtune.bases import (
     call_options,
     denoiser,
@@ -119,6 +121,24 @@ def test_offloading_is_that_of_diffusers(kind, called):
     name, _, options = pipe.mock_calls[-1]
     assert (name, options) == called
     assert callable(getattr(DiffusionPipeline, name))
+
+
+@pytest.mark.parametrize("form", [{}, {"mix_first": False}, {"target_modules": ["attn1.to_v"]}], ids=str)
+@pytest.mark.parametrize("kind", ["sequential", "group"])
+def test_an_adapter_whose_layers_come_one_by_one_draws_the_same(kind, form, base):
+    """The hooks that diffusers sets, with the CPU as the device to which they bring the layers. In
+    sequential offloading a layer's weights are on "meta" between two calls of it, so a forward that reached for those
+    of another would fail."""
+    drawn = []
+    for offloaded in (False, True):
+        pipe = adapted(base, AtomConfig(**{"target_modules": ["attn1"], "num_atoms": 8} | form))
+        if offloaded and kind == "sequential":
+            accelerate.cpu_offload(denoiser(pipe), torch.device("cpu"), offload_buffers=True)
+            assert all(parameter.is_meta for parameter in denoiser(pipe).parameters())
+        elif offloaded:
+            pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        drawn.append(draw(pipe))
+    assert torch.equal(*drawn)
 
 
 def test_on_a_cpu_nothing_is_offloaded_and_asking_for_it_is_refused():

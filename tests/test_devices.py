@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atomtune.bases import load_base, precision_and_device
-from atomtune.devices import idle_threads, leave_a_core, on_idle_cores, own_threads, pick_device, pick_dtype
+from atomtune.devices import idle_threads, own_threads, pick_device, pick_dtype, use_idle_cores, useful_threads
 from atomtune.errors import UserError
 from tests.tiny_pixart import save_tiny_pixart
 
@@ -62,12 +62,15 @@ def four_threads(monkeypatch):
         yield
 
 
+LARGE = torch.nn.Linear(10_000, 1_000)
+
+
 def measured(monkeypatch, **shares: float) -> int:
-    """`idle_threads` where the cores spend these percents of their time."""
+    """`idle_threads` of a large model where the cores spend these percents of their time."""
     times = {"user": 0.0, "idle": 0.0, "nice": 0.0, "iowait": 0.0} | shares
     spent = namedtuple("spent", times)(**times)
     monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: spent)
-    return idle_threads()
+    return idle_threads(LARGE)
 
 
 @pytest.mark.usefixtures("four_threads")
@@ -87,18 +90,35 @@ def test_a_core_is_left_to_a_browser(monkeypatch):
     for idle, threads in ((100.0, 3), (50.0, 1), (0.0, 1)):
         torch.set_num_threads(4)
         measured(monkeypatch, idle=idle, user=100.0 - idle)
-        leave_a_core()
+        use_idle_cores(LARGE, but=1)
         assert torch.get_num_threads() == threads
     torch.set_num_threads(4)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    leave_a_core()
+    use_idle_cores(LARGE, but=1)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("width, threads", [(10, 1), (1000, 3), (3162, 5), (10_000, 10), (100_000, 41)])
+def test_a_small_model_has_few_threads(width, threads):
+    """1 + 4 ∛(parameters / 10 million)."""
+    with torch.device("meta"):
+        assert useful_threads(torch.nn.Linear(width, width, bias=False)) == threads
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_idle_cores_of_no_use_stay_idle(monkeypatch):
+    measured(monkeypatch, idle=100.0)
+    use_idle_cores(torch.nn.Linear(1000, 1000).to("meta"))
+    assert torch.get_num_threads() == 4  # on an accelerator the CPU has little to do
+    use_idle_cores(torch.nn.Linear(1000, 1000))
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.usefixtures("four_threads")
 def test_threads_of_a_block_end_with_it(monkeypatch):
     measured(monkeypatch, idle=25.0, user=75.0)
-    with on_idle_cores():
+    with own_threads():
+        use_idle_cores(LARGE)
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4
 
@@ -109,7 +129,7 @@ def test_a_core_that_works_is_counted(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: psutil.cpu_count())
     work = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        assert idle_threads() <= max(1, (psutil.cpu_count() or 1) - 1)
+        assert idle_threads(LARGE) <= max(1, (psutil.cpu_count() or 1) - 1)
     finally:
         work.kill()
         work.wait()

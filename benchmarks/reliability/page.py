@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from atomtune.files import write_text
+from benchmarks.reliability.precision import OTHERWISE
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "reliability.md"
 HEAD = """\
@@ -67,19 +70,22 @@ with torch and the base in it. What was opened of adapters and LoRAs was also ru
 
 
 def _precision(found: dict[str, Any]) -> str:
-    names = [name for name in ("no", "bf16", "fp16") if name in found]
-    losses = [
-        (each["dtype"], each[kind], each[kind] / found["no"][kind] - 1)
-        for each in (found[name] for name in names)
-        for kind in ("loss", "held_loss")
-    ]
-    rows = [
-        f"| {dtype} | {loss:.5f} | {more:+.1%} | {held:.5f} | {held_more:+.1%} |"
-        for (dtype, loss, more), (_, held, held_more) in zip(losses[::2], losses[1::2])
-    ]
+    own = found["no"]
+    rows = []
+    for name in ("no", OTHERWISE, "bf16", "fp16"):
+        each = found[name]
+        cells = [each["dtype"] + (f", {name}" if name == OTHERWISE else "")]
+        for kind in ("loss", "held_loss"):
+            more = [one / other - 1 for one, other in zip(each[kind], own[kind])]
+            cells += [f"{np.mean(each[kind]):.5f}"]
+            error = np.std(more, ddof=1) / np.sqrt(len(more))
+            cells += [
+                "–" if each is own else f"{np.mean(more):+.1%} ± {error:.1%} ({min(more):+.1%} to {max(more):+.1%})"
+            ]
+        rows.append("| " + " | ".join(cells) + " |")
     same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
     return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
-        before=found["no"]["held_loss_before"]), *rows, ""])  # fmt: skip
+        seeds=len(own["loss"]), before=np.mean(own["held_loss_before"])), *rows, ""])  # fmt: skip
 
 
 PRECISION = """\
@@ -87,9 +93,11 @@ PRECISION = """\
 
 `python -m benchmarks.reliability --only precision`
 
-moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. Its losses:
-the running mean of training, and that on a few draws of noise that was not trained on ({before:.5f} without the
-adapter). Two runs in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen
+moji learns the teapot for {steps} steps on a {device} with {seeds} seeds, with the same images and noise in every
+precision. Its losses: the running mean of training, and that on a few draws of noise that was not trained on
+({before:.5f} without the adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the
+least and the most of one. Top-k makes a run chaotic, so float32 is compared with itself, by kernels that round
+otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen
 base is stored and computed in fp16.
 
 | base | training loss | beside float32 | held loss | beside float32 |

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atomtune.devices import own_threads
+from atomtune.devices import own_threads, useful_threads
 from atomtune.method.dictionary import SparseDictionary
 from atomtune.method.sigma import SigmaConfig
 from atomtune.planning.storages import Storages
 from benchmarks.speed.methods import METHODS
-from benchmarks.speed.models import CASES, Case, output
+from benchmarks.speed.models import CASES, SIZES, Case, output
 
 
 def bag_flops(_weight: Any, index: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
@@ -170,26 +170,36 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def threads(device: torch.device, rounds: int = 15) -> dict[str, Any]:
-    """Seconds of a training step of moji on the CPU with one thread and one for each core: alone, and beside a process
-    that keeps a core busy."""
+    """Seconds of a training step on the CPU with one thread and one for each core: of moji, alone and beside a process
+    that keeps a core busy, and of smaller and larger models alone."""
     if device.type != "cpu":
         return {}
-    step = steps_of(CASES["moji"], device, torch.float32, ["linear"])["linear"]
-    found: dict[str, Any] = {"cores": torch.get_num_threads()}
+    found: dict[str, Any] = {"cores": torch.get_num_threads(), "sizes": {}}
     with own_threads():
-        for place, others in (("alone", 0), ("beside", 1)):
-            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
-            found[place] = {"one": [], "each": []}
-            try:
-                for _ in range(rounds):
-                    for label, count in (("one", 1), ("each", found["cores"])):
-                        torch.set_num_threads(count)
-                        step.train()
-                        found[place][label].append(seconds(step.train, device))
-            finally:
-                for process in busy:
-                    process.kill()
-                    process.wait()
+        for name, case in SIZES.items():
+            step = steps_of(case, device, torch.float32, ["linear"])["linear"]
+            own = found["sizes"][name] = _in_turns(step, found["cores"], 0, rounds, device)
+            own |= {"parameters": sum(parameter.numel() for parameter in step.model.parameters())}
+            own |= {"useful": useful_threads(step.model)}
+            if name == "moji":
+                found["beside"] = _in_turns(step, found["cores"], 1, rounds, device)
+    return found
+
+
+def _in_turns(step: Step, cores: int, others: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of a training step with one thread and with one for each core, beside so many busy processes."""
+    found: dict[str, Any] = {"one": [], "each": []}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+    try:
+        for _ in range(rounds):
+            for label, count in (("one", 1), ("each", cores)):
+                torch.set_num_threads(count)
+                step.train()
+                found[label].append(seconds(step.train, device))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
     return found
 
 
@@ -211,6 +221,7 @@ def tricks(device: torch.device, rounds: int = 15) -> dict[str, Any]:
     """Seconds of each trick and of what the library does there, in turns."""
     case = CASES["moji"]
     plain, half = (steps_of(case, device, each, ["linear"])["linear"] for each in (torch.float32, torch.bfloat16))
+    torch.compiler.config.force_disable_caches = True  # as on a machine that has not compiled it before
     model: Any = torch.compile(steps_of(case, device, torch.float32, ["linear"])["linear"].model)
     fused = Step(model, plain.inputs, torch.float32)
     codes, x = torch.randn(1024, 256, device=device), torch.randn(1024, 1152, device=device)

@@ -28,11 +28,11 @@ class Case:
     """The layers of LoRA, DoRA and OFT."""
 
 
-def pixart(side: int, blocks: int = 2) -> nn.Module:
-    """PixArt-Σ with so many blocks, for images of 16 · side pixels."""
+def pixart(side: int, blocks: int = 2, heads: int = 16) -> nn.Module:
+    """PixArt-Σ with so many blocks, for images of 16 · side pixels; with fewer heads it is narrower."""
     return PixArtTransformer2DModel(
-        num_attention_heads=16, attention_head_dim=72, num_layers=blocks, cross_attention_dim=1152, out_channels=8,
-        caption_channels=4096, sample_size=2 * side, interpolation_scale=2, in_channels=4,
+        num_attention_heads=heads, attention_head_dim=72, num_layers=blocks, cross_attention_dim=72 * heads,
+        out_channels=8, caption_channels=4096, sample_size=2 * side, interpolation_scale=2, in_channels=4,
         use_additional_conditions=False,
     )  # fmt: skip
 
@@ -44,6 +44,11 @@ def pixart_inputs(side: int) -> dict[str, Any]:
         "timestep": torch.tensor([500]),
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
+
+
+def narrow(heads: int) -> Case:
+    """Two blocks of PixArt-Σ with so many heads, 256 tokens."""
+    return Case("", lambda: pixart(16, heads=heads), lambda: pixart_inputs(16), None, ["attn1.to_v"], SELF)
 
 
 def moji() -> nn.Module:
@@ -95,6 +100,11 @@ CASES = {
 }  # fmt: skip
 
 
+SIZES = {
+    "moji": CASES["moji"],
+    **{f"PixArt-Σ, two blocks, {72 * heads} wide": narrow(heads) for heads in (1, 2, 4, 8, 16)},
+}
+"""Models for which threads are counted, small and large."""
 ON_CPU = [name for name in CASES if name != "pixart-sigma"]
 """Those that two cores can hold and time."""
 

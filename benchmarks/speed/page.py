@@ -94,11 +94,23 @@ def measured(found: dict[str, Any]) -> list[str]:
             where = f"{own['processor']}{threads}, {own['dtype']}, torch {own['torch']}, {own['rounds']} rounds"
             parts.append(f"## {case.title}: {own['processor']}\n\n{where}.\n\n{case_table(own)}")
     if own := found.get("threads"):
-        slower = {place: over(own[place]["each"], own[place]["one"]) for place in ("alone", "beside")}
+        moji, cores = own["sizes"]["moji"], own["cores"]
+        alone, beside = (over(each["each"], each["one"]) for each in (moji, own["beside"]))
+        rows = []
+        for name, each in sorted(own["sizes"].items(), key=lambda item: item[1]["parameters"]):
+            faster = np.median(np.divide(each["one"], each["each"]))
+            waits = (cores / faster - 1) / (cores - 1)  # Amdahl's share that no thread makes faster
+            rows.append(
+                [name, f"{each['parameters'] / 1e6:.1f} M", over(each["each"], each["one"]), f"{1 + 1 / waits:.1f}",
+                 str(each["useful"])]
+            )  # fmt: skip
         parts.append(
-            f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {own['cores']} "
-            f"cores against a single one: {slower['alone']} where nothing else runs, {slower['beside']} while "
-            "another process keeps one core busy. So commands count the idle cores when they start."
+            f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {cores} cores "
+            f"against a single one: {alone} where nothing else runs, {beside} while another process keeps one core "
+            "busy. So commands count the idle cores when they start. And a small model cannot use many threads: by Amdahl's "
+            "law, each of so many still works for half of its time, and commands take no more than are in the last "
+            "column, 1 + 4 ∛(parameters / 10 million).\n\n"
+            + table(["", "parameters", f"{cores} threads, one step", "half of the time", "taken at most"], rows)
         )
     if own := found.get("tricks"):
         rows = [[what, over(own[name]["tried"], own[name]["as it is"]), used] for name, (what, used) in TRICKS.items()]

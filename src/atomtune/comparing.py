@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases, manifest, sampling
-from atomtune.devices import on_idle_cores, pick_device
+from atomtune.devices import own_threads, pick_device, use_idle_cores
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, refuse_output, write_text
 from atomtune.metrics.drift import other_prompts
@@ -43,7 +43,7 @@ RESERVED = ("base", "images", "", "..")
 """No labels: columns and rows of their own, and no names of folders."""
 
 
-@on_idle_cores()
+@own_threads()
 def compare(
     adapters: Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path = "runs/compare",
@@ -117,6 +117,8 @@ def compare(
         on_column(label)
         pipe = None  # before the next one is loaded
         pipe = bases.load_base(name, dtype, device)
+        if info is None:
+            use_idle_cores(bases.denoiser(pipe))
         adapter, numbers = (info.path, _put_on(pipe, info)) if info else (None, {})
         drawn = _drawn(out, label, pipe, adapter, prompts, num=num, **drawing)
         rows[label] = drawn[::num]

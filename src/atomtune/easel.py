@@ -88,6 +88,11 @@ class Easel:
         self._turns: dict[str, float] = {}
         self._turning = threading.Lock()
 
+    @property
+    def model(self) -> Any:
+        """The base's denoiser."""
+        return denoiser(self.replay.pipe)
+
     def turn(self, user: str, asked: float | None = None) -> Callable[[], None]:
         """A new drawing of this user, which ends an older one: call the result before each step.
 
@@ -203,7 +208,7 @@ class Easel:
             while len(self._loaded) >= MOST:
                 _, oldest = self._loaded.popitem(last=False)
                 self._trained.pop(oldest, None)
-                denoiser(self.replay.pipe).delete_adapter(oldest)
+                self.model.delete_adapter(oldest)
             load_adapter(self.replay.pipe, run, f"a{key}")
             self._loaded[key] = f"a{key}"
         self._loaded.move_to_end(key)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from atomtune import bases, manifest, sampling
 from atomtune.analysis import ladders
-from atomtune.devices import on_idle_cores, pick_device
+from atomtune.devices import own_threads, pick_device, use_idle_cores
 from atomtune.errors import UserError, check_seed
 from atomtune.files import expanded, write_text
 from atomtune.metrics.models import CLIP, DINO
@@ -104,7 +104,7 @@ class Rung:
         return self.alignment is not None and self.fidelity is not None and min(self.alignment, self.fidelity) >= floor
 
 
-@on_idle_cores()
+@own_threads()
 def edit(
     image: str | Path,
     prompt: str,
@@ -157,6 +157,7 @@ def edit(
     customize(config)
 
     pipe = bases.load_base(base, dtype, device, config.quantize)
+    use_idle_cores(bases.denoiser(pipe))
     source = fitted(read_image(image), bases.resolution_for(pipe, config.resolution))
     before = sampling.generate(pipe, prompt, num, seed)
     made_by = sampling.made_by(pipe, out) | {"source_prompt": source_prompt}

@@ -39,9 +39,9 @@ class Shown:
 COLUMNS = (
     Shown(
         "trains as it draws",
-        "noise and image in the denoiser's input at two timesteps of a drawing, to 1e-6 (PixArt 3e-6 and Sana 5e-5, for"
-        " what their samplers round: `tests/bases/families.py`), and every argument of its call, on square and wide"
-        " images; the noise and the image are also checked before every run",
+        "noise and image in the denoiser's input at two timesteps of a drawing, to 1e-6 (in float64, the"
+        " sampler's tables too), and every argument of its call, on square and wide images; the noise and the image are"
+        " also checked before every run",
         (
             test_families.test_training_gives_what_the_pipeline_gives,
             test_families.test_a_call_in_training_has_the_arguments_of_a_call_in_drawing,

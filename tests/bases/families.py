@@ -25,9 +25,6 @@ class Base:
     build: Callable[[], Any]
     real: str
     """Repository of the weights that people use."""
-    rounds: float = 1e-6
-    """How far the shares of image and noise in the denoiser's input may be from training's α and σ, which are computed
-    in float32."""
     learning: dict[str, Any] = field(default_factory=dict)
     """Options of `learn` in test_families.py."""
 
@@ -42,17 +39,9 @@ class Base:
         return pipe
 
 
-FIRST_STEP = 3e-6
-"""DPM-Solver's first step computes x_0 = (x - σ ε)/α with α = .0064. It has σ = .99998 from another formula than
-training (σ/√(1 + σ²), not √(1 - ᾱ)), which differs in the last bit of float32, 6e-8. Over α, times the second input's
-α = .28, that is 2.6e-6 of the noise."""
-WHOLE_TIMESTEPS = 5e-5
-"""Sana's sampler draws at σ, and tells the denoiser 1000 σ rounded down to a whole timestep: σ = .9997, .8996 and
-.7496 are 999, 899 and 749. So training's σ is up to 1e-3 below, and what is seen here is by how much two such roundings
-differ: 2.7e-5 and 4.2e-5."""
 BASES = [
-    Base("PixArt-α", tiny_others.pixart_alpha, "PixArt-alpha/PixArt-XL-2-1024-MS", rounds=FIRST_STEP),
-    Base("PixArt-Σ", tiny_pixart, "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", rounds=FIRST_STEP),
+    Base("PixArt-α", tiny_others.pixart_alpha, "PixArt-alpha/PixArt-XL-2-1024-MS"),
+    Base("PixArt-Σ", tiny_pixart, "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"),
     Base("Stable Diffusion 1.5", tiny_others.stable_diffusion, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
     Base("Stable Diffusion XL", tiny_others.stable_diffusion_xl, "stabilityai/stable-diffusion-xl-base-1.0"),
     Base("Stable Diffusion 3", tiny_others.stable_diffusion_3, "stabilityai/stable-diffusion-3.5-medium"),
@@ -61,7 +50,7 @@ BASES = [
     Base("Flux.2 klein", tiny_others.flux_2_klein, "black-forest-labs/FLUX.2-klein-4B"),
     Base("Qwen-Image", tiny_others.qwen_image, "Qwen/Qwen-Image"),
     Base("Z-Image", tiny_others.z_image, "Tongyi-MAI/Z-Image-Turbo"),
-    Base("Sana", tiny_others.sana, "Efficient-Large-Model/Sana_1600M_1024px_diffusers", rounds=WHOLE_TIMESTEPS),
+    Base("Sana", tiny_others.sana, "Efficient-Large-Model/Sana_1600M_1024px_diffusers"),
     Base("Lumina 2", tiny_others.lumina_2, "Alpha-VLLM/Lumina-Image-2.0"),
     Base("AuraFlow", tiny_others.aura_flow, "fal/AuraFlow-v0.3"),
 ]

@@ -72,12 +72,12 @@ def test_a_finished_run_goes_on_to_the_bits_of_one_that_was_longer_from_the_star
 def test_a_run_goes_on_with_the_threads_that_it_began_with(run, tmp_path, monkeypatch):
     """Others would give other bits."""
     before, seen = torch.get_num_threads(), []
-    monkeypatch.setattr(run_module, "idle_threads", lambda: before + 1)
+    monkeypatch.setattr(run_module, "idle_threads", lambda _: before + 1)
     run()
     assert json.loads((tmp_path / "run" / "logs" / "run.json").read_text())["threads"] == before + 1
     advance = trainer.Trainer._advance
     monkeypatch.setattr(trainer.Trainer, "_advance", lambda self: (seen.append(torch.get_num_threads()), advance(self)))
-    monkeypatch.setattr(run_module, "idle_threads", lambda: 1)
+    monkeypatch.setattr(run_module, "idle_threads", lambda _: 1)
     run(steps=5)
     assert seen == [before + 1]
     assert torch.get_num_threads() == before

@@ -47,17 +47,15 @@ class Base(Hardware):
         self, adapter: "AdapterInfo | None" = None, quantize: str | None = None, offloaded: bool = False
     ) -> "DiffusionPipeline":
         """Open the base; if it will be `offloaded`, on the CPU in the precision of the device. Raises `UserError`."""
-        import torch
-
         from atomtune import bases
-        from atomtune.devices import idle_threads, pick_device, pick_dtype
+        from atomtune.devices import pick_device, pick_dtype, use_idle_cores
 
-        if (device := pick_device(self.device)).type == "cpu":
-            torch.set_num_threads(idle_threads())
-        if not offloaded:
-            return bases.load_base(self.name(adapter), self.dtype, device, quantize)
-        dtype = pick_dtype(self.dtype, device)
-        return bases.load_base(self.name(adapter), dtype, quantize=quantize)
+        dtype, device = self.dtype, pick_device(self.device)
+        if offloaded:
+            dtype, device = pick_dtype(dtype, device), None
+        pipe = bases.load_base(self.name(adapter), dtype, device, quantize)
+        use_idle_cores(bases.denoiser(pipe))
+        return pipe
 
 
 DEFAULT_HARDWARE = Hardware()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from atomtune.devices import leave_a_core
+from atomtune.devices import use_idle_cores
 from atomtune.jobs import Queue
 from atomtune.origins import HOST, OwnOriginOnly
 from atomtune.workspace import LARGEST, Workspace
@@ -17,7 +17,6 @@ from atomtune.workspace import LARGEST, Workspace
 def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     """Open the studio at http://127.0.0.1:PORT, until Ctrl-C. Raises `UserError`."""
     workspace = Workspace(folder, runs)
-    leave_a_core()
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(workspace.cache)}  # read when imported
     from starlette.middleware import Middleware
 
@@ -28,7 +27,8 @@ def serve(runs: Sequence[Path], base: str, port: int, folder: Path) -> None:
     print(f"Opening the studio with {base} …", flush=True)
     keep_memory_flat()
     queue = Queue(workspace.jobs)
-    blocks = page(Easel(base), workspace, queue)
+    blocks = page(easel := Easel(base), workspace, queue)
+    use_idle_cores(easel.model, but=1)
     blocks.queue(api_open=False).launch(
         server_name=HOST, server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=LARGEST,
         allowed_paths=[], footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,

@@ -57,6 +57,8 @@ class Noised:
 class Diffusion:
     """ε, v or x_0 prediction on the sampler's noise schedule, with optional min-SNR weights (arXiv 2303.09556)."""
 
+    tells_whole_timesteps = False
+
     def __init__(self, sampler: Any, snr_gamma: float | None = None):
         self.alphas_cumprod: Float[Tensor, " timesteps"] = sampler.alphas_cumprod.float().cpu()
         self.prediction_type = sampler.config["prediction_type"]
@@ -74,7 +76,7 @@ class Diffusion:
         """α and σ [batch, 1, 1, 1]; between two timesteps, where some samplers stop, their ᾱ is interpolated."""
         known, t = self.alphas_cumprod, timesteps.clamp(0, len(self.alphas_cumprod) - 1)
         below = t.floor().long()
-        squared = torch.lerp(known[below], known[t.ceil().long()], (t - below).float())[:, None, None, None]
+        squared = torch.lerp(known[below], known[t.ceil().long()], (t - below).to(known))[:, None, None, None]
         return squared.sqrt(), (1 - squared).sqrt()
 
     def target(self, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -99,14 +101,15 @@ class FlowMatching:
     """ε - x_0 prediction; timesteps logit-normal as in Stable Diffusion 3, or as `density` says.
 
     A constant shift of the sampler shifts these timesteps too. One that depends on the resolution does not, as in
-    diffusers' DreamBooth scripts.
+    diffusers' DreamBooth scripts. Samplers of the DPM-Solver kind draw at any σ but tell the denoiser 1000 σ rounded
+    down, and so does training on a base that has one.
     """
 
     def __init__(self, sampler_config: Any, density: str = "logit_normal"):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.density = density
-
+        self.tells_whole_timesteps = bool(sampler_config.get("use_flow_sigmas"))
         # DPM-Solver and similar samplers call "flow_shift" what the flow-matching scheduler calls "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
         options = {"use_dynamic_shifting": sampler_config.get("use_dynamic_shifting", False), "shift": shift}
@@ -122,7 +125,8 @@ class FlowMatching:
         timesteps = self.scheduler.timesteps[steps]
         alpha, sigma = self.coefficients(timesteps)
         target = self.target(latents, noise, alpha, sigma)
-        return Noised(alpha * latents + sigma * noise, timesteps, target, torch.ones(len(latents)))
+        told = timesteps.floor() if self.tells_whole_timesteps else timesteps
+        return Noised(alpha * latents + sigma * noise, told, target, torch.ones(len(latents)))
 
     def coefficients(self, timesteps: Shaped[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         """1 - σ and σ [batch, 1, 1, 1]."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from atomtune.training.objectives import Objective
 
 STEPS = (2, 4)  # of the two drawings, so that their second inputs are at two timesteps
-# A sampler may round its timesteps to whole ones, which moves α and σ by less.
+# The base's own precision moves α and σ by less.
 TOLERANCE = 0.01
 
 
@@ -115,7 +115,7 @@ class _Oracle:
 
     def __init__(self, pipe: DiffusionPipeline, objective: Objective, resolution: GivenSize):
         self.name, self.objective, self.resolution = type(pipe).__name__, objective, resolution
-        self.family = family_of(pipe)
+        self.family, self.scheduler = family_of(pipe), pipe.scheduler
         self.size = self.family.size(pipe, *Size.of(resolution).shape)
         self.model: Any = bare_model(denoiser(pipe))
         self.signature = inspect.signature(self.model.forward)
@@ -126,7 +126,7 @@ class _Oracle:
 
     def draw(self, pipe: Any, prompt: str, steps: int) -> Input:
         """The oracle's second input in one drawing, which stops at the autoencoder. Raises `UserError`."""
-        scheduler, vae, decoded, resolution = pipe.scheduler, pipe.vae, [], self.resolution
+        scheduler, vae, decoded, resolution = self.scheduler, pipe.vae, [], self.resolution
 
         def decode(latents: Tensor, *args: Any, **kwargs: Any) -> None:
             decoded.append(latents.float().cpu())
@@ -161,7 +161,7 @@ class _Oracle:
         time = family.clock.timesteps(given)
         self.timestep = float(time)
         noisy = self.plain(sample)
-        alpha, sigma = (value.double() for value in self.objective.coefficients(time))
+        alpha, sigma = (value.double() for value in self.objective.coefficients(self.unrounded(time)))
         self.calls += 1
         if self.calls == 1:
             random = torch.rand(noisy.shape, generator=torch.Generator().manual_seed(1), dtype=noisy.dtype)
@@ -182,6 +182,13 @@ class _Oracle:
         if isinstance(sample, Tensor):
             return Transformer2DModelOutput(sample=packed.expand(len(sample), *packed.shape[1:]).to(sample))
         return Transformer2DModelOutput(sample=[packed[0].to(one) for one in sample])  # pyright: ignore
+
+    def unrounded(self, time: Tensor) -> Tensor:
+        """The timestep of this call; where training rounds as the sampler does, before it was rounded down."""
+        if not self.objective.tells_whole_timesteps:
+            return time
+        exact = self.scheduler.sigmas[self.calls].double()[None] * self.scheduler.config["num_train_timesteps"]
+        return exact if -1e-3 < float(exact - time) < 1 else time
 
     def plain(self, given: Any) -> Tensor:
         """The first of a batch of latents, of the denoiser or the sampler, as plain ones."""

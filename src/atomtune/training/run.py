@@ -98,7 +98,8 @@ def _customize(config: CustomizeConfig) -> dict[str, Any]:
     if finished is not None:
         logger.info("%s holds this run, finished", config.out)
         return _of_this_place(finished, config)
-    content["threads"] = threads_of(config) or idle_threads()  # a run that goes on has as many, for the same bits
+    # A run that goes on has as many, for the same bits.
+    content["threads"] = threads_of(config) or idle_threads(bases.denoiser(pipe))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(content["threads"])
 
