@@ -107,9 +107,9 @@ def measured(found: dict[str, Any]) -> list[str]:
         parts.append(
             f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {cores} cores "
             f"against a single one: {alone} where nothing else runs, {beside} while another process keeps one core "
-            "busy. So commands count the idle cores when they start. And a small model cannot use many threads: by Amdahl's "
-            "law, each of so many still works for half of its time, and commands take no more than are in the last "
-            "column, 1 + 4 ∛(parameters / 10 million).\n\n"
+            "busy. So commands count the idle cores when they start. And a small model cannot use many threads: by "
+            "Amdahl's law, each of so many still works for half of its time, and commands take no more than the last "
+            "column says, 1 + 4 ∛(parameters / 10 million).\n\n"
             + table(["", "parameters", f"{cores} threads, one step", "half of the time", "taken at most"], rows)
         )
     if own := found.get("tricks"):
