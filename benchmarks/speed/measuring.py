@@ -208,6 +208,7 @@ def _in_turns(step: Step, cores: int, others: int, rounds: int, device: torch.de
 TRICKS: dict[str, tuple[str, str]] = {  # what is tried, and whether the library does so
     "bfloat16": ("the frozen base of moji in bfloat16", "if it is asked for: `--mixed-precision bf16`"),
     "plain attention": ("the same, with attention by two plain products", "no: all N² of its map stay in memory"),
+    "medium": ("moji in float32, with the products in bfloat16 (`set_float32_matmul_precision`)", "no"),
     "compiled": (
         "moji through `torch.compile`, when it is compiled",
         "no: a run saves less than it costs",
@@ -231,9 +232,15 @@ def tricks(device: torch.device, rounds: int = 15) -> dict[str, Any]:
         with sdpa_kernel([SDPBackend.MATH]):
             half.train()
 
+    def in_bfloat16() -> None:
+        torch.set_float32_matmul_precision("medium")
+        plain.train()
+        torch.set_float32_matmul_precision("highest")
+
     tried = {
         "bfloat16": (plain.train, half.train),
         "plain attention": (plain.train, by_products),
+        "medium": (plain.train, in_bfloat16),
         "compiled": (plain.train, fused.train),
         "kthvalue": (lambda: codes.abs().topk(10, sorted=False), lambda: codes.abs().kthvalue(247, keepdim=True)),
         "one product": (
