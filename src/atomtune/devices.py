@@ -63,31 +63,31 @@ LISTENING = 0.3
 """Seconds over which idle cores are counted."""
 
 
-def idle_threads(model: torch.nn.Module) -> int:
-    """Threads for PyTorch on the CPU: one for each core that does nothing now, at least one, and never more than
-    PyTorch has or a model of this size can use. On small models every operation waits for its slowest thread, so a
-    thread too many on a busy machine costs far more than one too few (docs/results/speed.md). OMP_NUM_THREADS is taken
-    at its word."""
+def idle_threads(model: torch.nn.Module, but: int = 0) -> int:
+    """Threads for PyTorch on the CPU: one for each core that does nothing now, `but` for so many of them; at least one,
+    and never more than PyTorch has or a model of this size can use. On small models every operation waits for its
+    slowest thread, so a thread too many on a busy machine costs far more than one too few (docs/results/speed.md).
+    OMP_NUM_THREADS is taken at its word."""
     most = torch.get_num_threads()
     if most == 1 or "OMP_NUM_THREADS" in os.environ:
         return most
     times = psutil.cpu_times_percent(LISTENING)._asdict()  # of less than a second they do not add up to 100
     idle = sum(times.get(kind, 0.0) for kind in ("idle", "iowait", "nice"))  # who is nice makes room
-    return max(1, min(most, useful_threads(model), round(most * idle / (sum(times.values()) or 1))))
+    return max(1, min(most, useful_threads(model), round(most * idle / (sum(times.values()) or 1)) - but))
 
 
 def useful_threads(model: torch.nn.Module) -> int:
-    """The most threads of which each works for more than half of its time on a model of this size, and does not wait
-    for the others: 1 + 4 ∛(parameters / 10 million), as measured on two cores (docs/results/speed.md)."""
+    """About the most threads of which each works for half of its time or more on a model of this size, and else waits
+    for the others: 1 + 4 ∛(parameters / 10 million), from what a second thread brings (docs/results/speed.md)."""
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return round(1 + 4 * (millions / 10) ** (1 / 3))
 
 
 def use_idle_cores(model: torch.nn.Module, but: int = 0) -> None:
-    """Give PyTorch `idle_threads` if the model is on the CPU. For a program whose page, in a browser on the same
-    computer, needs a core too, all `but` one of them."""
-    if "OMP_NUM_THREADS" not in os.environ and next(model.parameters()).device.type == "cpu":
-        torch.set_num_threads(max(1, idle_threads(model) - but))
+    """Give PyTorch `idle_threads` if the model is on the CPU. A program whose page, in a browser on the same computer,
+    needs a core too leaves it one."""
+    if next(model.parameters()).device.type == "cpu":
+        torch.set_num_threads(idle_threads(model, but))
 
 
 @contextmanager

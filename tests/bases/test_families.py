@@ -79,6 +79,9 @@ def test_training_gives_what_the_pipeline_gives(base, size):
         assert seen.image == pytest.approx(seen.alpha, abs=1e-6)
         assert seen.noise == pytest.approx(seen.sigma, abs=1e-6)
         assert seen.rest < 1e-6
+    for seen in check(base.pipe(), size, torch.float32):  # the sampler's own tables
+        assert seen.image == pytest.approx(seen.alpha, abs=1e-5)
+        assert seen.noise == pytest.approx(seen.sigma, abs=1e-5)
 
 
 @every_base

@@ -3,8 +3,10 @@
 python -m tests.training.parts_on_a_gpu BASE IMAGES OUT [OFFLOAD]
 """
 
+import gc
 import json
 import sys
+import weakref
 from typing import Any
 
 import torch
@@ -18,23 +20,23 @@ INSIDE = {"T5Stack": "reads a prompt", "Encoder": "encodes", "Decoder": "decodes
 
 
 def main(base: str, images: str, out: str, offload: str = "") -> None:
-    opened: list[Any] = []
+    loaded: list[tuple[str, Any]] = []
     found: set[tuple[str, str]] = set()
-    parted = bases.BaseParts
+    load = bases.BaseParts.load
 
-    def remembered(*arguments: Any) -> Any:
-        base = parted(*arguments)
-        opened.append(base.pipe)
-        return base
+    def remembered(self: bases.BaseParts, kind: str, *dtype: Any) -> None:
+        load(self, kind, *dtype)
+        loaded.extend((name, weakref.ref(getattr(self.pipe, name))) for name in self._names(kind))
 
     def look(module: torch.nn.Module, _inputs: Any) -> None:
         planned = any(parameter.is_meta for parameter in module.parameters())  # without values, by `atomtune.planning`
         if (does := INSIDE.get(type(module).__name__)) is not None and not planned:
-            parts = [(name, part) for name, part in opened[0].components.items() if isinstance(part, torch.nn.Module)]
-            there = [name for name, part in parts if next(part.parameters()).device.type == "gpu"]
+            parts = [(name, part) for name, reference in loaded if (part := reference()) is not None]
+            there = {name for name, part in parts if next(part.parameters()).device.type == "gpu"}
             found.add((does, ", ".join(sorted(there))))
 
-    setattr(bases, "BaseParts", remembered)  # noqa: B010  pyright knows a class there
+    gc.disable()  # nothing may wait for it
+    bases.BaseParts.load = remembered
     torch.nn.modules.module.register_module_forward_pre_hook(look)
     options: dict[str, Any] = {"prior_preservation": True, "num_class_images": 1, "report_to": "none", "num_atoms": 8}
     options |= {"offload": offload or None}

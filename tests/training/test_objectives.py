@@ -11,7 +11,7 @@ from diffusers import (
 from torch.testing import assert_close
 
 from atomtune.errors import UserError
-from atomtune.training.objectives import Diffusion, Noised, objective_for, prediction_loss
+from atomtune.training.objectives import Diffusion, FlowMatching, Noised, objective_for, prediction_loss
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -71,11 +71,25 @@ def test_flow_matching(sampler):
     sigma = 3 * linear / (1 + 2 * linear)
     told = 1000 * sigma
     if isinstance(sampler, DPMSolverMultistepScheduler):  # which tells the denoiser whole timesteps
-        told = (told + 1e-3).floor()  # 750, where float32 is half a step below or above
+        told = (told + 1e-3).floor()
     assert_close(noised.timesteps.double(), told, atol=1e-3, rtol=1e-4)
     sigma = sigma[:, None, None, None]
     assert_close(noised.noisy.double(), (1 - sigma) * x_0 + sigma * epsilon, atol=1e-5, rtol=1e-5)
     assert_close(noised.target, epsilon - x_0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_a_whole_timestep_is_told_as_it_is(shift):
+    """float32 puts some of them just below."""
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    objective = objective_for(DPMSolverMultistepScheduler(**options))
+    assert isinstance(objective, FlowMatching)
+    linear = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
+    exact = 1000 * shift * linear / (1 + (shift - 1) * linear)
+    assert_close(objective.told(objective.scheduler.timesteps).double(), (exact + 1e-6).floor(), atol=0, rtol=0)
+    # The same configuration in a sampler that tells fractions.
+    euler = objective_for(FlowMatchEulerDiscreteScheduler.from_config(DPMSolverMultistepScheduler(**options).config))
+    assert euler.told(torch.tensor([0.5])) == 0.5
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

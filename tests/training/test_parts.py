@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,8 +36,9 @@ def test_the_parts_of_a_base_are_on_the_accelerator_while_they_work(offload, bas
 
 
 @pytest.fixture
-def loads(monkeypatch) -> list[str]:
-    """What was loaded in turn, and beside which other parts that are still in memory."""
+def loads(monkeypatch) -> Iterator[list[str]]:
+    """What was loaded in turn, and beside which other parts that are still in memory; nothing waits for Python's
+    garbage collector."""
     seen: list[str] = []
     alive: list[tuple[str, Any]] = []
     load = BaseParts.load
@@ -46,13 +48,14 @@ def loads(monkeypatch) -> list[str]:
         load(self, kind, *dtype)
         if there:
             return
-        gc.collect()
         beside = sorted({WORD[other] for other, part in alive if part() is not None})
         seen.append(" beside ".join([WORD[kind], *beside]))
         alive.extend((kind, weakref.ref(getattr(self.pipe, name))) for name in self._names(kind))
 
     monkeypatch.setattr(BaseParts, "load", looked_at)
-    return seen
+    gc.disable()
+    yield seen
+    gc.enable()
 
 
 def test_a_run_has_one_part_in_memory_and_the_autoencoder_beside_the_denoiser_while_it_draws(run, loads):

@@ -314,12 +314,22 @@ class BaseParts:
         for name in self._names(kind):
             setattr(self.pipe, name, hollow(self.parts[name].build(self.dtype)))
             self._absent.add(name)
+        self._collect()
 
     def drop(self, kind: str) -> None:
         """Leave the pipeline without the parts of a kind."""
         for name in self._names(kind):
             setattr(self.pipe, name, None)
             self._absent.add(name)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Give the memory of what was freed back at once. The hooks of offloading leave each model with a reference to
+        itself, so that it would wait for Python's garbage collector, on the accelerator too."""
+        from accelerate.utils.memory import clear_device_cache
+
+        if self.name != MOJI:
+            clear_device_cache(garbage_collection=True)
 
     def _names(self, kind: str) -> list[str]:
         return [name for name in self.parts if name.startswith(_BEGIN[kind])]

@@ -57,8 +57,6 @@ class Noised:
 class Diffusion:
     """ε, v or x_0 prediction on the sampler's noise schedule, with optional min-SNR weights (arXiv 2303.09556)."""
 
-    tells_whole_timesteps = False
-
     def __init__(self, sampler: Any, snr_gamma: float | None = None):
         self.alphas_cumprod: Float[Tensor, " timesteps"] = sampler.alphas_cumprod.float().cpu()
         self.prediction_type = sampler.config["prediction_type"]
@@ -71,6 +69,10 @@ class Diffusion:
         alpha, sigma = self.coefficients(timesteps)
         target = self.target(latents, noise, alpha, sigma)
         return Noised(alpha * latents + sigma * noise, timesteps, target, self.weight(timesteps))
+
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the denoiser is told of timesteps."""
+        return timesteps
 
     def coefficients(self, timesteps: Shaped[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         """α and σ [batch, 1, 1, 1]; between two timesteps, where some samplers stop, their ᾱ is interpolated."""
@@ -101,15 +103,16 @@ class FlowMatching:
     """ε - x_0 prediction; timesteps logit-normal as in Stable Diffusion 3, or as `density` says.
 
     A constant shift of the sampler shifts these timesteps too. One that depends on the resolution does not, as in
-    diffusers' DreamBooth scripts. Samplers of the DPM-Solver kind draw at any σ but tell the denoiser 1000 σ rounded
-    down, and so does training on a base that has one.
+    diffusers' DreamBooth scripts. Samplers of the DPM-Solver kind draw at any σ but tell the denoiser 1000 σ in whole
+    numbers, and so does training on a base that has one.
     """
 
-    def __init__(self, sampler_config: Any, density: str = "logit_normal"):
+    def __init__(self, sampler: Any, density: str = "logit_normal"):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
+        sampler_config = sampler.config
         self.density = density
-        self.tells_whole_timesteps = bool(sampler_config.get("use_flow_sigmas"))
+        self.whole = "FlowMatch" not in type(sampler).__name__
         # DPM-Solver and similar samplers call "flow_shift" what the flow-matching scheduler calls "shift".
         shift = sampler_config.get("shift", sampler_config.get("flow_shift", 1.0))
         options = {"use_dynamic_shifting": sampler_config.get("use_dynamic_shifting", False), "shift": shift}
@@ -125,8 +128,11 @@ class FlowMatching:
         timesteps = self.scheduler.timesteps[steps]
         alpha, sigma = self.coefficients(timesteps)
         target = self.target(latents, noise, alpha, sigma)
-        told = timesteps.floor() if self.tells_whole_timesteps else timesteps
-        return Noised(alpha * latents + sigma * noise, told, target, torch.ones(len(latents)))
+        return Noised(alpha * latents + sigma * noise, self.told(timesteps), target, torch.ones(len(latents)))
+
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the denoiser is told of timesteps. Rounded down, but for what float32 put just below a whole one."""
+        return (timesteps + 1e-3).floor() if self.whole else timesteps
 
     def coefficients(self, timesteps: Shaped[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         """1 - σ and σ [batch, 1, 1, 1]."""
@@ -151,7 +157,7 @@ def objective_for(sampler: Any, snr_gamma: float | None = None, density: str = "
             raise UserError(
                 "snr_gamma weighs by a diffusion base's signal-to-noise ratio: remove it, this base uses flow matching."
             )
-        return FlowMatching(sampler.config, density)
+        return FlowMatching(sampler, density)
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"{type(sampler).__name__} predicts {kind!r}: expected epsilon, v_prediction, sample or flow_prediction."

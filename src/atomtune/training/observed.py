@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from atomtune.training.objectives import Objective
 
 STEPS = (2, 4)  # of the two drawings, so that their second inputs are at two timesteps
-# The base's own precision moves α and σ by less.
+# The precision of a base and the rounding of timesteps to whole ones move α and σ by less.
 TOLERANCE = 0.01
 
 
@@ -184,11 +184,14 @@ class _Oracle:
         return Transformer2DModelOutput(sample=[packed[0].to(one) for one in sample])  # pyright: ignore
 
     def unrounded(self, time: Tensor) -> Tensor:
-        """The timestep of this call; where training rounds as the sampler does, before it was rounded down."""
-        if not self.objective.tells_whole_timesteps:
+        """The timestep of this call, of which the denoiser is told `time`: the one at which the sampler draws, if
+        training would tell the same of it."""
+        sigmas = getattr(self.scheduler, "sigmas", ())
+        if self.objective.told(time + 0.5) == time + 0.5 or self.calls >= len(sigmas):  # nothing is rounded
             return time
-        exact = self.scheduler.sigmas[self.calls].double()[None] * self.scheduler.config["num_train_timesteps"]
-        return exact if -1e-3 < float(exact - time) < 1 else time
+        exact = sigmas[self.calls].double()[None] * self.scheduler.config["num_train_timesteps"]
+        near = [self.objective.told(exact + rounding) for rounding in (0.0, 2e-3, -2e-3)]  # of float32
+        return exact if time in near else time
 
     def plain(self, given: Any) -> Tensor:
         """The first of a batch of latents, of the denoiser or the sampler, as plain ones."""

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 DRAWS = 7  # noised examples of each image, each with a prompt of its own
 NEAR, FAR = 12, len(EVERYDAY) // DRAWS  # images of things most like the class, and of others: each thing is said
 MEASURED = 400  # examples on which a floor is measured, at most
-BATCH = 8  # images drawn, and answers computed, together
+BATCH, PIXELS = 8, 512 * 512  # images drawn, and answers computed, together; of so many pixels in all
 
 
 @dataclass
@@ -183,8 +183,10 @@ def _answers(
     conditionings = {
         prompt: send_to_device(encoding.encode_caption(pipe, prompt, resolution), "cpu") for prompt in words
     }
+    height, width = Size.of(resolution).shape
     drawn = [first for first, *_ in prompts]
-    batches = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
+    size = max(1, min(BATCH, PIXELS // (height * width)))
+    batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
     told = [encoding.encode_prompt(pipe, batch, resolution) for batch in batches]
     pipe.remove_all_hooks()
     base.drop(bases.TEXT)
@@ -195,7 +197,7 @@ def _answers(
     drawings = []
     for batch, answer in zip(batches, told):
         with encoding.replayed(pipe, answer):
-            drawings += sampling.generate(pipe, batch, seed=0, resolution=resolution, batch_size=BATCH)
+            drawings += sampling.generate(pipe, batch, seed=0, resolution=resolution, batch_size=size)
     base.free(bases.DENOISER)
     latents = encoding.encode_images(pipe, [drawing.image for drawing in drawings])
     pipe.remove_all_hooks()
@@ -208,11 +210,14 @@ def _answers(
         generator = torch.Generator().manual_seed(int(hashlib.sha256(group[0].encode()).hexdigest()[:15], 16))
         captions = [conditionings[prompt] for prompt in group]
         examples = objective.add_noise(latents.draw([place] * DRAWS, generator), generator)
-        part = examples.to(device)
-        moved: Any = send_to_device(captions, device)
-        with accelerator.autocast():
-            answer = encoding.predict(model, part, moved, model.dtype, family_of(pipe))
-        examples = replace(examples, target=predicted(answer, part).float().cpu())
+        targets = []
+        for rows in (slice(start, start + size) for start in range(0, DRAWS, size)):
+            part = examples.rows(rows).to(device)
+            moved: Any = send_to_device(captions[rows], device)
+            with accelerator.autocast():
+                answer = encoding.predict(model, part, moved, model.dtype, family_of(pipe))
+            targets.append(predicted(answer, part).float().cpu())
+        examples = replace(examples, target=torch.cat(targets))
         kept = {name: part for name, part in asdict(examples).items() if part is not None}
         answers.append({"examples": kept, "conditionings": captions})
     base.free(bases.DENOISER)

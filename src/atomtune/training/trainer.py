@@ -220,8 +220,8 @@ class Trainer(Steps):
         device, denoising = self.accelerator.device, None
         self.base.load(bases.IMAGES, torch.float32)
         if self.config.offload is not None:
-            _, denoising = cpu_offload_with_hook(self.model, device)
-        _, decoding = cpu_offload_with_hook(self.pipe.vae, device, denoising)
+            denoising = cpu_offload_with_hook(self.model, device)[1]
+        decoding = cpu_offload_with_hook(self.pipe.vae, device, denoising)[1]
         for file, (prompt, answer) in zip(self._sample_files(), self.cache.samples.items(), strict=True):
             with encoding.replayed(self.pipe, answer), self.accelerator.autocast():
                 (drawing,) = sampling.generate(self.pipe, prompt, seed=self.config.seed, resolution=self.resolution)
@@ -229,6 +229,7 @@ class Trainer(Steps):
             if self.accelerator.is_main_process:
                 manifest.record(self.config.out, file)
                 sampling.save_png(drawing.image, file, drawing.settings | {"step": self.step})
+        del decoding  # which holds the autoencoder
         self.base.drop(bases.IMAGES)
         if denoising is not None:
             denoising.remove()
