@@ -55,7 +55,8 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/pyright
 	@if $(PYTHON) -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2> /dev/null; then \
 	  $(BIN)/pip-audit --requirement hashes.txt --requirement hashes-quantize.txt --requirement hashes-deepspeed.txt \
-	    --require-hashes --disable-pip --progress-spinner off; \
+	    --require-hashes --disable-pip --progress-spinner off && \
+	  grep '^torch==' constraints.txt | $(BIN)/pip-audit --requirement /dev/stdin --no-deps --disable-pip --progress-spinner off; \
 	else echo "pip-audit is skipped: it asks pypi.org for known vulnerabilities, and there is no network here"; fi
 
 docs: .venv/installed  ## build the documentation into site/

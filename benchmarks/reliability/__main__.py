@@ -35,9 +35,23 @@ def precision(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, A
     yield measure(folder)
 
 
+def guided(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from benchmarks.reliability.guided import measure
+
+    yield measure(folder, options.seconds)
+
+
+def cells(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from benchmarks.reliability.cells import measure
+
+    yield measure(folder, options.seeds)
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "kills": kills,
+    "cells": cells,
     "fuzzing": fuzzing,
+    "guided": guided,
     "precision": precision,
 }
 
@@ -47,6 +61,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[*PARTS], choices=[*PARTS], help="these parts alone")
     parser.add_argument("--kills", type=int, default=50, help="kills by each signal (50)")
     parser.add_argument("--inputs", type=int, default=3500, help="spoiled files of each kind (3,500)")
+    parser.add_argument("--seconds", type=int, default=60, help="for each kind of file, guided by coverage (60)")
+    parser.add_argument("--seeds", type=int, default=10, help="of the sweep, four cells each (10)")
     options = parser.parse_args()
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:

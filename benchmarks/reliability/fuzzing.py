@@ -303,6 +303,15 @@ def limited() -> Iterator[None]:
 
 def fuzz(strategy: st.SearchStrategy, read: Callable[[Any], None], count: int, number: int = 0) -> Counter[str]:
     """Read so many inputs. Returns how many were read and refused; anything else raises, with the smallest such one."""
+    each, found = case(strategy, read, count, number)
+    each()
+    return found
+
+
+def case(
+    strategy: st.SearchStrategy, read: Callable[[Any], None], count: int = 1, number: int = 0
+) -> tuple[Any, Counter[str]]:
+    """hypothesis' test of so many inputs, and what it will count."""
     found: Counter[str] = Counter()
 
     @seed(number)
@@ -320,8 +329,7 @@ def fuzz(strategy: st.SearchStrategy, read: Callable[[Any], None], count: int, n
         except UserError:
             found["refused"] += 1
 
-    each()
-    return found
+    return each, found
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:

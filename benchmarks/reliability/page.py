@@ -12,14 +12,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "reliability.md"
 HEAD = """\
 # Nothing lost, no one let in
 
-Written by `python -m benchmarks.reliability`; shorter versions of every part are in `make test`.
+Written by `python -m benchmarks.reliability`; shorter versions are in `make test`, but for the precisions.
 """
 
 
 def write(results: dict[str, Any]) -> None:
-    """Write the page, with the parts that there are."""
+    """Write the page."""
+    write_text(PAGE, text(results))
+
+
+def text(results: dict[str, Any]) -> str:
+    """The page, with the parts that there are."""
     parts = [section(results[name]) for name, section in SECTIONS.items() if name in results]
-    write_text(PAGE, "\n".join([HEAD, *parts]))
+    return "\n".join([HEAD, *parts])
 
 
 def _kills(found: dict[str, Any]) -> str:
@@ -69,10 +74,44 @@ with torch and the base in it. What was opened of adapters and LoRAs was also ru
 |---|---|---|"""
 
 
+def _guided(found: dict[str, Any]) -> str:
+    kinds = {name: counts for name, counts in found.items() if isinstance(counts, dict)}
+    rows = [f"| {name} | {counts.get('read', 0):,} | {counts.get('refused', 0):,} |" for name, counts in kinds.items()]
+    total = sum(sum(counts.values()) for counts in kinds.values())
+    return "\n".join([GUIDED.format(total=total, seconds=found["seconds"]), *rows, ""])
+
+
+GUIDED = """\
+### Guided by coverage
+
+`pip install atheris`, then `python -m benchmarks.reliability --only guided`
+
+The same kinds of files for {seconds} s each, {total:,} in all, with the same limits. Here atheris chooses: what reached
+new lines of atomtune is changed further.
+
+| kind | read | refused |
+|---|---|---|"""
+
+
+def _cells(found: dict[str, Any]) -> str:
+    return CELLS.format(**found)
+
+
+CELLS = """\
+## Machines that are lost
+
+`python -m benchmarks.reliability --only cells`
+
+`atomtune sweep` with {cells} cells on a Ray cluster of two nodes, real processes on one computer. {killed} times a node
+was killed with SIGKILL while both worked, and another one came. {came} results came, and the table has {rows} rows, of
+{different} different cells.
+"""
+
+
 def _precision(found: dict[str, Any]) -> str:
     own = found["no"]
     rows = []
-    for name in ("no", OTHERWISE, "bf16", "fp16"):
+    for name in (name for name in ("no", OTHERWISE, "bf16", "fp16") if name in found):
         each = found[name]
         cells = [each["dtype"] + (f", {name}" if name == OTHERWISE else "")]
         for kind in ("loss", "held_loss"):
@@ -96,11 +135,11 @@ PRECISION = """\
 moji learns the teapot for {steps} steps on a {device} with {seeds} seeds, with the same images and noise in every
 precision. Its losses: the running mean of training, and that on a few draws of noise that was not trained on
 ({before:.5f} without the adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the
-least and the most of one. Top-k makes a run chaotic, so float32 is compared with itself, by kernels that round
-otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen
-base is stored and computed in fp16.
+lowest and the highest of a seed. Top-k makes a run chaotic, so float32 is compared with itself too, without oneDNN,
+whose convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has neither
+autocast nor a gradient scaler: the frozen base is stored and computed in fp16.
 
 | base | training loss | beside float32 | held loss | beside float32 |
 |---|---|---|---|---|"""
 
-SECTIONS = {"kills": _kills, "fuzzing": _fuzzing, "precision": _precision}
+SECTIONS = {"kills": _kills, "cells": _cells, "fuzzing": _fuzzing, "guided": _guided, "precision": _precision}

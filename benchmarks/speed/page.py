@@ -78,7 +78,10 @@ A training step is a forward and a backward pass, a drawing step a forward pass 
 process; the frozen model's row has times, the others how much longer they take in the same round: the median, and in
 brackets the quarters below and above. FLOP are counted by PyTorch; FLOP-bound is the time they would take at the rate
 of a large matrix product, measured in the same run. Memory is the most that a training step has at once beside the
-frozen weights, the adapter included, without an optimizer, added up over all tensors."""
+frozen weights, the adapter included, without an optimizer, added up over all tensors. *Trained* counts the numbers of
+the adapter; *swap* is the time to change from one loaded adapter to another. PixArt-Σ and SmolLM2 have random weights
+here, which are as fast as real ones; SmolLM2 has a vocabulary of 1,024 words, and neither atoms beside attention nor
+the paper's form, which are for diffusers' attention."""
     ]
     for kind in sorted(every):
         parts += measured(every[kind])
@@ -107,17 +110,31 @@ def measured(found: dict[str, Any]) -> list[str]:
         parts.append(
             f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {cores} cores "
             f"against a single one: {alone} where nothing else runs, {beside} while another process keeps one core "
-            "busy. So commands count the idle cores when they start. And a small model cannot use many threads: by "
-            "Amdahl's law, each of so many still works for half of its time, and commands take no more than the last "
-            "column says, 1 + 4 ∛(parameters / 10 million).\n\n"
-            + table(["", "parameters", f"{cores} threads, one step", "half of the time", "taken at most"], rows)
+            "busy. So commands count the idle cores when they start. And a small model cannot use many threads, "
+            "because each waits for the slowest one. From what a second thread brings, Amdahl's law says how many threads "
+            "would each still work for half of their time; commands take no more than 1 + 4 ∛(parameters / 10 million). On "
+            "more than two cores this was not measured.\n\n"
+            + table(
+                [
+                    "",
+                    "parameters",
+                    f"time of {cores} threads, beside one",
+                    "would work for half of their time",
+                    "commands take at most",
+                ],
+                rows,
+            )
         )
     if own := found.get("tricks"):
-        rows = [[what, over(own[name]["tried"], own[name]["as it is"]), used] for name, (what, used) in TRICKS.items()]
+        rows = [
+            [what, over(own[name]["tried"], own[name]["as it is"]), used]
+            for name, (what, used) in TRICKS.items()
+            if name in own
+        ]
         parts.append(
-            f"### What was tried\n\nHow much longer it takes with each, in turns with what the library does, "
-            f"{own['threads']} threads. Of moji a training step with atoms on the values is timed; the first of the "
-            f"compiled model takes {own['compiling']:.0f} s.\n\n" + table(["", "time", "in the library"], rows)
+            f"### What was tried\n\nHow much longer it takes with each (minus: shorter), in turns with what the "
+            f"library does, {own['threads']} threads. Of moji a training step with atoms on the values is timed; the first of "
+            f"the compiled model takes {own['compiling']:.0f} s.\n\n" + table(["", "time", "in the library"], rows)
         )
     if growth := found.get("growth"):
         rows = [
@@ -134,6 +151,7 @@ def measured(found: dict[str, Any]) -> list[str]:
         ratio = np.divide(own["dense"], own["sparse"])
         parts.append(
             f"S D for M = {own['num_atoms']:,} and k = {own['k']}, forward and backward, {own['tokens']} tokens: "
-            f"{np.median(ratio):.1f} times as fast without the zeros ({min(ratio):.1f} to {max(ratio):.1f})."
+            f"{np.median(ratio):.1f} times as fast with the k rows of D that a token uses as with all of D (least "
+            f"{min(ratio):.1f}, most {max(ratio):.1f})."
         )
     return parts

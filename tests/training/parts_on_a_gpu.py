@@ -24,8 +24,8 @@ def main(base: str, images: str, out: str, offload: str = "") -> None:
     found: set[tuple[str, str]] = set()
     load = bases.BaseParts.load
 
-    def remembered(self: bases.BaseParts, kind: str, *dtype: Any) -> None:
-        load(self, kind, *dtype)
+    def remembered(self: bases.BaseParts, kind: str, dtype: torch.dtype | None = None) -> None:
+        load(self, kind, dtype)
         loaded.extend((name, weakref.ref(getattr(self.pipe, name))) for name in self._names(kind))
 
     def look(module: torch.nn.Module, _inputs: Any) -> None:

@@ -52,9 +52,9 @@ def check(pipe: Any, size: GivenSize = 64, tables: torch.dtype = torch.float64) 
         with patch.object(np, "float32", np.float64):  # what samplers make their tables of
             set_timesteps(*args, **kwargs)
 
-    with encoding.replayed(pipe, answer):
-        with observed.replaced(sampler, "set_timesteps", in_float64 if precise else set_timesteps):
-            return observed.check(pipe, objective, "a sks dog", size)
+    drawing = in_float64 if precise else set_timesteps
+    with encoding.replayed(pipe, answer), observed.replaced(sampler, "set_timesteps", drawing):
+        return observed.check(pipe, objective, "a sks dog", size)
 
 
 def stable_diffusion(scheduler: str, **options: Any) -> Any:

@@ -35,8 +35,9 @@ MISSING = set() if find_spec("deepspeed") or Path(DEEPSPEED, "deepspeed").is_dir
 
 
 def launch(processes: int, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a script or a module in `processes` processes, as the how-to says."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    """Start a script or a module in `processes` processes by `accelerate launch`, as the how-to says."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     everywhere = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(
         [*command, *arguments], env=everywhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
