@@ -43,6 +43,19 @@ def test_cells_come_one_by_one_and_those_that_are_done_stay(file, capsys):
     change(file, num_atoms=5)  # what is there is not overwritten, and the others go on
     main(["sweep", str(file)])
     assert "holds another run (num_atoms 4 there and 5 now" in capsys.readouterr().out
+    assert table(file) == []  # no numbers of another run
+
+
+def test_a_cell_that_fails_does_not_end_the_others(file, monkeypatch):
+    def customize(config):
+        if config.method == "atoms":
+            raise MemoryError("no room\nleft")
+        return {}
+
+    monkeypatch.setattr(sweeping, "customize", customize)
+    found = {}
+    sweeping.sweep(file, on_cell=lambda name, result: found.update({name: result}))
+    assert [*found] == CELLS and str(found[CELLS[0]]) == "MemoryError: no room left" and found[CELLS[3]] == {}
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,9 @@ def measured(found: dict[str, Any]) -> list[str]:
             f"### Threads\n\nA training step of atoms on the values of moji, with a thread for each of {cores} cores "
             f"against a single one: {alone} where nothing else runs, {beside} while another process keeps one core "
             "busy. So commands count the idle cores when they start. And a small model cannot use many threads, "
-            "because each waits for the slowest one. From what a second thread brings, Amdahl's law says how many threads "
-            "would each still work for half of their time; commands take no more than 1 + 4 ∛(parameters / 10 million). On "
-            "more than two cores this was not measured.\n\n"
+            "because each waits for the slowest one. From what a second thread brings, Amdahl's law says how many "
+            "threads would each still work for half of their time; commands take no more than 1 + 4 ∛(parameters / 10 "
+            "million). On more than two cores this was not measured.\n\n"
             + table(
                 [
                     "",
@@ -132,8 +132,8 @@ def measured(found: dict[str, Any]) -> list[str]:
             if name in own
         ]
         parts.append(
-            f"### What was tried\n\nHow much longer it takes with each (minus: shorter), in turns with what the "
-            f"library does, {own['threads']} threads. Of moji a training step with atoms on the values is timed; the first of "
+            "### What was tried\n\nHow much longer it takes with each (minus: shorter), in turns with what the library "
+            f"does, {own['threads']} threads. Of moji a training step with atoms on the values is timed; the first of "
             f"the compiled model takes {own['compiling']:.0f} s.\n\n" + table(["", "time", "in the library"], rows)
         )
     if growth := found.get("growth"):

@@ -21,6 +21,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ from atomtune.training.recipes import load_recipe
 TABLE = "results.csv"
 COLUMNS = ("fidelity", "alignment", "held_loss", "held_loss_before", "steps", "seconds", "adapter_bytes")
 KEYS = ("folders", "methods", "options", "seeds", "out")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,19 @@ def sweep(
     """Run the cells that are not done, and return the rows of the table, which `OUT/results.csv` also has.
 
     `ray` is the address of a Ray cluster whose machines share the folders; without it the cells run here, one after the
-    other. `on_cell(name, summary)` is called as cells are done, with the `UserError` of one that was refused; the
-    others go on. Raises `UserError` if the file cannot be read, or the cluster not be reached.
+    other. `on_cell(name, summary)` is called as cells are done, with a `UserError` for one that was refused or failed;
+    the others go on, and it has no row. Raises `UserError` if the file cannot be read, or the cluster not be reached.
     """
     out, cells = read_sweep(file)
     manifest.refuse_foreign(out, TABLE)
     manifest.record(out, out / TABLE)
+    done = list(cells)
     for name, found in _here(cells) if ray is None else _on_ray(cells, ray):
-        _write(out, cells)
+        if isinstance(found, UserError):  # there may be another run's numbers
+            done = [cell for cell in done if cell.name != name]
+        _write(out, done)
         on_cell(name, found)
-    return _write(out, cells)
+    return _write(out, done)
 
 
 def _here(cells: list[Cell]) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -105,6 +111,9 @@ def _run(config: CustomizeConfig) -> dict[str, Any] | UserError:
         return customize(config)
     except UserError as error:
         return error
+    except Exception as error:  # out of memory, say: no reason to lose the other cells
+        logger.exception("a run of the sweep failed, into %s", config.out)
+        return UserError(f"{type(error).__name__}: {' '.join(str(error).split()):.300}")
 
 
 def _on_ray(cells: list[Cell], address: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:

@@ -17,7 +17,7 @@ from atomtune.bases.tokens import NO_LAYER, ImageFirst
 from tests.adapters.models_page import TESTED_WITH, code
 from tests.bases import test_families, test_recipes, test_runs, test_tokens
 from tests.bases.families import BASES, Base
-from tests.planning import test_parts
+from tests.planning import test_estimates, test_parts
 from tests.quantize import training as quantized
 
 ROOT = Path(__file__).parents[2]
@@ -94,8 +94,13 @@ COLUMNS = (
     ),
     Shown(
         "plan",
-        "`atomtune plan` reads a folder of it",
-        (test_parts.test_a_folder_is_planned_at_the_size_that_its_pipeline_draws,),
+        "`atomtune plan` reads a folder of it, and what is planned for encoding, training, checkpointing and drawing is"
+        " within 5 % of what is done",
+        (
+            test_parts.test_a_folder_is_planned_at_the_size_that_its_pipeline_draws,
+            test_estimates.test_encoding_and_decoding_take_what_is_planned,
+            test_estimates.test_a_step_of_every_base_takes_what_is_planned,
+        ),
     ),
 )
 
@@ -135,7 +140,7 @@ def page() -> str:
         *(works(base) for base in BASES),
         "",
         "*Yes* stands where the tests of the column run for the base: this page is made from the tests' own parameters,"
-        " and a test fails while they say something else.",
+        " and a test fails if the page says something else.",
         "",
         "| | shown by these tests |",
         "|---|---|",
@@ -148,10 +153,16 @@ def page() -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(row(base) for base in BASES),
         "",
+        "*Latents* are what the denoiser works on: as the autoencoder gives them, or packed (two by two of them are one"
+        " token), or a list of images. *Autoencoder* says how its latents are scaled for the denoiser. *Denoiser's"
+        " time* is what it is told from noise to image, and *sign* that of its answer beside ε - x_0, ε or v. *Image"
+        " tokens* says where they are in its attention: by themselves, or in one sequence with those of the text.",
+        "",
         "*Guidance in training* is the number that a denoiser which was distilled for guidance gets: that of diffusers'"
         " DreamBooth scripts. *Timesteps* are drawn as those scripts draw them (AuraFlow has none: as for Stable"
-        " Diffusion 3); the sampler's shift by resolution does not act on them, a constant shift does. The timesteps of"
-        " a trace and of a schedule are the sampler's, 1000 for noise and 0 for the image, on every base.",
+        " Diffusion 3; Sana's leaves out the shift of its sampler, which acts here); the sampler's shift by resolution"
+        " does not act on them, a constant shift does. The timesteps of a trace and of a schedule are the sampler's,"
+        " 1000 for noise and 0 for the image, on every base.",
         "",
         "A pipeline of a subclass counts as its base. Another one is refused, before its weights are downloaded, with a"
         " sentence that names the nearest base of this table. That training gives the denoiser what drawing does is"

@@ -66,7 +66,11 @@ def test_the_nearest_family_has_the_denoiser_or_the_layout():
 
     assert "PixArt-α, PixArt-Σ (PixArtAlphaPipeline" in nearest(16, {"latent_channels": 16})
     assert "Flux.1 (FluxPipeline)" in nearest(64, {"latent_channels": 16})
-    assert all(family.name in nearest(16, {}) for family in FAMILIES)
+    assert "PixArt-α, PixArt-Σ (PixArtAlphaPipeline" in nearest(16, {})
+    assert "which has a transformer too" in nearest(16, {})
+    with pytest.raises(UserError) as error:
+        family_of_class(CogView4Pipeline, None, {}, {})
+    assert all(family.name in str(error.value) for family in FAMILIES)
 
 
 @every_base

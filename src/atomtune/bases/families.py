@@ -224,6 +224,10 @@ def family_of_class(
         packed = channels != own
         nearest = next(family for family in FAMILIES if isinstance(family.layout, Packed) == packed)
         why = f"too gives its denoiser {'four times ' if packed else ''}as many channels as its autoencoder has"
+    if nearest is None and model is not None:
+        unet = "UNet" in model.__name__
+        nearest = next(family for family in FAMILIES if ("UNet" in family.denoiser) == unet)
+        why = f"has {'a UNet' if unet else 'a transformer'} too"
     if nearest is None:
         said = f"those that can are {', '.join(dict.fromkeys(family.name for family in FAMILIES))}"
     else:
