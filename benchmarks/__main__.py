@@ -14,8 +14,8 @@ from benchmarks.speed import measuring, page
 from benchmarks.speed.models import CASES, ON_CPU
 
 OTHERS = {
-    "threads": measuring.threads, "tricks": measuring.tricks, "growth": measuring.growth,
-    "synthesis": measuring.synthesis,
+    "commands": measuring.commands, "threads": measuring.threads, "tricks": measuring.tricks,
+    "growth": measuring.growth, "synthesis": measuring.synthesis,
 }  # fmt: skip
 
 

@@ -54,10 +54,19 @@ start that was killed while it opened it: trackers choose the names themselves.)
 
 
 def _fuzzing(found: dict[str, Any]) -> str:
+    return _inputs(FUZZING, found, peak=found["peak_gib"])
+
+
+def _guided(found: dict[str, Any]) -> str:
+    return _inputs(GUIDED, found, seconds=found["seconds"])
+
+
+def _inputs(text: str, found: dict[str, Any], **more: Any) -> str:
+    """A text with the number of all inputs, and below it a table with a row for each kind of them."""
     kinds = {name: counts for name, counts in found.items() if isinstance(counts, dict)}
     rows = [f"| {name} | {counts.get('read', 0):,} | {counts.get('refused', 0):,} |" for name, counts in kinds.items()]
     total = sum(sum(counts.values()) for counts in kinds.values())
-    return "\n".join([FUZZING.format(total=total, peak=found["peak_gib"]), *rows, ""])
+    return "\n".join([text.format(total=total, **more), *rows, ""])
 
 
 FUZZING = """\
@@ -72,13 +81,6 @@ with torch and the base in it. What was opened of adapters and LoRAs was also ru
 
 | kind | read | refused |
 |---|---|---|"""
-
-
-def _guided(found: dict[str, Any]) -> str:
-    kinds = {name: counts for name, counts in found.items() if isinstance(counts, dict)}
-    rows = [f"| {name} | {counts.get('read', 0):,} | {counts.get('refused', 0):,} |" for name, counts in kinds.items()]
-    total = sum(sum(counts.values()) for counts in kinds.values())
-    return "\n".join([GUIDED.format(total=total, seconds=found["seconds"]), *rows, ""])
 
 
 GUIDED = """\

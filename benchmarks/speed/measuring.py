@@ -1,6 +1,8 @@
 """Times of methods that take turns, and what a step needs."""
 
 import gc
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,7 @@ def attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_
     return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 
+CPU = torch.device("cpu")
 aten: Any = torch.ops.aten
 for formula in (bag_flops, bag_backward_flops, bag_codes_flops, attention_flops, attention_backward_flops):
     formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -213,6 +216,26 @@ def _in_turns(step: Step, cores: int, others: int, rounds: int, device: torch.de
             process.kill()
             process.wait()
     return found
+
+
+# -- whole commands ---------------------------------------------------------------------------------------------------
+
+
+def commands(device: torch.device) -> dict[str, list[dict[str, float]]]:
+    """Seconds of `atomtune demo`, and of `customize` and its steps in it: for the first time, and when the base's
+    answers to other prompts are known."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(2):
+            out = Path(folder) / str(number)
+            command = [sys.executable, "-m", "atomtune", "demo", "--device", str(device), "--out", str(out)]
+            environment = os.environ | {"ATOMTUNE_CACHE": f"{folder}/cache"}
+            whole = seconds(
+                lambda: subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL), CPU
+            )  # noqa: B023
+            numbers = json.loads((out / "summary.json").read_text())
+            found.append({"demo": whole, "customize": numbers["seconds"], "steps": numbers["steps"]})
+    return {"demo": found}
 
 
 # -- what was tried ---------------------------------------------------------------------------------------------------

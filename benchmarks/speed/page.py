@@ -96,6 +96,18 @@ def measured(found: dict[str, Any]) -> list[str]:
             threads = f", {own['threads']} threads" if own["processor"].startswith(("x86", "AMD", "Intel")) else ""
             where = f"{own['processor']}{threads}, {own['dtype']}, torch {own['torch']}, {own['rounds']} rounds"
             parts.append(f"## {case.title}: {own['processor']}\n\n{where}.\n\n{case_table(own)}")
+    if own := found.get("commands"):
+        rows = [
+            [when, f"{each['demo']:.0f} s", f"{each['customize']:.0f} s", str(each["steps"]),
+             f"{each['steps'] * np.median(found['moji']['methods']['frozen']['train']):.0f} s"]
+            for when, each in zip(("the first time", "again"), own["demo"])
+        ]  # fmt: skip
+        parts.append(
+            "### Whole commands\n\n`atomtune demo` learns the teapot and draws 64 images, all on moji. What the base "
+            "answers to other prompts is computed the first time. The last column is what so many steps of the frozen "
+            "base alone would take.\n\n"
+            + table(["", "`atomtune demo`", "of it training", "steps", "steps of the frozen base"], rows)
+        )
     if own := found.get("threads"):
         moji, cores = own["sizes"]["moji"], own["cores"]
         alone, beside = (over(each["each"], each["one"]) for each in (moji, own["beside"]))
