@@ -73,19 +73,27 @@ def _against_drift(found: dict[str, Any], curves: Curves, said: str) -> Any:
         axis.annotate("the base", (0, np.mean(base)), (8, 0), textcoords="offset points", va="center")
         axis.set(xlabel="drift: change of unrelated images (RMS of pixels)", ylabel=score)
     figure.suptitle(said)
+    _legend(figure)
     return figure
 
 
 def _frontier(found: dict[str, Any], steps: Curves, dials: Curves) -> Any:
-    """A row over training steps, a row over dials."""
-    figure, grid = plt.subplots(2, 2, figsize=(13, 11), sharex="row")
-    for axes, curves, said in zip(grid, (steps, dials), ("40 to 600 training steps", "dials of sampling")):
+    """A row over training steps, a row over dials; without what was not run."""
+    rows = [(steps, "40 to 600 training steps"), (dials, "dials of sampling")]
+    rows = [(curves, said) for curves, said in rows if any(way[:2] in FRONTIER for way in curves)]
+    figure, grid = plt.subplots(len(rows), 2, figsize=(13, 5.5 * len(rows)), sharex="row", squeeze=False)
+    for axes, (curves, said) in zip(grid, rows):
         for axis, score in zip(axes, ("alignment", "diversity")):
             trade_off(axis, curves, score)
             axis.set_title(said)
-    handles = {label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Any) -> None:
+    """One for all panels, below them."""
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
 
 
 def trade_off(axis: Axes, curves: Curves, score: str) -> None:
