@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,23 +198,46 @@ def threads(device: torch.device, rounds: int = 15) -> dict[str, Any]:
             own |= {"useful": useful_threads(step.model)}
             if name == "moji":
                 found["beside"] = _in_turns(step, found["cores"], 1, rounds, device)
+    found["waiting"] = {name: {place: _waiting(name, place) for place in ("alone", "beside")} for name in WAITING}
     return found
+
+
+WAITING = {
+    "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "look 4,000 times": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"},
+    "OpenMP's own": {},
+}
+
+
+def _waiting(name: str, place: str) -> list[float]:
+    """Seconds of steps of moji whose threads wait so for one another, alone or beside a busy process."""
+    with _busy(int(place == "beside")):
+        command = [sys.executable, "-m", "benchmarks.speed.waiting"]
+        done = subprocess.run(command, env=os.environ | WAITING[name], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def _busy(others: int) -> Iterator[None]:
+    """Inside the block so many processes keep a core busy each."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def _in_turns(step: Step, cores: int, others: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of a training step with one thread and with one for each core, beside so many busy processes."""
     found: dict[str, Any] = {"one": [], "each": []}
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
-    try:
+    with _busy(others):
         for _ in range(rounds):
             for label, count in (("one", 1), ("each", cores)):
                 torch.set_num_threads(count)
                 step.train()
                 found[label].append(seconds(step.train, device))
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
     return found
 
 

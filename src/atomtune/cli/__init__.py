@@ -114,9 +114,12 @@ def _signals(stopped: threading.Event) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
     by Ctrl-C or SIGTERM."""
-    # Threads that wait for one another sleep, and do not take the cores that the others need: beside another program a
-    # step took several times as long. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for one another look some microseconds for work and then sleep. As long as OpenMP lets them look,
+    # they take the cores that the others need beside another program; to sleep at once is slow where nothing else runs
+    # (docs/results/speed.md). OpenMP reads this when torch is imported; the second is of GNU's, on Linux.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     register_post_import_hook(_without_loading_bars, "diffusers")
     tokens = sys.argv[1:] if arguments is None else arguments
     stopped = threading.Event()
