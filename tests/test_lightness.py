@@ -38,12 +38,13 @@ def waiting(setting: str) -> str:
     start = (
         f"import os\n{setting}\nfrom atomtune.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
     )
-    return run(f"{start}\nprint(os.environ.get('OMP_WAIT_POLICY'))").splitlines()[-1]
+    return run(f"{start}\nprint(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))").splitlines()[-1]
 
 
 def test_waiting_threads_sleep_unless_the_user_decides():
-    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None)") == "PASSIVE"
-    assert waiting("os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'") == "ACTIVE"
+    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None)") == "PASSIVE 4000"
+    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None); os.environ['GOMP_SPINCOUNT'] = '7'") == "PASSIVE 7"
+    assert waiting("os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'") == "ACTIVE None"
 
 
 def test_every_public_name_is_found():

@@ -143,8 +143,8 @@ def measured(found: dict[str, Any]) -> list[str]:
         ]
         parts.append(
             f"How {cores} threads wait for one another, in that step of moji: whether they sleep at once, or first "
-            "look for work, so many times or as often as OpenMP does. Commands let them look 4,000 times, for load can also "
-            "come after they have counted the idle cores.\n\n"
+            "look for work, so many times or as often as OpenMP does. Commands let them look 4,000 times, for load can "
+            "also come after they have counted the idle cores.\n\n"
             + table(["", "where nothing else runs", "while another process keeps one core busy"], rows)
         )
     if own := found.get("tricks"):
