@@ -34,7 +34,7 @@ def test_nothing_heavy_is_imported(start):
 
 
 def waiting(setting: str) -> str:
-    """OMP_WAIT_POLICY after a command, `setting` being what it was before."""
+    """OMP_WAIT_POLICY and GOMP_SPINCOUNT after a command, `setting` being what it was before."""
     start = (
         f"import os\n{setting}\nfrom atomtune.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
     )

@@ -114,7 +114,7 @@ def _signals(stopped: threading.Event) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line (`sys.argv` by default) and exit: 0 when done, 2 for what the user can fix, 130 when stopped
     by Ctrl-C or SIGTERM."""
-    # Threads that wait for one another look for work some microseconds, and then sleep. As long as OpenMP lets them look,
+    # Threads that wait for one another look for work some microseconds, then sleep. As long as OpenMP lets them look,
     # they take the cores that others need beside another program; to sleep at once is slow where nothing else runs
     # (docs/results/speed.md). OpenMP reads this when torch is imported; the second is of GNU's, on Linux.
     if "OMP_WAIT_POLICY" not in os.environ:
