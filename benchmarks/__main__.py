@@ -15,7 +15,7 @@ from benchmarks.speed.models import CASES, ON_CPU
 
 OTHERS = {
     "commands": measuring.commands, "threads": measuring.threads, "tricks": measuring.tricks,
-    "growth": measuring.growth, "synthesis": measuring.synthesis,
+    "growth": measuring.growth, "synthesis": measuring.synthesis, "crossover": measuring.crossover,
 }  # fmt: skip
 
 

@@ -357,12 +357,22 @@ def growth(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def synthesis(device: torch.device, rounds: int = 7) -> dict[str, Any]:
+def synthesis(device: torch.device) -> dict[str, Any]:
     """S D for M = 16,384 and k = 32, forward and backward: the products without zeros, and with them."""
+    return _products(16_384, 32, device)
+
+
+def crossover(device: torch.device) -> dict[str, list[Any]]:
+    """The same for M = 256 and 2048, and M/k of 2 to 64: where the library should change from one to the other."""
+    sizes = [(num_atoms, num_atoms // ratio) for num_atoms in (256, 2048) for ratio in (2, 4, 8, 16, 64)]
+    return {"products": [_products(*size, device) for size in sizes]}
+
+
+def _products(num_atoms: int, k: int, device: torch.device, rounds: int = 7, tokens: int = 256) -> dict[str, Any]:
+    """Seconds of S D, 1152 wide, forward and backward: the products without zeros, and with them, in turns."""
     from atomtune.method.sparse import combine
 
-    tokens, num_atoms, k, width = 256, 16_384, 32, 1152
-    D = torch.randn(num_atoms, width, device=device, requires_grad=True)
+    D = torch.randn(num_atoms, 1152, device=device, requires_grad=True)
     index = torch.rand(tokens, num_atoms, device=device).topk(k).indices
     codes = torch.randn(tokens, k, device=device, requires_grad=True)
     whole = torch.zeros(tokens, num_atoms, device=device).scatter(-1, index, codes.detach()).requires_grad_()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from atomtune.files import write_text
+from atomtune.method.sparse import WORTHWHILE
 from benchmarks.speed.measuring import GROWTH, TRICKS
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.models import CASES
@@ -175,5 +176,16 @@ def measured(found: dict[str, Any]) -> list[str]:
             f"S D for M = {own['num_atoms']:,} and k = {own['k']}, forward and backward, {own['tokens']} tokens: "
             f"{np.median(ratio):.1f} times as fast with the k rows of D that a token uses as with all of D (least "
             f"{min(ratio):.1f}, most {max(ratio):.1f})."
+        )
+    if own := found.get("crossover"):
+        rows = [
+            [f"{each['num_atoms']:,}", str(each["k"]), str(each["num_atoms"] // each["k"]),
+             f"{np.median(np.divide(each['dense'], each['sparse'])):.1f}"]
+            for each in own["products"]
+        ]  # fmt: skip
+        parts.append(
+            "The same for fewer atoms: how many times as fast the k rows are. The library takes them where M / k is "
+            f"{WORTHWHILE['cpu']} or more on a CPU, and {WORTHWHILE['cuda']} or more on a card, which is a guess until "
+            "it is measured on one.\n\n" + table(["M", "k", "M / k", "times as fast"], rows)
         )
     return parts

@@ -78,9 +78,14 @@ def compare(
         images: Folder of images of the subject, for fidelity. By default those that the first run was trained on;
             "none" for no fidelity.
         num: Images of each prompt, with seeds seed, seed + 1, ...
-        steps, guidance_scale, resolution: As in `generate`.
-        base, dtype, device: As in `load_base`; the base is by default that of the first adapter.
-        clip, dino: A folder or a name of the hub.
+        steps: As in `generate`.
+        guidance_scale: As in `generate`.
+        resolution: As in `generate`.
+        base: As in `load_base`; by default that of the first adapter.
+        dtype: As in `load_base`.
+        device: As in `load_base`.
+        clip: A folder or a name of the hub.
+        dino: A folder or a name of the hub.
         on_column: Called with each label before its images are drawn.
 
     Raises `UserError` if there is nothing to compare, for adapters of different bases, and as `load_models` does.
