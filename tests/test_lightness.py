@@ -1,6 +1,7 @@
 """`import atomtune` and `atomtune --help` are quick: nothing heavy is imported before it is used."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import atomtune
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "gradio", "matplotlib")
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def run(code: str, env: dict[str, str] | None = None) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
 
 
 @pytest.mark.parametrize(
@@ -33,18 +34,18 @@ def test_nothing_heavy_is_imported(start):
     assert run(f"import sys\ntry:\n    {start}\nexcept SystemExit:\n    pass\n{report}").splitlines()[-1] == "[]"
 
 
-def waiting(setting: str) -> str:
-    """OMP_WAIT_POLICY and GOMP_SPINCOUNT after a command, `setting` being what it was before."""
-    start = (
-        f"import os\n{setting}\nfrom atomtune.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
-    )
-    return run(f"{start}\nprint(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))").splitlines()[-1]
+def waiting(**setting: str) -> str:
+    """OMP_WAIT_POLICY and GOMP_SPINCOUNT after a command, `setting` being all that the user had set before it."""
+    unset = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    command = "import os\nfrom atomtune.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    report = "print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
+    return run(f"{command}\n{report}", unset | setting).splitlines()[-1]
 
 
 def test_waiting_threads_sleep_unless_the_user_decides():
-    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None)") == "PASSIVE 4000"
-    assert waiting("os.environ.pop('OMP_WAIT_POLICY', None); os.environ['GOMP_SPINCOUNT'] = '7'") == "PASSIVE 7"
-    assert waiting("os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'") == "ACTIVE None"
+    assert waiting() == "PASSIVE 4000"
+    assert waiting(GOMP_SPINCOUNT="7") == "PASSIVE 7"
+    assert waiting(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
 
 
 def test_every_public_name_is_found():
