@@ -1,9 +1,10 @@
-# Every target makes .venv first when it is missing or older than what it is made from. pip would try every version of the
-# lock again, so it installs the lock as it stands, with the hash of every file, and then only torch and what torch needs:
-# its wheel may be a local one (2.13.0+cpu), whose hash is not that of PyPI's. What few tests need goes into folders of its own:
-# PEFT imports torchao where it finds it, which prints warnings, and DeepSpeed is built, which does not work everywhere.
+# Every target makes .venv first when it is missing or older than what it is made from: the lock as it stands, with the hash of
+# every file; then what torch needs for CUDA, unless it is a build without (2.13.0+cpu, from a folder that pip is told of).
+# What few tests need goes into folders of its own: PEFT imports torchao where it finds it, which prints warnings, and
+# DeepSpeed is built, which does not work everywhere.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(if $(shell command -v uv 2> /dev/null),uv pip install --python $(BIN)/python,$(BIN)/pip install --no-compile) --quiet --no-deps
 APART = $(BIN)/pip install --quiet --no-compile --upgrade --no-deps --require-hashes --target $(@D) --requirement $<
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-studio test-latest lint docs readme models bases experiments experiments-quick
@@ -11,14 +12,11 @@ APART = $(BIN)/pip install --quiet --no-compile --upgrade --no-deps --require-ha
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml constraints.txt hashes.txt
+.venv/installed: pyproject.toml hashes.txt hashes-cuda.txt
 	$(PYTHON) -m venv .venv
-	if command -v uv > /dev/null; then \
-	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirement hashes.txt && \
-	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,eval]'; \
-	else $(BIN)/pip install --quiet --no-compile --no-deps --require-hashes --requirement hashes.txt && \
-	  $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,eval]'; \
-	fi
+	$(INSTALL) --require-hashes --requirement hashes.txt
+	if $(BIN)/pip show torch | grep -q cuda; then $(INSTALL) --require-hashes --requirement hashes-cuda.txt; fi
+	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
 .venv/quantize/installed: hashes-quantize.txt .venv/installed
@@ -54,9 +52,8 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	@if $(PYTHON) -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2> /dev/null; then \
-	  $(BIN)/pip-audit --requirement hashes.txt --requirement hashes-quantize.txt --requirement hashes-deepspeed.txt \
-	    --require-hashes --disable-pip --progress-spinner off && \
-	  grep '^torch==' constraints.txt | $(BIN)/pip-audit --requirement /dev/stdin --no-deps --disable-pip --progress-spinner off; \
+	  $(BIN)/pip-audit $(foreach file,$(wildcard hashes*.txt),--requirement $(file)) --require-hashes --disable-pip \
+	    --progress-spinner off; \
 	else echo "pip-audit is skipped: it asks pypi.org for known vulnerabilities, and there is no network here"; fi
 
 docs: .venv/installed  ## build the documentation into site/

@@ -36,6 +36,7 @@ from atomtune.lora.distillation import load_lora
 from atomtune.storage.folders import load_adapter, save_adapter
 from atomtune.storage.metadata import CONFIG_FILE, WEIGHTS_FILE
 from atomtune.storage.reading import adapter_info
+from atomtune.sweeping import read_sweep
 from atomtune.training.captions import read_captions
 from atomtune.training.data import find_examples
 from atomtune.training.recipes import configure
@@ -164,6 +165,14 @@ class Inputs:
         preset = {"gain": {"L0": 0.5}, "density": {"L1": 0.5}, "dropped": ["L0[3]"], "schedule": {"0": 1.0}}
         recipe = {"base": "tiny", "images": "photos", "class_name": "dog", "out": "runs/a", "num_atoms": 16, "steps": 4}
         fields = ["density", "sample_prompts", "seed", "floor", "preserve", "threshold", "activation", "init_adapter"]
+        sweep = {
+            "folders": {"photos/pot": "teapot", "photos/dog": "dog"},
+            "methods": ["atoms", "lora"],
+            "seeds": [0, 1],
+            "options": {"slow": {"learning_rate": 0.001}, "fast": {"learning_rate": 0.01}},
+            "out": "runs/a",
+            "steps": 4,
+        }
         rows = json.dumps({"file_name": "0.png", "text": "a dog"}).encode() + b"\n"
         captions = damaged(b"a sks dog\n") | st.binary(max_size=40) | st.text(max_size=20).map(_utf8)
         return {
@@ -182,6 +191,10 @@ class Inputs:
             "YAML": (
                 other_values(recipe, fields).map(_yaml) | damaged(_yaml(recipe)) | st.sampled_from(BOMBS),
                 self.read_yaml,
+            ),
+            "sweeps": (
+                other_values(sweep, fields).map(_yaml) | damaged(_yaml(sweep)) | st.sampled_from(BOMBS),
+                self.read_sweep,
             ),
             "images": (
                 st.sampled_from([*self.images.items()]).flatmap(
@@ -227,6 +240,10 @@ class Inputs:
     def read_yaml(self, raw: bytes) -> None:
         (self.folder / "options.yaml").write_bytes(raw)
         configure(self.folder / "options.yaml")
+
+    def read_sweep(self, raw: bytes) -> None:
+        (self.folder / "sweep.yaml").write_bytes(raw)
+        read_sweep(self.folder / "sweep.yaml")
 
     def read_image(self, named: tuple[str, bytes]) -> None:
         folder = self.folder / "images"

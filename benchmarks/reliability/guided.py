@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-KINDS = ("adapter folders", "LoRA files", "presets", "captions", "YAML", "images")
+KINDS = ("adapter folders", "LoRA files", "presets", "captions", "YAML", "sweeps", "images")
 
 
 def measure(folder: Path, seconds: int) -> dict[str, Any]:

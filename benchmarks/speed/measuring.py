@@ -363,8 +363,8 @@ def synthesis(device: torch.device) -> dict[str, Any]:
 
 
 def crossover(device: torch.device) -> dict[str, list[Any]]:
-    """The same for M = 256 and 2048, and M/k of 2 to 64: where the library should change from one to the other."""
-    sizes = [(num_atoms, num_atoms // ratio) for num_atoms in (256, 2048) for ratio in (2, 4, 8, 16, 64)]
+    """The same for M of 256 to 16,384, and M/k of 4 to 64: where the library should change from one to the other."""
+    sizes = [(num_atoms, num_atoms // ratio) for num_atoms in (256, 2048, 16384) for ratio in (4, 8, 12, 16, 64)]
     return {"products": [_products(*size, device) for size in sizes]}
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from benchmarks.reliability.fuzzing import Inputs, fuzz
-
-KINDS = ("adapter folders", "LoRA files", "presets", "captions", "YAML", "images")
+from benchmarks.reliability.guided import KINDS
 
 
 @pytest.fixture(scope="module")
