@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collector():
-    """Python's garbage collector, which atomtune calls when it gives back memory, need not look through pytest, hundreds
-    of modules and their types each time."""
+    """Python's garbage collector, which atomtune calls when it gives back memory, need not look through all that was
+    imported each time."""
     gc.collect()
     gc.freeze()
 

@@ -28,6 +28,7 @@ ELSEWHERE = {  # first word of a command: where it is run
 }
 SHELL = ("cp", "mkdir", "rm")
 FEW = {"measure_every": 1, "sample_every": 0}
+WHOLE = ("runs/teapot", "runs/teapot-kept")  # runs that keep the rest as it was, which takes a while
 SHORT_CALLS = {"generate": {"steps": 2}, "compare": {"steps": 2, "num": 1}}
 NOT_HERE = re.compile(r"\b[A-Z]+-[A-Z]+\b|PixArt-alpha/|Tongyi-MAI/")  # a file of the reader's own, a download
 SHORT = {  # command: options that make it quick
@@ -95,8 +96,10 @@ def run(command: list[str], short: bool) -> None:
         for flag, number in (("--steps", "4" if "--config" in options else "2"), ("--finetune-steps", "2")):
             if flag in options:
                 options[options.index(flag) + 1] = number
-        if name == "customize" and not {"--config", "--steps"} & {*options}:
-            options += ["--steps", str(steps(" ".join(options)))]
+        if name == "customize" and "--config" not in options:
+            out = options[options.index("--out") + 1]
+            options += [] if "--steps" in options else ["--steps", str(steps(out))]
+            options += [] if out in WHOLE else ["--no-preserve", "--floor", "0"]
         options += SHORT[name] if "--config" not in options else []
     cli.main([name, *options])
 
