@@ -6,6 +6,7 @@ the network, another program or a file of the reader's own is not run; its optio
 """
 
 import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from atomtune import cli
+from atomtune.moji import MojiPipeline
 from atomtune.training import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -137,11 +139,18 @@ def short(pytestconfig) -> bool:
     return not pytestconfig.getoption("--full-length")
 
 
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """moji draws in few steps where no number is given."""
+    patch.setitem(inspect.unwrap(MojiPipeline.__call__).__kwdefaults__, "num_inference_steps", 6)
+
+
 @pytest.fixture(scope="session")
 def started(tmp_path_factory, short) -> Path:
     """A folder in which a reader has typed the start."""
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
+        if short:
+            hurry(patch)
         patch.chdir(folder)
         read(START, short)
     return folder
@@ -151,6 +160,8 @@ def started(tmp_path_factory, short) -> Path:
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # the page says that it comes
 @pytest.mark.parametrize("page", PAGES)
 def test_every_line_of_a_page_works(page, started, tmp_path, monkeypatch, capsys, short):
+    if short:
+        hurry(monkeypatch)
     shutil.copytree(started, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "118")  # as wide as the tables of the pages
