@@ -1,6 +1,6 @@
 # Every target makes .venv first when it is missing or older than what it is made from: the lock as it stands, with the hash of
-# every file; then what torch needs for CUDA, unless it is a build without (2.13.0+cpu, from a folder that pip is told of).
-# What few tests need goes into folders of its own: PEFT imports torchao where it finds it, which prints warnings, and
+# every file. torch is the one without CUDA where pip finds it (in a folder of PIP_FIND_LINKS, say), else PyPI's with what that
+# needs. What few tests need goes into folders of its own: PEFT imports torchao where it finds it, which prints warnings, and
 # DeepSpeed is built, which does not work everywhere.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,8 +12,9 @@ APART = $(BIN)/pip install --quiet --no-compile --upgrade --no-deps --require-ha
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml hashes.txt hashes-cuda.txt
+.venv/installed: pyproject.toml hashes.txt hashes-cpu.txt hashes-cuda.txt
 	$(PYTHON) -m venv .venv
+	$(INSTALL) --require-hashes --requirement hashes-cpu.txt 2> /dev/null || true
 	$(INSTALL) --require-hashes --requirement hashes.txt
 	if $(BIN)/pip show torch | grep -q cuda; then $(INSTALL) --require-hashes --requirement hashes-cuda.txt; fi
 	$(INSTALL) --no-build-isolation --editable .
@@ -52,7 +53,7 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	@if $(PYTHON) -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2> /dev/null; then \
-	  $(BIN)/pip-audit $(foreach file,$(wildcard hashes*.txt),--requirement $(file)) --require-hashes --disable-pip \
+	  $(BIN)/pip-audit $(foreach file,$(filter-out hashes-cpu.txt,$(wildcard hashes*.txt)),--requirement $(file)) --require-hashes --disable-pip \
 	    --progress-spinner off; \
 	else echo "pip-audit is skipped: it asks pypi.org for known vulnerabilities, and there is no network here"; fi
 
