@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import resource
 import signal
 import struct
@@ -27,7 +28,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftType
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from atomtune import board
 from atomtune.bases import denoiser, set_denoiser
@@ -60,6 +61,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "nonsense"]
+TYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
 
 @st.composite
@@ -127,6 +129,26 @@ def other_weights(draw: st.DrawFn, right: bytes) -> bytes:
     return struct.pack("<Q", size) + raw + bytes(data)
 
 
+@st.composite
+def other_tensors(draw: st.DrawFn, right: bytes) -> bytes:
+    """A file of weights that is whole, with tensors of other names, shapes, types and numbers."""
+    tensors = load(right)
+    for name in draw(st.lists(st.sampled_from([*tensors]), min_size=1, max_size=3, unique=True)):
+        tensor = tensors.pop(name)
+        kind = draw(st.sampled_from(["remove", "name", "shape", "type", "numbers", "numbers"]))
+        if kind == "name":
+            tensors[draw(st.text(max_size=8)) + name] = tensor
+        elif kind == "shape":
+            tensors[name] = torch.ones(draw(st.lists(st.integers(0, 40), max_size=4)))
+        elif kind == "type":
+            tensors[name] = tensor.to(draw(st.sampled_from(TYPES)))
+        elif kind == "numbers":
+            extreme = st.sampled_from([math.nan, -math.nan, math.inf, 2.0**127])
+            number = draw(extreme | st.floats(-9, 9, width=32))
+            tensors[name] = torch.full(tensor.shape, number).to(tensor.dtype)
+    return save(tensors)
+
+
 class Inputs:
     """Right files in a folder, and for each kind of input: a strategy of spoiled ones, and what reads them."""
 
@@ -160,7 +182,7 @@ class Inputs:
                 lambda kind, config=config: _dumped(config | {"peft_type": kind})
             )
             folders.append(st.tuples(configs | damaged(text), st.just(weights)))
-            folders.append(st.tuples(st.just(text), other_weights(weights) | damaged(weights)))
+            folders.append(st.tuples(st.just(text), other_tensors(weights) | other_weights(weights) | damaged(weights)))
         lora = _as_diffusers(self.adapters[1][1])
         preset = {"gain": {"L0": 0.5}, "density": {"L1": 0.5}, "dropped": ["L0[3]"], "schedule": {"0": 1.0}}
         recipe = {"base": "tiny", "images": "photos", "class_name": "dog", "out": "runs/a", "num_atoms": 16, "steps": 4}
@@ -177,7 +199,7 @@ class Inputs:
         captions = damaged(b"a sks dog\n") | st.binary(max_size=40) | st.text(max_size=20).map(_utf8)
         return {
             "adapter folders": (st.one_of(folders), self.open_adapter),
-            "LoRA files": (other_weights(lora) | damaged(lora), self.open_lora),
+            "LoRA files": (other_tensors(lora) | other_weights(lora) | damaged(lora), self.open_lora),
             "presets": (
                 other_values(preset, ["only", "floor"]).map(_dumped) | damaged(json.dumps(preset).encode()),
                 self.apply_preset,
@@ -283,8 +305,6 @@ def _yaml(value: Any) -> bytes:
 
 def _as_diffusers(weights: bytes) -> bytes:
     """PEFT's weights of a LoRA by diffusers' names."""
-    from safetensors.torch import load
-
     prefix = "base_model.model."
     return save({f"transformer.{key.removeprefix(prefix)}": value for key, value in load(weights).items()})
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from atomtune.files import write_text
-from atomtune.method.sparse import WORTHWHILE
+from atomtune.method.sparse import MOST_AT_ONCE, WORTHWHILE
 from benchmarks.speed.measuring import GROWTH, TRICKS
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.models import CASES
@@ -186,6 +186,7 @@ def measured(found: dict[str, Any]) -> list[str]:
         parts.append(
             "The same for fewer atoms: how many times as fast the k rows are. The library takes them where M / k is "
             f"{WORTHWHILE['cpu']} or more on a CPU, and {WORTHWHILE['cuda']} or more on a card, which is a guess until "
-            "it is measured on one.\n\n" + table(["M", "k", "M / k", "times as fast"], rows)
+            f"it is measured on one; never for a k of more than {MOST_AT_ONCE:,}.\n\n"
+            + table(["M", "k", "M / k", "times as fast"], rows)
         )
     return parts

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from atomtune.method.sparse import is_worthwhile
 from benchmarks.reliability import page as reliability
 from benchmarks.speed import measuring, page
 from benchmarks.speed.models import narrow
@@ -17,6 +19,14 @@ def test_the_pages_are_those_of_the_numbers():
     assert page.PAGE.read_text() == page.text(json.loads(page.RESULTS.read_text()))
     numbers = reliability.PAGE.parents[2] / "benchmarks" / "reliability" / "results.json"
     assert reliability.PAGE.read_text() == reliability.text(json.loads(numbers.read_text()))
+
+
+def test_the_library_leaves_out_the_zeros_where_that_was_measured_to_be_faster():
+    """To a tenth: near the crossover both are as fast."""
+    for each in json.loads(page.RESULTS.read_text())["cpu"]["crossover"]["products"]:
+        sparse, dense = np.median(each["sparse"]), np.median(each["dense"])
+        chosen = sparse if is_worthwhile(each["num_atoms"], each["k"], CPU) else dense
+        assert chosen <= 1.1 * min(sparse, dense)
 
 
 @pytest.mark.parametrize("grad", [False, True])

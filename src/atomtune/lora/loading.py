@@ -133,7 +133,8 @@ def _refuse_misfits(state: dict[str, Tensor], modules: dict[str, Any], file: Pat
             raise UserError(f"{str(file)!r} is incomplete, the other half of {key!r} is missing: download it again.")
         kind, side = ("in", 1) if "_A" in half else ("out", 0)
         width = getattr(layer, f"{kind}_features", getattr(layer, f"{kind}_channels", None))
-        if tensor.ndim < 2 or tensor.shape[side] != width or tensor.shape[1 - side] != other.shape[side]:
+        fits = tensor.ndim == other.ndim >= 2 and tensor.shape[side] == width
+        if not fits or tensor.shape[1 - side] != other.shape[side]:
             raise _misfit(file, f"{key!r} is {list(tensor.shape)}, and the layer takes {width}")
 
 

@@ -280,9 +280,12 @@ class SparseDictionary(Dials):
                 low, high = int(numbers.min()), int(numbers.max())
                 if low < 0 or high >= limit:
                     raise UserError(f"{prefix}{name} must be from 0 to {limit - 1}, got {low} to {high}.")
-        k = saved.get(f"{prefix}sigma.k")
-        if isinstance(k, Tensor) and not k.is_meta and bool((k < 0).any()):
-            raise UserError(f"{prefix}sigma.k must be 0 or more, got {int(k.min())}.")
+        k, group = saved.get(f"{prefix}sigma.k"), saved.get(f"{prefix}group")
+        if not isinstance(k, Tensor) or k.is_meta or k.shape != self.sigma.k.shape or not isinstance(group, Tensor):
+            return
+        least = (torch.bincount(group.long().flatten(), minlength=len(k)) > 0).long()
+        if bool((k.long() < least).any()):
+            raise UserError(f"{prefix}sigma.k must be 1 or more for a group that has atoms, got {k.tolist()!s:.100}.")
 
     def _group_sizes(self) -> list[int]:
         return torch.bincount(self.group, minlength=len(self.sigma.k)).tolist()

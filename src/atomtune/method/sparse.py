@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WORTHWHILE = {"cpu": 8, "cuda": 128}
-"""M/k from which this is faster than the products with all M. On a CPU measured (`python -m benchmarks`); on a GPU a
-careful guess, because the products with all M cost it little."""
+"""M/k from which this is faster than the products with all M. On a CPU measured (`python -m benchmarks crossover`; some
+processors change at 12); on a GPU a careful guess, because the products with all M cost it little."""
+MOST_AT_ONCE = 1024
+"""k up to which this is faster, whatever M is: with more, the rows of a token no longer fit into a CPU's cache."""
 
 
 def is_worthwhile(num_atoms: int, k: int, device: torch.device) -> bool:
     """Whether the products without the zeros are the faster ones."""
-    return num_atoms >= k * WORTHWHILE.get(device.type, WORTHWHILE["cuda"])
+    return k <= MOST_AT_ONCE and num_atoms >= k * WORTHWHILE.get(device.type, WORTHWHILE["cuda"])
 
 
 def combine(
