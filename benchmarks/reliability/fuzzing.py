@@ -304,9 +304,11 @@ def _yaml(value: Any) -> bytes:
 
 
 def _as_diffusers(weights: bytes) -> bytes:
-    """PEFT's weights of a LoRA by diffusers' names."""
+    """PEFT's weights of a LoRA by diffusers' names, and alphas, as kohya's scripts add them."""
     prefix = "base_model.model."
-    return save({f"transformer.{key.removeprefix(prefix)}": value for key, value in load(weights).items()})
+    state = {f"transformer.{key.removeprefix(prefix)}": value for key, value in load(weights).items()}
+    layers = {key.partition(".lora_")[0] for key in state}
+    return save(state | {f"{layer}.alpha": torch.tensor(4.0) for layer in sorted(layers)})
 
 
 @contextmanager

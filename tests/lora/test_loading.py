@@ -78,6 +78,8 @@ def change(state, name):
     tensor = state[first]
     return {
         "wrong width": state | {first: torch.ones(RANK, 7)},
+        "no width": {key: x if ".lora_A." in key else torch.ones(()) for key, x in state.items()},
+        "two alphas": state | {f"{first.partition('.lora_')[0]}.alpha": torch.ones(2)},
         "no such layer": {key.replace("attn1", "attn9"): x for key, x in state.items()},
         "half missing": {key: x for key, x in state.items() if key != first},
         "DoRA": kohya(state, "lora_unet_") | {"lora_unet_x.dora_scale": torch.ones(1)},
@@ -92,6 +94,8 @@ def change(state, name):
     "name, sentence",
     [
         ("wrong width", "does not fit this base"),
+        ("no width", "does not fit this base"),
+        ("two alphas", "must be one number, got \\[2\\]"),
         ("no such layer", "does not fit this base"),
         ("half missing", "is incomplete"),
         ("DoRA", "is more than a plain LoRA"),

@@ -175,7 +175,8 @@ def test_numbers_that_are_none_are_refused(base, saved, kind, number):
         ("head", -1, "head must be from 0 to 1, got -1"),
         ("group", 10**12, "group must be from 0 to 0, got"),
         ("id", -5, "id must be from 0 to"),
-        ("sigma.k", -1, r"sigma.k must be 0 or more, got -1"),
+        ("sigma.k", -1, "sigma.k must be 1 or more for a group that has atoms"),
+        ("sigma.k", 0, "sigma.k must be 1 or more for a group that has atoms"),
     ],
 )
 def test_atoms_that_no_layer_has_are_refused(base, saved, tensor, value, sentence):

@@ -56,6 +56,9 @@ def read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{str(file)!r} is more than a plain LoRA (it has {more[0]!r}): only plain LoRA becomes atoms.")
     if not any("lora" in key for key in state):
         raise UserError(f"{str(file)!r} holds no LoRA: expected keys such as 'transformer.….lora_A.weight'.")
+    for key, value in state.items():
+        if key.endswith(".alpha") and value.numel() != 1:
+            raise UserError(f"{key!r} in {str(file)!r} must be one number, got {list(value.shape)}: download it again.")
     return state
 
 
