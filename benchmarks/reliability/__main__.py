@@ -69,7 +69,7 @@ def main() -> None:
             for found in PARTS[name](Path(folder), options):
                 file = HERE / "results.json"
                 results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-                write_text(file, json.dumps(results | {name: found}, indent=1, sort_keys=True) + "\n")
+                write_text(file, json.dumps(results | {name: found}, indent=1) + "\n")
                 page.write(results | {name: found})
 
 
