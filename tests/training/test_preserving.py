@@ -314,6 +314,39 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
     assert all(torch.equal(before[name], after[name]) == ("decoder" not in name) for name in after if "weight" in name)
 
 
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_what_a_floor_of_1_silences_is_no_longer_drawn(run, prompts, tmp_path, monkeypatch, activation):
+    """Other prompts are beside the images until the floor is there; then they would change nothing of what is learnt."""
+    options = {"steps": 12, "learning_rate": 3e-2, "threshold": 0.1, "floor_start": 0.5, "activation": activation}
+    options["checkpoint_every"] = 6
+    drawn, draw = [], preserving.Others.draw
+    monkeypatch.setattr(preserving.Others, "draw", lambda self, n, g: (drawn.append(n), draw(self, n, g))[1])
+    learnt = []
+    for out in ("without", "with"):
+        run(out, preserve=True, preserve_prompts=prompts, preserve_share=1.0, floor=1.0, batch_size=1, **options)
+        learnt.append(load_file(tmp_path / out / "adapter" / "adapter_model.safetensors"))
+        monkeypatch.setattr(Trainer, "_is_silent_on_others", lambda self: False)
+    assert drawn == [1] * 6 + [0] * 6 + [1] * 12
+    weights = [{name: value for name, value in each.items() if "weight" in name} for each in learnt]
+    assert_close(*weights, rtol=1e-4, atol=1e-6)
+    (middle,) = (tmp_path / "without" / "checkpoints" / "step-000006").glob("**/adapter_model.safetensors")
+    middle = load_file(middle)
+    assert any((middle[name] - value).abs().max() > 1e-3 for name, value in weights[0].items() if "decoder" in name)
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [({"floor": 0.99}, 400), ({"activation": "batch_topk"}, 400), ({"density_start": 1.0}, 400), ({}, 1)],
+)
+def test_what_a_floor_may_not_silence_is_drawn_to_the_end(run, prompts, monkeypatch, options, measured):
+    drawn, draw = [], preserving.Others.draw
+    monkeypatch.setattr(preserving.Others, "draw", lambda self, n, g: (drawn.append(n), draw(self, n, g))[1])
+    monkeypatch.setattr(preserving, "MEASURED", measured)
+    options = {"floor": 1.0, "floor_start": 0.5} | options
+    run(preserve=True, preserve_prompts=prompts, preserve_share=1.0, batch_size=1, steps=4, **options)
+    assert drawn == [1] * 4
+
+
 @pytest.mark.parametrize(("first", "then", "measured"), [(11, 14, 11), (11, 40, 20), (25, 40, 20)])
 def test_a_floor_is_measured_once_though_the_length_of_the_run_changes(
     run, prompts, tmp_path, monkeypatch, first, then, measured

@@ -64,6 +64,11 @@ class Others:
         """These examples, and their conditionings."""
         return self.examples.rows(chosen), [self.conditionings[place] for place in chosen.tolist()]
 
+    @property
+    def all_measured(self) -> bool:
+        """Whether `batches` has all examples."""
+        return len(self.conditionings) <= MEASURED
+
     def batches(self, size: int) -> Iterator[tuple[Noised, list[encoding.Conditioning]]]:
         """All examples in turn, of very many `MEASURED` of them."""
         count = len(self.conditionings)

@@ -226,9 +226,19 @@ class Steps:
 
     def _others_due(self, micro: int) -> int:
         """The number of examples of other prompts in this forward pass, of all processes."""
+        if self._is_silent_on_others():
+            return 0
         batch = self.config.batch_size * self.accelerator.num_processes
         each, done = self.config.preserve_share * batch, self._passes(micro)
         return math.floor((done + 1) * each) - math.floor(done * each)
+
+    def _is_silent_on_others(self) -> bool:
+        """Whether the model answers every example of other prompts as the base does until the run ends, so that they
+        add nothing to the loss or its gradient: the floor is above all codes on them, and these stay what they are, as
+        D alone trains."""
+        config, fixed = self.config, self.config.activation != "batch_topk" and self.config.density_start is None
+        others = self.others or {}
+        return self.floored and config.floor == 1 and fixed and all(each.all_measured for each in others.values())
 
     def _passes(self, micro: int) -> int:
         """Forward passes of this process before this one."""
