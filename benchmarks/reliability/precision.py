@@ -13,8 +13,8 @@ import atomtune
 from atomtune.shipped import IMAGES
 from atomtune.training.steps import PRECISIONS
 
-STEPS = 200
-SEEDS = 16
+STEPS = 80
+SEEDS = 12
 OTHERWISE = "other kernels"
 
 
