@@ -17,6 +17,8 @@ from atomtune.shipped import IMAGES
 from atomtune.training import journal
 from tests.training.quick import QUICK
 
+ON_MOJI = QUICK | {"preserve": False, "floor": 0.0}
+
 
 def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / journal.FILE).read_text().splitlines()]
@@ -25,7 +27,7 @@ def lines(out: Path) -> list[dict]:
 def test_a_finished_run_has_all_its_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "EVERY", 0.0)
     out = tmp_path / "run"
-    customize(IMAGES / "teapot.png", out=out, **QUICK)
+    customize(IMAGES / "teapot.png", out=out, **ON_MOJI)
     progress = journal.read(out)
     assert progress is not None and (progress.state, progress.step, progress.steps) == ("finished", 4, 4)
     assert [step for step, _ in progress.losses] == [1, 2, 3, 4] and str(progress) == "finished, 4 steps"
@@ -33,7 +35,7 @@ def test_a_finished_run_has_all_its_steps(tmp_path, monkeypatch):
     assert journal.FILE.as_posix() in (out / "atomtune-files.txt").read_text().splitlines()
     with pytest.raises(UserError, match="run is not being trained now: there is nothing to stop"):
         journal.stop(out)
-    customize(out=out, images=IMAGES / "teapot.png", **QUICK | {"steps": 6})
+    customize(out=out, images=IMAGES / "teapot.png", **ON_MOJI | {"steps": 6})
     progress = journal.read(out)
     assert progress is not None and [step for step, _ in progress.losses] == [1, 2, 3, 4, 5, 6]
 

@@ -89,7 +89,8 @@ def test_a_caption_without_the_token_is_its_own_prompt(run):
 
 def test_on_moji_samples_name_clear_backgrounds_and_the_judge_scores_them(tmp_path, monkeypatch):
     monkeypatch.setattr("atomtune.moji.load", lambda *args: random_pipeline())
-    summary = atomtune.customize(TEAPOTS, class_name="teapot", out=tmp_path / "run", steps=1)
+    options = {"steps": 1, "preserve": False, "floor": 0.0}
+    summary = atomtune.customize(TEAPOTS, class_name="teapot", out=tmp_path / "run", **options)
     prompts = [read_settings(file)["prompt"] for file in summary["samples"]]
     assert prompts == ["a sks teapot on a white background", "a sks teapot on a yellow background"]
     assert "'a sks teapot on an orange background'" in summary["next_command"]

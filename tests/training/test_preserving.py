@@ -316,7 +316,7 @@ def test_with_a_floor_of_1_the_finished_run_answers_its_other_prompts_as_the_bas
 
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_what_a_floor_of_1_silences_is_no_longer_drawn(run, prompts, tmp_path, monkeypatch, activation):
-    """Other prompts are beside the images until the floor is there; then they would change nothing of what is learnt."""
+    """Other prompts are beside the images until the floor is there; then they would change nothing that is learnt."""
     options = {"steps": 12, "learning_rate": 3e-2, "threshold": 0.1, "floor_start": 0.5, "activation": activation}
     options["checkpoint_every"] = 6
     drawn, draw = [], preserving.Others.draw

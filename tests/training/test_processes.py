@@ -104,7 +104,7 @@ class Halves(Trainer):
         return (losses[0] + losses[1]) / 2
 
     def _parts(self, *ends):
-        rows = [(first, end - first) for first, end in zip((0, *ends), ends) if end > first]
+        rows = [(first, end - first) for first, end in zip((0, *ends), ends) if end > first or first == 0]
         return [slice(first + n * self.half // 2, first + n * (self.half + 1) // 2) for first, n in rows]
 
 

@@ -239,7 +239,8 @@ def test_the_seed_decides_everything(run, tmp_path):
 
 def test_moji_by_its_name_and_recipe(images, tmp_path, monkeypatch):
     monkeypatch.setattr("atomtune.moji.load", lambda *args: random_pipeline())
-    summary = atomtune.customize(images, class_name="dog", out=tmp_path / "run", steps=2)
+    options = {"steps": 2, "preserve": False, "floor": 0.0}
+    summary = atomtune.customize(images, class_name="dog", out=tmp_path / "run", **options)
     assert (summary["base"], summary["resolution"], summary["method"]) == ("moji", 64, "atoms")
     assert summary["trainable_parameters"] == 16 * 2 * 256 * 256  # the values of self- and cross-attention
     pipe = load_base("moji")

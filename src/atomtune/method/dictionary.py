@@ -283,8 +283,8 @@ class SparseDictionary(Dials):
         k, group = saved.get(f"{prefix}sigma.k"), saved.get(f"{prefix}group")
         if not isinstance(k, Tensor) or k.is_meta or k.shape != self.sigma.k.shape or not isinstance(group, Tensor):
             return
-        least = (torch.bincount(group.long().flatten(), minlength=len(k)) > 0).long()
-        if bool((k.long() < least).any()):
+        least = torch.bincount(group.long().flatten(), minlength=len(k)).clamp(max=1)
+        if bool((k.long() < least.to(k.device)).any()):
             raise UserError(f"{prefix}sigma.k must be 1 or more for a group that has atoms, got {k.tolist()!s:.100}.")
 
     def _group_sizes(self) -> list[int]:
