@@ -466,8 +466,9 @@ tokens, over layers and steps, at which no atom fires. Mean ± standard deviatio
             *figures,
             f"""`--preserve` takes one row of other prompts in each step beside 5 images; their noise and targets are
 computed once. {price(out)} The floor is measured after 15 % of the run, on all noised examples of them; then D alone
-trains on, and rows of other prompts, which would add nothing, are left out. Every subject had a part in finding the recipe, with seed 0 (experiments/drift/README.md says how, and what
-was tried in vain); the numbers of the rule for the verdicts were committed before all of it.
+trains on, and rows of other prompts, which would add nothing, are left out. Every subject had a part in finding the
+recipe, with seed 0 (experiments/drift/README.md says how, and what was tried in vain); the numbers of the rule for the
+verdicts were committed before all of it.
 {measured(out)}""",
         ]
     )
