@@ -328,7 +328,7 @@ def test_what_a_floor_of_1_silences_is_no_longer_drawn(run, prompts, tmp_path, m
         monkeypatch.setattr(Trainer, "_is_silent_on_others", lambda self: False)
     assert drawn == [1] * 6 + [0] * 6 + [1] * 12
     weights = [{name: value for name, value in each.items() if "weight" in name} for each in learnt]
-    assert_close(*weights, rtol=1e-4, atol=1e-6)
+    assert_close(*weights, rtol=0, atol=1e-6)  # in float32, summed over batches of another size
     (middle,) = (tmp_path / "without" / "checkpoints" / "step-000006").glob("**/adapter_model.safetensors")
     middle = load_file(middle)
     assert any((middle[name] - value).abs().max() > 1e-3 for name, value in weights[0].items() if "decoder" in name)

@@ -151,7 +151,7 @@ class CustomizeConfig:
     """With preserve, for atoms: an atom acts only where it is stronger than this share of the time on other prompts, 0
     to 1 (0: no floor; 1: stronger than ever). Atoms then begin as matched filters of the images against the other
     prompts. The floor is measured once, after `floor_start`. From then on it acts, and D alone trains, also in a run
-    that is continued to more steps."""
+    that is continued to more steps; with 1 the other prompts, which then change nothing, are left out."""
     floor_start: float = 0.15
     """Share of the run after which the floor is measured."""
     resolution: Resolution | None = None
