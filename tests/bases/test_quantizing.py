@@ -16,7 +16,7 @@ from transformers.integrations import bitsandbytes as of_transformers
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 import atomtune
-from atomtune.bases.loading import Part
+from atomtune.bases.parts import Part
 from atomtune.bases.quantizing import PACKAGES, quantization_config, quantized_layers, refuse_quantizing
 from tests.bases.families import BASES
 from tests.tiny_pixart import tiny_t5

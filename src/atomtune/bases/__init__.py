@@ -1,6 +1,7 @@
-"""Base models: load one (`loading`), find its parts (`opening`), and how families of them differ (`families`)."""
+"""Base models: load one (`loading`), what it is without its weights (`parts`), what is in a loaded one (`opening`), and
+how families of them differ (`families`)."""
 
-from atomtune.bases.loading import DENOISER, IMAGES, TEXT, BaseParts, is_hub_name, load_base
+from atomtune.bases.loading import BaseParts, load_base
 from atomtune.bases.opening import (
     MOJI,
     OFFLOADS,
@@ -17,6 +18,7 @@ from atomtune.bases.opening import (
     set_denoiser,
     side_multiple,
 )
+from atomtune.bases.parts import DENOISER, IMAGES, TEXT, is_hub_name
 from atomtune.bases.quantizing import refuse_quantizing
 
 __all__ = [

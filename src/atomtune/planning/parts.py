@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atomtune import bases
-from atomtune.bases.loading import OF_A_FOLDER, Part, configurations, parts_in, refuse_other_family
+from atomtune.bases.parts import OF_A_FOLDER, Part, configurations, parts_in, refuse_other_family
 from atomtune.errors import UserError
 from atomtune.files import expanded
 from atomtune.sizes import Size
