@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from atomtune.files import write_text
-from benchmarks.reliability.precision import DRAWS, OTHERWISE
+from benchmarks.reliability.precision import OTHERWISE
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "reliability.md"
 HEAD = """\
@@ -126,7 +126,7 @@ def _precision(found: dict[str, Any]) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
     return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
-        seeds=len(own["loss"]), draws=DRAWS, before=np.mean(own["held_loss_before"])), *rows, ""])  # fmt: skip
+        seeds=len(own["loss"]), before=np.mean(own["held_loss_before"])), *rows, ""])  # fmt: skip
 
 
 PRECISION = """\
@@ -135,12 +135,11 @@ PRECISION = """\
 `python -m benchmarks.reliability --only precision`
 
 moji learns the teapot for {steps} steps on a {device} with {seeds} seeds, with the same images and noise in every
-precision. Its losses: the running mean of training, and that on {draws} draws of noise that was not trained on
+precision. Its losses: the running mean of training, and that on a few draws of noise that was not trained on
 ({before:.5f} without the adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the
-lowest and the highest of a seed. Top-k makes a run chaotic, so float32 is compared with itself too, without oneDNN,
-whose convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has
-neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16; sums of matrix products are in
-float32, as on cards.
+lowest and the highest of a seed. Training is chaotic, so float32 is compared with itself too, without oneDNN, whose
+convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has
+neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16.
 
 | base | training loss | beside float32 | held loss | beside float32 |
 |---|---|---|---|---|"""

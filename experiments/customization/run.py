@@ -64,7 +64,7 @@ PICTURED = (0, 5, 6, 14)  # which of the 25 prompts: a caption, two other backgr
 SIZES = {16: "m16", 256: "atoms", 1024: "m1024", 2048: "m2048"}
 """Table 2: atoms a layer → cells, at ρ = .04 and the rate of 256."""
 SIZED = SCORED[:9]
-OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 150, "lr_scheduler": "cosine"}
+OFF: dict[str, Any] = {"preserve": False, "floor": 0.0, "steps": 200, "lr_scheduler": "cosine"}
 KINDS = {"plain": "", "preserve": "--preserve"}
 
 
@@ -204,7 +204,8 @@ def learnt_and_scored(
 
 
 def opened(base: str) -> Any:
-    return subjects.moji() if base == MOJI else atomtune.load_base(base, device="auto")
+    """To draw with; moji in bfloat16, as a card would, which is half the time on a CPU too."""
+    return atomtune.load_base(base, "bfloat16" if base == MOJI else None, "auto")
 
 
 def of_base(base: str, prompts: Sequence[str], folder: Path) -> list[Image.Image]:
