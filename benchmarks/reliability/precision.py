@@ -1,7 +1,7 @@
 """moji learns the teapot in float32, bf16 and fp16, with the same images and the same noise: where do they end?
 
 Training at moji's rates is chaotic: with top-k another atom fires where rounding puts its code above, and a LoRA's runs
-part by some per cent too. So float32 is compared with itself, by other kernels of matrix products, which round otherwise.
+part by some per cent too. So float32 is compared with itself, by other kernels of products, which round otherwise.
 """
 
 from pathlib import Path
