@@ -7,6 +7,7 @@ the quarter of the rounds below and above. For a quiet machine: nothing else may
 import argparse
 import json
 import platform
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,14 @@ OTHERS = {
     "commands": measuring.commands, "threads": measuring.threads, "tricks": measuring.tricks,
     "growth": measuring.growth, "synthesis": measuring.synthesis, "crossover": measuring.crossover,
 }  # fmt: skip
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -40,7 +49,7 @@ def main() -> None:
     every = json.loads(page.RESULTS.read_text()) if page.RESULTS.is_file() else {}
     found = every.setdefault(device.type, {})
     machine = {
-        "processor": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "x86-64",
+        "processor": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": given.rounds,
         "dtype": given.dtype,
     }  # fmt: skip
