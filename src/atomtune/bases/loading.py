@@ -1,11 +1,13 @@
 """Load a base: the whole pipeline, or its parts one after the other.
 
-base = BaseParts("black-forest-labs/FLUX.1-dev", torch.bfloat16)
-base.pipe                    the pipeline; its models are hollow
-base.load(TEXT)              the text encoders are real
-base.drop(TEXT)              and gone
-base.load(DENOISER)
-base.free(DENOISER)          hollow again (`parts.hollow`)
+    base = BaseParts("black-forest-labs/FLUX.1-dev", torch.bfloat16)
+    base.pipe                    the pipeline; its models are hollow (`parts.hollow`)
+    base.load(TEXT)              the text encoders are real
+    base.drop(TEXT)              and gone
+    base.load(DENOISER)
+    base.free(DENOISER)          hollow again
+
+A hollow model can do everything but run.
 """
 
 from __future__ import annotations
