@@ -32,7 +32,7 @@ def fuzzing(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
 def precision(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from benchmarks.reliability.precision import measure
 
-    yield measure(folder)
+    return measure(folder)
 
 
 def guided(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:

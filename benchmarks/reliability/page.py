@@ -139,7 +139,8 @@ precision. Its losses: the running mean of training, and that on a few draws of 
 ({before:.5f} without the adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the
 lowest and the highest of a seed. Training is chaotic, so float32 is compared with itself too, without oneDNN, whose
 convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has
-neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16.
+neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16; sums of matrix products are in
+float32, as on cards.
 
 | base | training loss | beside float32 | held loss | beside float32 |
 |---|---|---|---|---|"""
