@@ -34,6 +34,13 @@ def test_nothing_heavy_is_imported(start):
     assert run(f"import sys\ntry:\n    {start}\nexcept SystemExit:\n    pass\n{report}").splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("arguments", [["recipes"], ["customize", "--help"], ["sweep", "--help"]])
+def test_options_and_recipes_need_no_model_library(arguments):
+    start = f"from atomtune.cli import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    report = f"import sys; print({{*sys.modules}} & {{*{HEAVY[1:]}}})"
+    assert run(f"{start}\n{report}").splitlines()[-1] == "set()"
+
+
 def waiting(**setting: str) -> str:
     """OMP_WAIT_POLICY and GOMP_SPINCOUNT after a command, `setting` being all that the user had set before it."""
     unset = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}

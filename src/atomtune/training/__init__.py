@@ -1,7 +1,8 @@
-"""Customize: learn a subject from a few images, with an adapter on a frozen text-to-image transformer."""
+"""Customize: learn a subject from a few images, with an adapter on a frozen text-to-image transformer.
 
-from atomtune.training.config import CustomizeConfig
-from atomtune.training.recipes import configure, load_recipe, recipe_for, recipe_names
-from atomtune.training.run import customize
+The public names are listed in `__init__.pyi`, and imported when they are used: options and recipes need no PEFT.
+"""
 
-__all__ = ["CustomizeConfig", "configure", "customize", "load_recipe", "recipe_for", "recipe_names"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
