@@ -14,7 +14,11 @@ from typing import Any
 from atomtune.files import write_text
 from benchmarks.reliability import page
 
-HERE = Path(__file__).parent
+FILE = Path(__file__).with_name("results.json")
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
 
 
 def kills(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -32,7 +36,7 @@ def fuzzing(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
 def precision(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from benchmarks.reliability.precision import measure
 
-    return measure(folder)
+    return measure(folder, _results().get("precision"))
 
 
 def guided(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -67,10 +71,9 @@ def main() -> None:
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             for found in PARTS[name](Path(folder), options):
-                file = HERE / "results.json"
-                results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-                write_text(file, json.dumps(results | {name: found}, indent=1) + "\n")
-                page.write(results | {name: found})
+                results = _results() | {name: found}
+                write_text(FILE, json.dumps(results, indent=1) + "\n")
+                page.write(results)
 
 
 if __name__ == "__main__":

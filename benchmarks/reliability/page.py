@@ -115,7 +115,7 @@ def _precision(found: dict[str, Any]) -> str:
     rows = []
     for name in (name for name in ("no", OTHERWISE, "bf16", "fp16") if name in found):
         each = found[name]
-        cells = [each["dtype"] + (f", {name}" if name == OTHERWISE else "")]
+        cells = [each["dtype"] + (f", {name}" if name == OTHERWISE else ""), str(len(each["loss"]))]
         for kind in ("loss", "held_loss"):
             more = [one / other - 1 for one, other in zip(each[kind], own[kind])]
             cells += [f"{np.mean(each[kind]):.5f}"]
@@ -126,7 +126,7 @@ def _precision(found: dict[str, Any]) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
     return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
-        seeds=len(own["loss"]), before=np.mean(own["held_loss_before"])), *rows, ""])  # fmt: skip
+        before=np.mean(own["held_loss_before"])), *rows, ""])  # fmt: skip
 
 
 PRECISION = """\
@@ -134,15 +134,15 @@ PRECISION = """\
 
 `python -m benchmarks.reliability --only precision`
 
-moji learns the teapot for {steps} steps on a {device} with {seeds} seeds, with the same images and noise in every
-precision. Its losses: the running mean of training, and that on a few draws of noise that was not trained on
-({before:.5f} without the adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the
-lowest and the highest of a seed. Training is chaotic, so float32 is compared with itself too, without oneDNN, whose
+moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. Its losses:
+the running mean of training, and that on a few draws of noise that was not trained on ({before:.5f} without the
+adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the lowest and the highest of a
+seed. Training is chaotic, so float32 is compared with itself too, without oneDNN, whose
 convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has
 neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16; sums of matrix products are in
 float32, as on cards.
 
-| base | training loss | beside float32 | held loss | beside float32 |
-|---|---|---|---|---|"""
+| base | seeds | training loss | beside float32 | held loss | beside float32 |
+|---|---|---|---|---|---|"""
 
 SECTIONS = {"kills": _kills, "cells": _cells, "fuzzing": _fuzzing, "guided": _guided, "precision": _precision}

@@ -20,6 +20,9 @@ from atomtune.training.steps import PRECISIONS
 STEPS = 80
 SEEDS = 130
 OTHERWISE = "other kernels"
+CONTROLS = 12
+"""Seeds of which float32 is compared with itself."""
+LOSSES = ("held_loss", "held_loss_before", "loss")
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
 
@@ -35,9 +38,9 @@ class SumsInFloat32(TorchDispatchMode):
         return func(*tree_map_only(torch.Tensor, torch.Tensor.float, args), **(kwargs or {})).half()
 
 
-def measure(folder: Path, steps: int = STEPS, seeds: int = SEEDS) -> Iterator[dict[str, Any]]:
+def measure(folder: Path, before: dict[str, Any] | None, seeds: int = SEEDS) -> Iterator[dict[str, Any]]:
     """The loss on held noise after so many steps, and the running mean of training's, by precision, one for each seed,
-    as far as they are measured; and whether a second run in float32 had the same bytes."""
+    after each seed; and whether a second run in float32 had the same bytes. Goes on from what was measured `before`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run(name: str, seed: int, out: Path) -> dict[str, Any]:
@@ -45,23 +48,24 @@ def measure(folder: Path, steps: int = STEPS, seeds: int = SEEDS) -> Iterator[di
         sums = SumsInFloat32() if name == "fp16" and device == "cpu" else nullcontext()
         with torch.backends.mkldnn.flags(enabled=name != OTHERWISE), sums:
             return atomtune.customize(
-                IMAGES / "teapot", class_name="teapot", out=out, steps=steps, mixed_precision=precision,
-                preserve=False, sample_every=0, checkpoint_every=steps, report_to="none", device=device, seed=seed,
+                IMAGES / "teapot", class_name="teapot", out=out, steps=STEPS, mixed_precision=precision,
+                preserve=False, sample_every=0, checkpoint_every=STEPS, report_to="none", device=device, seed=seed,
             )  # fmt: skip
 
-    names = (*PRECISIONS, OTHERWISE)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    run("no", 0, folder / "again")
-    for seed in range(seeds):
-        for name, done in runs.items():
-            done.append(run(name, seed, folder / f"{name}-{seed}"))
-            print(seed, name, done[-1]["loss"], done[-1]["held_loss"], flush=True)
-        first, second = (
-            (folder / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("no-0", "again")
-        )
-        results: dict[str, Any] = {"steps": steps, "device": device, "same_bytes": first == second}
-        for name, done in runs.items():
-            results[name] = {key: [each[key] for each in done] for key in ("held_loss", "held_loss_before", "loss")}
-            results[name]["dtype"] = done[0]["dtype"]
+    if before and (before["steps"], before["device"]) == (STEPS, device):
+        results = before
+    else:
+        for name in ("one", "again"):
+            run("no", 0, folder / name)
+        one, again = ((folder / name / "adapter" / "adapter_model.safetensors") for name in ("one", "again"))
+        results = {"steps": STEPS, "device": device, "same_bytes": one.read_bytes() == again.read_bytes()}
+        results |= {name: {key: [] for key in LOSSES} for name in (*PRECISIONS, OTHERWISE)}
+    for seed in range(len(results["no"]["loss"]), seeds):
+        for name in (*PRECISIONS, OTHERWISE) if seed < CONTROLS else PRECISIONS:
+            found = run(name, seed, folder / f"{name}-{seed}")
+            results[name]["dtype"] = found["dtype"]
+            for key in LOSSES:
+                results[name][key].append(found[key])
+            print(seed, name, found["loss"], found["held_loss"], flush=True)
         if seed:  # a spread needs two
             yield results
