@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -58,10 +59,11 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return {key: value for key, value in _read(name_or_path).items() if key != ALSO_FOR}
 
 
-def bases_of(name: str) -> list[str]:
+@cache
+def bases_of(name: str) -> tuple[str, ...]:
     """The bases for which a shipped recipe acts."""
     recipe = _read(name)
-    return [recipe["base"], *recipe.get(ALSO_FOR, [])]
+    return (recipe["base"], *recipe.get(ALSO_FOR, []))
 
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
