@@ -117,12 +117,11 @@ def _precision(found: dict[str, Any]) -> str:
         each = found[name]
         cells = [each["dtype"] + (f", {name}" if name == OTHERWISE else ""), str(len(each["loss"]))]
         for kind in ("loss", "held_loss"):
-            more = [one / other - 1 for one, other in zip(each[kind], own[kind])]
+            more = np.log([one / other for one, other in zip(each[kind], own[kind])])
+            mean, error = np.expm1(more.mean()), np.std(more, ddof=1) / np.sqrt(len(more))
+            low, high = np.expm1([more.min(), more.max()])
             cells += [f"{np.mean(each[kind]):.5f}"]
-            error = np.std(more, ddof=1) / np.sqrt(len(more))
-            cells += [
-                "–" if each is own else f"{np.mean(more):+.1%} ± {error:.1%} ({min(more):+.1%} to {max(more):+.1%})"
-            ]
+            cells += ["–" if each is own else f"{mean:+.1%} ± {error:.1%} ({low:+.1%} to {high:+.1%})"]
         rows.append("| " + " | ".join(cells) + " |")
     same = "the same bytes" if found["same_bytes"] else "OTHER bytes"
     return "\n".join([PRECISION.format(steps=found["steps"], device=found["device"], same=same,
@@ -136,11 +135,11 @@ PRECISION = """\
 
 moji learns the teapot for {steps} steps on a {device}, with the same images and noise in every precision. Its losses:
 the running mean of training, and that on a few draws of noise that was not trained on ({before:.5f} without the
-adapter). Beside float32: the mean over the seeds, its standard error, and in brackets the lowest and the highest of a
-seed. Training is chaotic, so float32 is compared with itself too, without oneDNN, whose
-convolutions and batched products round otherwise. Two runs in float32 ended with {same}. On a CPU, fp16 has
-neither autocast nor a gradient scaler: the frozen base is stored and computed in fp16; sums of matrix products are in
-float32, as on cards.
+adapter). Beside float32: the geometric mean over the seeds (the mean of ratios that scatter is above 1, whichever is
+divided by which), its standard error, and in brackets the lowest and the highest of a seed. Training is chaotic, so
+float32 is compared with itself too, without oneDNN, whose convolutions and batched products round otherwise. Two runs
+in float32 ended with {same}. On a CPU, fp16 has neither autocast nor a gradient scaler: the frozen base is stored and
+computed in fp16; sums of matrix products are in float32, as on cards.
 
 | base | seeds | training loss | beside float32 | held loss | beside float32 |
 |---|---|---|---|---|---|"""
