@@ -11,7 +11,7 @@ from tests.browser import browser_paths, chromium
 from tests.studio.driving import Page, Server, studio
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("studio")
     threads = str(torch.get_num_threads())  # as many as here: the last bits of images depend on it
@@ -22,7 +22,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     assert "Traceback" not in log, log  # no handler failed without a sentence
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if browser_paths() is None:
         pytest.skip("no browser: chromium and chromedriver are missing")
