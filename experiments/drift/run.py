@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the cells: heading
     "atoms": ("atoms beside attention, Aσ(XW_s)", BOTH | {"mix_first": False}),
     "lora-64": ("LoRA, rank 64", BOTH | {"method": "lora", "rank": 64}),
     "dora": ("DoRA, rank 16", BOTH | {"method": "dora"}),
-    "oft": ("OFT, r = 4", BOTH | {"method": "oft"}),
+    "oft": ("OFT, r = 4", BOTH | {"method": "oft", "learning_rate": 1e-3}),
     "lora-self": ("LoRA, rank 16, self-attention alone", {"method": "lora", "learning_rate": 4e-3}),
 }
 OWN = ("lora", "values")  # what the claims are about: three seeds; the others have one
