@@ -1,8 +1,8 @@
 """Count what a run and the files of strangers survive: `python -m benchmarks.reliability [--only kills]`.
 
 Every part writes what it counted into benchmarks/reliability/results.json as soon as it is done, and the page
-docs/results/reliability.md is made from that file. All of it takes about four hours on one core, most of them the precisions, which go on from what is
-stored.
+docs/results/reliability.md is made from that file. All of it takes about four hours on one core, most of them the
+precisions, which go on from what is stored.
 """
 
 import argparse
